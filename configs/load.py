@@ -1,0 +1,147 @@
+"""Read a YAML config, apply `key=value` overrides, check it, and say what is wrong in the user's own words."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from configs.errors import InputError, listed
+from configs.schema import RunConfig, TrainConfig, merged
+
+# Written in a file they are relative to the file; typed as an override, to where the user is.
+PATH_FIELDS = ("data.source", "data.pool", "data.test", "data.truth", "data.root", "submit.sample")
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice, which YAML readers silently resolve to the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            line = key_node.start_mark.line + 1
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is given twice, on lines {seen[key]} and {line}; keep one", None
+                )
+            seen[key] = line
+        return super().construct_mapping(node, deep)
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """The checked config of a YAML file with dotted `key=value` overrides.
+
+    Raises InputError naming the file, each wrong field, what was expected and, for an unknown key, the known ones.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        values = _absolute_paths(_read_yaml(path), path.resolve().parent)
+    for override in overrides:
+        values = merged(values, _override(override))
+    return check_config(values, str(path) if path else "the config")
+
+
+def check_config(values: dict[str, Any], where: str) -> RunConfig:
+    """Build the RunConfig from plain values, or raise InputError listing all that is wrong in one pass."""
+    problems: list[str] = []
+    try:
+        config = RunConfig.model_validate(values)
+        for position, model in enumerate(config.models):
+            try:
+                config.train_for(model)
+            except ValidationError as error:
+                problems += [_problem(item, ("models", position, "train")) for item in error.errors()]
+    except ValidationError as error:
+        problems = [_problem(item) for item in error.errors()]
+    if problems:
+        raise InputError(f"{where}: {len(problems)} wrong setting(s)\n{listed(problems, cap=30)}")
+    return config
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved config as YAML, which `load_config` reads back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such config file; `rarefind init DATA_DIR` writes one") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    try:
+        values = yaml.load(text, Loader=_UniqueKeyLoader)  # a SafeLoader: tags that would run code are errors
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not a YAML config: {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected `key: value` lines at the top, got a {type(values).__name__}")
+    return values
+
+
+def _override(text: str) -> dict[str, Any]:
+    key, equals, value_text = text.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        raise InputError(f"override {text!r}: expected key=value with a dotted key, e.g. train.lr=0.001")
+    try:
+        value = yaml.load(value_text, Loader=_UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        raise InputError(f"override {text!r}: the value is not YAML: {error}") from None
+    if key in PATH_FIELDS and isinstance(value, str):
+        value = str(Path(value).absolute())
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def _absolute_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    for field in PATH_FIELDS:
+        section, key = field.split(".")
+        inner = values.get(section)
+        if isinstance(inner, dict) and isinstance(inner.get(key), str):
+            values = merged(values, {section: {key: str(folder / inner[key])}})
+    models = values.get("models")
+    if isinstance(models, list):
+        values = {**values, "models": [_absolute_weights(model, folder) for model in models]}
+    return values
+
+
+def _absolute_weights(model: Any, folder: Path) -> Any:
+    weights = model.get("pretrained") if isinstance(model, dict) else None
+    if isinstance(weights, str) and weights.endswith(WEIGHT_SUFFIXES):
+        return {**model, "pretrained": str(folder / weights)}
+    return model
+
+
+def _problem(item: Any, below: tuple[Any, ...] = ()) -> str:
+    location = ".".join(str(part) for part in (*below, *item["loc"]))
+    got = item.get("input")
+    if item["type"] == "extra_forbidden":
+        root = TrainConfig if below else RunConfig
+        known = sorted(_section_at(root, item["loc"][:-1]).model_fields)
+        close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else "."
+        return f"{location}: unknown key{hint} The known keys here: {', '.join(known)}"
+    message = item["msg"].removeprefix("Value error, ")
+    if isinstance(got, dict | list | BaseModel):
+        return f"{location}: {message}" if location else message
+    if isinstance(got, bool):
+        message += "; YAML reads yes/no/on/off as true/false, so quote a text"
+    return f"{location}: {message} (got {got!r})"
+
+
+def _section_at(section: type[BaseModel], location: Sequence[Any]) -> type[BaseModel]:
+    for part in location:
+        if isinstance(part, int):
+            continue
+        field = section.model_fields.get(str(part))
+        candidates = [field.annotation, *get_args(field.annotation)] if field is not None else []
+        section = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), section)
+    return section

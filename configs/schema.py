@@ -1,0 +1,314 @@
+"""The typed, frozen configuration of a run: one model per stage, every field with a type, a default and its meaning.
+
+Nothing here imports torch, so that a wrong key is an error before anything slow or any data is opened. Load a file with
+`configs.load.load_config`; the sections are handed to the stages, never the whole.
+"""
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")  # names become folders
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+def safe_name(value: str) -> str:
+    """`value` if it can be a folder name, else ValueError."""
+    if not SAFE_NAME.fullmatch(value):
+        raise ValueError(f"{value!r} cannot be a folder name: use letters, digits, '.', '_' and '-', at most 80 of them")
+    return value
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` written over it, section by section."""
+    result = dict(base)
+    for key, value in changes.items():
+        inner = result.get(key)
+        result[key] = merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return result
+
+
+class Section(BaseModel):
+    """Frozen, and an unknown key is an error; numbers written where a text is meant (`positive_label: 1`) are text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True, allow_inf_nan=False)
+
+
+class ColumnsConfig(Section):
+    """What the columns of the user's table are called."""
+
+    id: str = Field("id", description="text that names an image, unique")
+    path: str = Field("path", description="image file, relative to data.root")
+    label: str = Field("label", description="class of the image; empty = unlabelled")
+    split: str = Field("split", description="train | pool | test; the column may be absent")
+    group: str = Field("group", description="patient, lesion, ...: rows of one group stay together; may be absent")
+
+
+class DataConfig(Section):
+    """Where the images are and how they become pixels."""
+
+    source: Path | None = Field(None, description="table (CSV, Parquet), folder of class folders, or folder of IDX files")
+    pool: Path | None = Field(None, description="more unlabelled images: a table or a folder")
+    test: Path | None = Field(None, description="images to score: a table or a folder")
+    truth: Path | None = Field(None, description="CSV with id,label of test or pool rows; only evaluation reads it")
+    root: Path | None = Field(None, description="folder that image paths are relative to; default: the table's folder")
+    columns: ColumnsConfig = ColumnsConfig()
+    path_format: str | None = Field(
+        None, description="image path made from a row's columns when there is no path column, e.g. train/{image_name}.jpg"
+    )
+    test_path_format: str | None = Field(None, description="the same for data.test; default: path_format")
+    pool_path_format: str | None = Field(None, description="the same for data.pool; default: path_format")
+    labels: list[str] | None = Field(None, description="the known classes; default: those found, sorted")
+    positive_label: str | None = Field(None, description="the rare class to find (binary work)")
+    image_size: Annotated[int, Field(ge=8, le=2048)] = Field(224, description="working size, pixels per side")
+    channels: Literal[1, 3] = Field(3, description="1 = grey, 3 = RGB")
+    resize: Literal["squash", "crop", "pad"] = Field(
+        "squash", description="how a picture that is not square gets the working size"
+    )
+    grey_bits: Annotated[int, Field(ge=9, le=16)] = Field(
+        16, description="bits really used by 16-bit grey files: 0 .. 2^bits - 1 is scaled to 0 .. 255, more is refused"
+    )
+    multi_frame: Literal["reject", "first"] = Field("reject", description="files with several frames or pages")
+    max_pixels: Count = Field(90_000_000, description="an image with more pixels is rejected before it is decoded")
+    max_rejected: Fraction = Field(0.01, description="share of unreadable images above which preparing is an error")
+    cache: bool = Field(True, description="keep decoded images in images/; false decodes on the fly")
+
+
+class FoldsConfig(Section):
+    """Cross-validation folds over the labelled rows."""
+
+    num_folds: Annotated[int, Field(ge=2, le=50)] = 3
+
+
+class GuaranteeConfig(Section):
+    """The promise made for the threshold, and the labelled rows set apart to back it."""
+
+    holdout: Annotated[float, Field(ge=0.0, le=0.5)] = Field(
+        0.0, description="share of the labelled rows that no model, calibrator or weight sees"
+    )
+    recall: OpenFraction = Field(0.9, description="recall to promise at the threshold")
+    confidence: OpenFraction = Field(0.95, description="probability that the promise holds")
+
+
+class AugmentConfig(Section):
+    """What varies a training image. Not every image may be flipped: digits and X-rays have a right way up."""
+
+    policy: Literal["none", "light", "heavy"] = "heavy"
+    strength: Annotated[float, Field(gt=0.0, le=2.0)] = Field(1.0, description="scales every magnitude of the policy")
+    horizontal_flip: bool = True
+    vertical_flip: bool = True
+    quarter_turns: bool = Field(True, description="rotations by 90, 180 and 270 degrees")
+    rotate_degrees: Annotated[float, Field(ge=0.0, le=180.0)] = Field(30.0, description="random rotation, +- degrees")
+    mixup_alpha: NonNegative = Field(0.0, description="Beta(alpha, alpha) of mixup on batches; 0 = off")
+    cutmix_alpha: NonNegative = Field(0.0, description="Beta(alpha, alpha) of cutmix on batches; 0 = off")
+    mix_probability: Fraction = Field(0.5, description="share of the batches that are mixed, when mixing is on")
+
+
+class LossConfig(Section):
+    """The training loss; binary work uses its sigmoid form, multi-class its softmax form."""
+
+    name: Literal["cross_entropy", "focal", "logit_adjusted", "asymmetric"] = "focal"
+    gamma: NonNegative = Field(2.0, description="focal: exponent of (1 - p)")
+    gamma_negative: NonNegative = Field(4.0, description="asymmetric: exponent for the negatives")
+    gamma_positive: NonNegative = Field(1.0, description="asymmetric: exponent for the positives")
+    clip: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.05, description="asymmetric: probability shift of negatives")
+    tau: NonNegative = Field(1.0, description="logit_adjusted: weight of the log prior")
+    class_weight: Literal["none", "inverse", "sqrt_inverse"] = Field(
+        "none", description="weights by class frequency, on top of the sampler"
+    )
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
+    positive_target: Annotated[float, Field(gt=0.5, le=1.0)] = Field(
+        1.0, description="target given to a positive (binary): 0.8 to 0.9 softens rare, doubtful positives"
+    )
+
+
+class SamplerConfig(Section):
+    """Which rows make a batch."""
+
+    name: Literal["natural", "balanced", "positives_per_batch"] = "balanced"
+    balance: Fraction = Field(1.0, description="balanced: 0 = natural frequencies, 1 = every class equally often")
+    positives: Count = Field(8, description="positives_per_batch: positives in every batch (binary)")
+
+
+class TrainConfig(Section):
+    """Supervised training of one model on one fold. Durations are in optimiser steps."""
+
+    steps: Count = Field(2000, description="optimiser steps")
+    batch_size: Count = Field(64, description="images per optimiser step, over all devices")
+    micro_batch: Count | None = Field(None, description="images per forward pass; smaller than batch_size accumulates")
+    loss: LossConfig = LossConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: Positive = Field(1e-3, description="peak learning rate")
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.9, description="sgd momentum")
+    weight_decay: NonNegative = 0.05
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(100, description="linear warm-up, steps")
+    min_lr_fraction: Fraction = Field(0.01, description="final learning rate of the cosine, as a share of lr")
+    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.995, description="moving average of the weights, which is what predicts; 0 = off"
+    )
+    clip_norm: NonNegative = Field(5.0, description="gradient norm limit; 0 = off")
+    keep: Literal["last", "best"] = Field(
+        "last", description="best picks the checkpoint on the held-out fold, which makes its score optimistic"
+    )
+    eval_every_steps: Annotated[int, Field(ge=0)] = Field(0, description="metrics on the held-out fold; 0 = steps / 10")
+    checkpoint_every_steps: Count = Field(500, description="resume points")
+    log_every_steps: Count = 20
+    channels_last: bool = True
+    compile: bool = Field(False, description="torch.compile")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TrainConfig":
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be less than steps ({self.steps})")
+        if self.micro_batch is not None and self.micro_batch > self.batch_size:
+            raise ValueError(f"micro_batch ({self.micro_batch}) must not exceed batch_size ({self.batch_size})")
+        if self.sampler.name == "positives_per_batch" and self.sampler.positives >= self.batch_size:
+            raise ValueError(
+                f"sampler.positives ({self.sampler.positives}) must be less than batch_size ({self.batch_size})"
+            )
+        return self
+
+    @property
+    def eval_steps(self) -> int:
+        """Steps between looks at the held-out fold."""
+        return self.eval_every_steps or max(1, self.steps // 10)
+
+
+class ModelConfig(Section):
+    """One of the networks of the ensemble."""
+
+    backbone: str = Field(description="timm model name")
+    name: str = Field("", description="folder name; default: the backbone's")
+    pretrained: str | None = Field(
+        None, description="null = from scratch; timm (needs a network); packaged; or a .safetensors/.pth file"
+    )
+    options: dict[str, Any] = Field(default_factory=dict, description="further arguments of timm.create_model")
+    train: dict[str, Any] = Field(default_factory=dict, description="fields of `train` that differ for this model")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_name(cls, values: Any) -> Any:
+        if isinstance(values, dict) and not values.get("name") and isinstance(values.get("backbone"), str):
+            values = {**values, "name": values["backbone"].replace("/", "-").replace(":", "-")}
+        return values
+
+    @field_validator("name")
+    @classmethod
+    def _safe(cls, value: str) -> str:
+        return safe_name(value)
+
+
+class ViewConfig(Section):
+    """One test-time view and its weight."""
+
+    view: Literal["identity", "horizontal_flip", "vertical_flip", "rotate90", "rotate180", "rotate270"] = "identity"
+    weight: Positive = 1.0
+
+
+class PredictConfig(Section):
+    """How trained models score images."""
+
+    views: list[ViewConfig] = Field(default=[ViewConfig()], min_length=1, description="test-time views; logits averaged")
+    batch_size: Count = 256
+    pool: bool = Field(True, description="score the pool too")
+
+
+class EnsembleConfig(Section):
+    """How the models' scores become one."""
+
+    method: Literal["logits", "ranks"] = Field(
+        "logits", description="equal-weight mean of logits, or of ranks through stored out-of-fold quantile maps"
+    )
+
+
+class MetricsConfig(Section):
+    """Points and intervals of the reported metrics."""
+
+    precision_points: list[OpenFraction] = Field(default=[0.5, 0.9], description="recall is reported at these")
+    recall_points: list[OpenFraction] = Field(default=[0.8, 0.9, 0.95], description="precision is reported at these")
+    top_k: list[Count] = Field(default=[50, 100, 500], description="recall among the k highest scores")
+    min_tpr: OpenFraction = Field(0.8, description="partial ROC area above this true positive rate")
+    replicates: Annotated[int, Field(ge=200)] = Field(2000, description="bootstrap replicates")
+    confidence: OpenFraction = Field(0.95, description="of the intervals")
+
+
+class SubmitConfig(Section):
+    """The submission file."""
+
+    sample: Path | None = Field(None, description="sample_submission.csv: gives columns, ids and order")
+    id_column: str = Field("id", description="without a sample")
+    target_column: str = Field("target", description="without a sample; multi-class uses one column a class")
+    unreadable: Literal["error", "lowest"] = Field("error", description="test images that could not be read")
+
+
+class ReportConfig(Section):
+    """The HTML report."""
+
+    title: str | None = None
+    num_thumbnails: Annotated[int, Field(ge=0, le=200)] = Field(24, description="images in each gallery")
+
+
+class ComputeConfig(Section):
+    """The machine."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 on a GPU that has it")
+    workers: Annotated[int, Field(ge=0)] | None = Field(None, description="loader processes; null: 0 on CPU, up to 8 on GPU")
+    decode_threads: Count | None = Field(None, description="threads that decode images in prepare; null: all cores")
+
+
+class RunConfig(Section):
+    """Everything a run needs."""
+
+    name: str = Field("run", description="the run's folder below `out`")
+    out: Path = Field(Path("runs"), description="where run folders go, relative to where you are")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    data: DataConfig = DataConfig()
+    folds: FoldsConfig = FoldsConfig()
+    guarantee: GuaranteeConfig = GuaranteeConfig()
+    augment: AugmentConfig = AugmentConfig()
+    models: list[ModelConfig] = Field(
+        default=[ModelConfig(backbone="resnet18"), ModelConfig(backbone="efficientnet_b0")],
+        min_length=1,
+        description="the networks of the ensemble, usually two different ones",
+    )
+    train: TrainConfig = TrainConfig()
+    predict: PredictConfig = PredictConfig()
+    ensemble: EnsembleConfig = EnsembleConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    submit: SubmitConfig = SubmitConfig()
+    report: ReportConfig = ReportConfig()
+    compute: ComputeConfig = ComputeConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _safe(cls, value: str) -> str:
+        return safe_name(value)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "RunConfig":
+        repeated = [name for name, count in Counter(model.name for model in self.models).items() if count > 1]
+        if repeated:
+            raise ValueError(f"models: two models are called {repeated[0]!r}; give each its own `name`")
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        """The run folder."""
+        return self.out / self.name
+
+    def train_for(self, model: ModelConfig) -> TrainConfig:
+        """The `train` section with the fields that this model overrides.
+
+        Raises pydantic's ValidationError for an unknown or wrong field in `models[].train`.
+        """
+        return TrainConfig.model_validate(merged(self.train.model_dump(), model.train))

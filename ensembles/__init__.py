@@ -1,0 +1,1 @@
+"""What combines and judges scores: predictions, blending, thresholds, evaluation, submission and report."""

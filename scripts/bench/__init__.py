@@ -1,0 +1,1 @@
+"""Benchmarks: both sides in one run, the last line printed is JSON."""
