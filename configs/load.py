@@ -41,7 +41,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     if path is not None:
         values = _absolute_paths(_read_yaml(path), path.resolve().parent)
     for override in overrides:
-        values = merged(values, _override(override))
+        values = _overridden(values, override)
     return check_config(values, str(path) if path else "the config")
 
 
@@ -85,7 +85,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _override(text: str) -> dict[str, Any]:
+def _overridden(values: dict[str, Any], text: str) -> dict[str, Any]:
     key, equals, value_text = text.partition("=")
     key = key.strip()
     if not equals or not key:
@@ -94,11 +94,26 @@ def _override(text: str) -> dict[str, Any]:
         value = yaml.load(value_text, Loader=_UniqueKeyLoader)
     except yaml.YAMLError as error:
         raise InputError(f"override {text!r}: the value is not YAML: {error}") from None
-    if key in PATH_FIELDS and isinstance(value, str):
+    if isinstance(value, str) and (key in PATH_FIELDS or value.endswith(WEIGHT_SUFFIXES)):
         value = str(Path(value).absolute())
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return value
+    path = key.split(".")
+    if path[0] == "models" and len(path) > 1 and "models" not in values:
+        values = {**values, "models": [model.model_dump() for model in RunConfig().models]}
+    return _set(values, path, value, text)
+
+
+def _set(values: Any, path: list[str], value: Any, text: str) -> Any:
+    """`values` with `value` at a dotted path; a number steps into a list."""
+    if not path:
+        return merged(values, value) if isinstance(values, dict) and isinstance(value, dict) else value
+    step, rest = path[0], path[1:]
+    if isinstance(values, list):
+        if not step.isdecimal() or int(step) >= len(values):
+            raise InputError(f"override {text!r}: {step!r} is no position in a list that has {len(values)} entries")
+        position = int(step)
+        return [*values[:position], _set(values[position], rest, value, text), *values[position + 1 :]]
+    inner = values if isinstance(values, dict) else {}
+    return {**inner, step: _set(inner.get(step), rest, value, text)}
 
 
 def _absolute_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:

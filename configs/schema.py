@@ -111,6 +111,11 @@ class AugmentConfig(Section):
     cutmix_alpha: NonNegative = Field(0.0, description="Beta(alpha, alpha) of cutmix on batches; 0 = off")
     mix_probability: Fraction = Field(0.5, description="share of the batches that are mixed, when mixing is on")
 
+    @property
+    def policy_arguments(self) -> dict[str, Any]:
+        """The fields that `augment.policies.build_policy` takes by keyword."""
+        return self.model_dump(exclude={"policy", "mixup_alpha", "cutmix_alpha", "mix_probability"})
+
 
 class LossConfig(Section):
     """The training loss; binary work uses its sigmoid form, multi-class its softmax form."""
@@ -262,6 +267,7 @@ class ComputeConfig(Section):
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 on a GPU that has it")
+    num_devices: Count | None = Field(None, description="processes that train a fold together; null: all GPUs, one CPU")
     workers: Annotated[int, Field(ge=0)] | None = Field(None, description="loader processes; null: 0 on CPU, up to 8 on GPU")
     decode_threads: Count | None = Field(None, description="threads that decode images in prepare; null: all cores")
 

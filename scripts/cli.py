@@ -1,0 +1,35 @@
+"""The `rarefind` entry point: the commands of this folder under one name.
+
+The command modules import nothing heavy until they are called, so that `--help` answers at once.
+"""
+
+import importlib
+
+from scripts.command import guarded, new_app
+
+# name of the command -> module with its `main`; the order is the order of --help
+COMMANDS = {
+    "demo": "scripts.demo",
+    "init": "scripts.init",
+    "run": "scripts.run",
+    "prepare": "scripts.prepare",
+    "train": "scripts.train",
+    "predict": "scripts.predict",
+    "ensemble": "scripts.ensemble",
+    "submit": "scripts.submit",
+    "report": "scripts.report",
+    "augment": "scripts.augment",
+    "bench": "scripts.bench.__main__",
+}
+
+
+def main() -> None:
+    """Parse the command line and run one command."""
+    app = new_app(no_args_is_help=True, help="Find the rare positive in a big pool of images from a few labels.")
+    for name, module in COMMANDS.items():
+        app.command(name)(importlib.import_module(module).main)
+    guarded(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Run a command's function from the shell: a user's mistake ends in one message, not in a traceback."""
+
+import errno
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from configs.errors import InputError
+
+EXIT_INPUT = 2
+EXIT_STOPPED = 130
+
+
+def new_app(**settings: Any) -> typer.Typer:
+    """A Typer app with the project's settings."""
+    return typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich", **settings)
+
+
+def run_command(main: Callable[..., None]) -> None:
+    """What `python -m scripts.<name>` does."""
+    app = new_app()
+    app.command()(main)
+    guarded(app)
+
+
+def guarded(app: Callable[[], Any]) -> None:
+    """Call the app; print an InputError, a full disk or a stop as a sentence and exit non-zero."""
+    try:
+        app()
+    except InputError as error:
+        _fail(f"error: {error}", EXIT_INPUT)
+    except KeyboardInterrupt:
+        _fail("stopped; the same command goes on from the newest saved state", EXIT_STOPPED)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG):
+            raise
+        _fail(f"error: {error.filename or 'a file'}: {error.strerror}; nothing that existed was changed", EXIT_INPUT)
+
+
+def _fail(message: str, code: int) -> None:
+    print(message, file=sys.stderr)
+    raise SystemExit(code)

@@ -1,0 +1,466 @@
+"""The pipeline as a story: prepare, train, predict, ensemble, submit, report.
+
+Only here is the whole config seen: each stage gets its section, its inputs as files, and a fingerprint of both. A stage
+that is finished with the same fingerprint is skipped, so that changing the report never retrains.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.markup import escape
+
+from configs.errors import InputError
+from configs.load import dump_config
+from configs.schema import DataConfig, ModelConfig, RunConfig
+from trainers import atomic, prepare
+from trainers.provenance import derive_seed, digest, file_digest
+from trainers.stages import Stage, StageOutcome, StageRecord, locked, log_event, run_stage
+from trainers.table import ImageTable, read_table
+
+STAGES = ("prepare", "train", "predict", "ensemble", "submit", "report")
+ARM = "supervised"
+TABLE_COLUMNS = ("id", "path", "label", "split", "group", "fold", "sha256")
+# What decides the pixels of an image once its bytes are given.
+PIXEL_FIELDS = ("image_size", "channels", "resize", "grey_bits", "multi_frame")
+# What the prepared table does not depend on.
+NOT_PREPARED = {"truth"}
+CONSOLE = Console(highlight=False)
+
+
+@dataclass
+class Pipeline:
+    """A run in progress: its config and folder, and the records of its stages so far."""
+
+    config: RunConfig
+    restart: bool
+    records: list[StageRecord] = field(default_factory=list)
+
+    @property
+    def run_dir(self) -> Path:
+        return self.config.run_dir
+
+    def stage(self, stage: Stage, work: Any) -> StageRecord:
+        record = run_stage(self.run_dir, stage, work, restart=self.restart)
+        self.records.append(record)
+        return record
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each family of stages (`train` is the sum over models and folds)."""
+        totals: dict[str, float] = {}
+        for record in self.records:
+            family = record.name.split("/")[0]
+            totals[family] = round(totals.get(family, 0.0) + record.seconds, 3)
+        return totals
+
+
+def run_pipeline(config: RunConfig, *, until: str = "report", restart: bool = False) -> Pipeline:
+    """Bring every stage up to and including `until` up to date; one line per stage is printed.
+
+    Raises InputError for whatever the user can mend; finished outputs stay as they were.
+    """
+    assert until in STAGES, until
+    if config.data.source is None:
+        raise InputError(
+            "data.source is not set: name the table or folder with your labelled images (`rarefind init DATA_DIR` does)"
+        )
+    with locked(config.run_dir):
+        pipeline = Pipeline(config, restart)
+        atomic.write_text(config.run_dir / "config.yaml", dump_config(config))
+        for name in STAGES:
+            STEPS[name](pipeline)
+            if name == until:
+                break
+    return pipeline
+
+
+def _prepare(pipeline: Pipeline) -> None:
+    config, run_dir = pipeline.config, pipeline.run_dir
+    stage = Stage(
+        "prepare",
+        {
+            "data": config.data.model_dump(mode="json", exclude=NOT_PREPARED),
+            "folds": config.folds.model_dump(),
+            "holdout": config.guarantee.holdout,
+            "seed": config.seed,
+            "source": prepare.source_fingerprint(config.data),
+        },
+        ("table.parquet", "rejected.csv", *(("images",) if config.data.cache else ())),
+    )
+
+    def work(partial: Path) -> StageOutcome:
+        result = prepare.run(
+            config.data,
+            config.folds,
+            config.guarantee,
+            seed=config.seed,
+            out=partial,
+            threads=config.compute.decode_threads,
+            reuse=run_dir,
+        )
+        return StageOutcome(_counts_line(result), {"warnings": result.warnings})
+
+    record = pipeline.stage(stage, work)
+    _warn(pipeline, record.facts["warnings"], stage="prepare", fresh=not record.skipped)
+    _say("prepare", [record], run_dir, "table.parquet")
+
+
+def _train(pipeline: Pipeline) -> None:
+    from trainers import supervised
+    from trainers.pixels import open_pixels
+
+    config, run_dir = pipeline.config, pipeline.run_dir
+    table = read_table(run_dir / "table.parquet")
+    pixels = open_pixels(run_dir, config.data, table)
+    records = []
+    for model in config.models:
+        train = config.train_for(model)
+        for fold in range(table.num_folds):
+            folder = _train_folder(model, fold)
+            data = _fold_data(table, fold)
+            stage = Stage(
+                folder,
+                {
+                    "model": model.model_dump(mode="json", exclude={"train", "name"}),
+                    "weights": _pretrained_digest(model),
+                    "train": train.model_dump(mode="json"),
+                    "augment": config.augment.model_dump(mode="json"),
+                    "pixels": _pixel_settings(config.data),
+                    "seed": config.seed,
+                    "rows": _rows_digest(table, np.concatenate([data.train_rows, data.held_rows])),
+                    "fold": fold,
+                },
+                (folder,),
+            )
+
+            def work(partial: Path) -> StageOutcome:
+                result = supervised.run(
+                    supervised.FoldTask(
+                        model=model,
+                        train=train,
+                        augment=config.augment,
+                        compute=config.compute,
+                        data=data,
+                        pixels=pixels,
+                        image_size=config.data.image_size,
+                        channels=config.data.channels,
+                        seed=derive_seed(config.seed, model.name, fold),
+                        out=partial / folder,
+                        description=f"train {model.name} fold {fold + 1}/{table.num_folds}",
+                    )
+                )
+                held_out = result.facts["held_out_ap"]
+                summary = f"{train.steps} steps on {len(data.train_rows)} rows, {_positives(data)} positives"
+                return StageOutcome(
+                    summary + ("" if held_out is None else f", held-out AP {held_out:.3f}"),
+                    {"held_out_ap": held_out, "device": result.facts["device"]},
+                    result.facts["seconds"],
+                )
+
+            records.append(pipeline.stage(stage, work))
+    _say("train", records, run_dir, "train/", summary=_train_line(config, table, records))
+
+
+def _predict(pipeline: Pipeline) -> None:
+    from ensembles.predictions import write_predictions
+    from trainers.devices import build_accelerator, num_workers
+    from trainers.pixels import open_pixels
+    from trainers.prior import natural_logits
+    from trainers.scoring import load_scorer, score_rows
+
+    config, run_dir = pipeline.config, pipeline.run_dir
+    table = read_table(run_dir / "table.parquet")
+    pixels = open_pixels(run_dir, config.data, table)
+    records = []
+    for model in config.models:
+        for fold in range(table.num_folds):
+            rows, kinds = _rows_to_score(table, fold, pool=config.predict.pool)
+            output = f"predictions/{ARM}/{model.name}/fold{fold}.parquet"
+            final = run_dir / _train_folder(model, fold) / "final"
+            stage = Stage(
+                f"predict/{ARM}/{model.name}/fold{fold}",
+                {
+                    "weights": file_digest(final / "manifest.json"),
+                    "views": [view.model_dump() for view in config.predict.views],
+                    "pixels": _pixel_settings(config.data),
+                    "rows": _rows_digest(table, rows),
+                },
+                (output,),
+            )
+
+            def work(partial: Path) -> StageOutcome:
+                accelerator = build_accelerator(config.compute)
+                scorer = load_scorer(final, device=accelerator.device)
+                logits = score_rows(
+                    scorer.model,
+                    pixels,
+                    rows,
+                    mean=scorer.mean,
+                    std=scorer.std,
+                    batch_size=config.predict.batch_size,
+                    views=config.predict.views,
+                    workers=num_workers(config.compute),
+                    autocast=accelerator.autocast,
+                    description=f"score {model.name} fold {fold + 1}/{table.num_folds}",
+                )
+                write_predictions(
+                    partial / output,
+                    table=table,
+                    rows=rows,
+                    kinds=kinds,
+                    logits=natural_logits(logits, scorer.log_odds_shift),
+                    arm=ARM,
+                    model=model.name,
+                    fold=fold,
+                    log_odds_shift=scorer.log_odds_shift.tolist(),
+                )
+                return StageOutcome(f"{len(rows)} images", {"num_images": len(rows)})
+
+            records.append(pipeline.stage(stage, work))
+    images = sum(record.facts["num_images"] for record in records)
+    _say("predict", records, run_dir, "predictions/", summary=f"{images} scores: held-out, holdout, pool and test rows")
+
+
+def _ensemble(pipeline: Pipeline) -> None:
+    from ensembles import ensemble, evaluation
+    from trainers.source import read_truth
+
+    config, run_dir = pipeline.config, pipeline.run_dir
+    table = read_table(run_dir / "table.parquet")
+    predictions = run_dir / "predictions"
+    _drop_foreign_predictions(predictions, config, table)
+    inputs = {
+        "predictions": _folder_digests(predictions),
+        "ensemble": config.ensemble.model_dump(),
+        "guarantee": config.guarantee.model_dump(),
+        "rows": _rows_digest(table, np.arange(len(table.frame))),
+    }
+
+    def blend(partial: Path) -> StageOutcome:
+        result = ensemble.run(
+            predictions=predictions,
+            table=table,
+            arm=ARM,
+            config=config.ensemble,
+            guarantee=config.guarantee,
+            out=partial / "ensemble",
+        )
+        return StageOutcome(result.summary, {})
+
+    blended = pipeline.stage(Stage("ensemble", inputs, ("ensemble",)), blend)
+    truth = None if config.data.truth is None else read_truth(config.data.truth)
+
+    def evaluate(partial: Path) -> StageOutcome:
+        metrics = evaluation.run(
+            predictions=predictions,
+            ensemble=run_dir / "ensemble",
+            table=table,
+            metrics=config.metrics,
+            truth=truth,
+            timing=pipeline.seconds(),
+            pool=_pool_sentence(table),
+            optimistic=[model.name for model in config.models if config.train_for(model).keep == "best"],
+            seed=config.seed,
+            out=partial,
+        )
+        return StageOutcome(_headline(metrics), {})
+
+    record = pipeline.stage(
+        Stage(
+            "evaluate",
+            {
+                **inputs,
+                "metrics": config.metrics.model_dump(),
+                "truth": None if config.data.truth is None else file_digest(config.data.truth),
+                "keep": [config.train_for(model).keep for model in config.models],
+                "seed": config.seed,
+            },
+            ("metrics.json",),
+        ),
+        evaluate,
+    )
+    _say("ensemble", [blended, record], run_dir, "metrics.json", summary=record.summary)
+
+
+def _submit(pipeline: Pipeline) -> None:
+    from ensembles import submission
+
+    config, run_dir = pipeline.config, pipeline.run_dir
+    table = read_table(run_dir / "table.parquet")
+    if not submission.has_test(table):
+        CONSOLE.print("submit    no test images (data.test), so there is nothing to submit")
+        return
+    sample = config.submit.sample
+    stage = Stage(
+        "submit",
+        {
+            "scores": file_digest(run_dir / "ensemble" / "scores.parquet"),
+            "rejected": file_digest(run_dir / "rejected.csv"),
+            "sample": None if sample is None or not sample.exists() else file_digest(sample),
+            "submit": config.submit.model_dump(mode="json"),
+        },
+        ("submission.csv",),
+    )
+
+    def work(partial: Path) -> StageOutcome:
+        result = submission.run(
+            ensemble=run_dir / "ensemble",
+            table=table,
+            rejected=_read_rejected(run_dir),
+            submit=config.submit,
+            out=partial,
+        )
+        return StageOutcome(result.summary, {})
+
+    _say("submit", [pipeline.stage(stage, work)], run_dir, "submission.csv")
+
+
+def _report(pipeline: Pipeline) -> None:
+    from ensembles import report
+    from trainers.pixels import open_pixels
+
+    config, run_dir = pipeline.config, pipeline.run_dir
+    table = read_table(run_dir / "table.parquet")
+    stage = Stage(
+        "report",
+        {
+            "metrics": file_digest(run_dir / "metrics.json"),
+            "scores": file_digest(run_dir / "ensemble" / "scores.parquet"),
+            "report": config.report.model_dump(),
+        },
+        ("report.html",),
+    )
+
+    def work(partial: Path) -> StageOutcome:
+        path = report.run(
+            run_dir,
+            report=config.report,
+            metrics=config.metrics,
+            pixels=open_pixels(run_dir, config.data, table).__getitem__,
+            seed=config.seed,
+            out=partial,
+        )
+        return StageOutcome(f"{path.stat().st_size / 1e6:.1f} MB, self-contained", {})
+
+    _say("report", [pipeline.stage(stage, work)], run_dir, "report.html")
+
+
+STEPS = {
+    "prepare": _prepare,
+    "train": _train,
+    "predict": _predict,
+    "ensemble": _ensemble,
+    "submit": _submit,
+    "report": _report,
+}
+
+
+def _train_folder(model: ModelConfig, fold: int) -> str:
+    return f"train/{ARM}/{model.name}/fold{fold}"
+
+
+def _fold_data(table: ImageTable, fold: int) -> Any:
+    from trainers.supervised import FoldData
+
+    learnt, held = table.rows("train", not_fold=fold), table.rows("train", fold=fold)
+    return FoldData(learnt, table.targets[learnt], held, table.targets[held], table.num_outputs)
+
+
+def _positives(data: Any) -> int:
+    return int((data.train_targets > 0).sum())
+
+
+def _rows_to_score(table: ImageTable, fold: int, *, pool: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Table rows that the models of a fold score, and the kind of each."""
+    parts = {"oof": table.rows("train", fold=fold), "holdout": table.rows("holdout"), "test": table.rows("test")}
+    if pool:
+        parts["pool"] = table.rows("pool")
+    kinds = np.concatenate([np.full(len(rows), kind, dtype=object) for kind, rows in parts.items()])
+    return np.concatenate(list(parts.values())), kinds
+
+
+def _rows_digest(table: ImageTable, rows: np.ndarray) -> str:
+    frame = table.frame.iloc[rows][list(TABLE_COLUMNS)].astype("string").fillna("\0")
+    return digest([table.classes, len(frame), pd.util.hash_pandas_object(frame, index=False).tolist()])
+
+
+def _pixel_settings(data: DataConfig) -> dict[str, Any]:
+    return data.model_dump(mode="json", include=set(PIXEL_FIELDS))
+
+
+def _pretrained_digest(model: ModelConfig) -> str | None:
+    path = Path(model.pretrained) if model.pretrained else None
+    return file_digest(path) if path is not None and path.is_file() else None
+
+
+def _folder_digests(folder: Path) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in sorted(folder.rglob("*.parquet"))}
+
+
+def _drop_foreign_predictions(folder: Path, config: RunConfig, table: ImageTable) -> None:
+    """Forget scores of models or folds that the config no longer has, so that the folder reads as one table."""
+    wanted = {folder / ARM / model.name / f"fold{fold}.parquet" for model in config.models for fold in range(table.num_folds)}
+    for path in folder.rglob("*.parquet"):
+        if path not in wanted:
+            path.unlink()
+
+
+def _read_rejected(run_dir: Path) -> pd.DataFrame:
+    return pd.read_csv(run_dir / "rejected.csv", dtype=str, keep_default_na=False)
+
+
+def _pool_sentence(table: ImageTable) -> dict[str, Any]:
+    """The `pool` part of metrics.json while `supervised` is the only arm there is."""
+    size = len(table.rows("pool"))
+    reason = (
+        f"the pool of {size} images was scored but not trained on: arm {ARM!r} is the only one that was trained"
+        if size
+        else "there is no pool of unlabelled images"
+    )
+    return {"used": False, "gain": None, "gain_ci": None, "reason": reason, "arms": [ARM]}
+
+
+def _counts_line(result: prepare.PrepareResult) -> str:
+    splits = ", ".join(f"{count} {split}" for split, count in result.num_per_split.items() if count)
+    return f"{result.num_rows} images ({splits}), {result.num_positives} positives, {result.num_rejected} rejected"
+
+
+def _train_line(config: RunConfig, table: ImageTable, records: Sequence[StageRecord]) -> str:
+    held_out = [record.facts["held_out_ap"] for record in records if record.facts["held_out_ap"] is not None]
+    devices = sorted({record.facts["device"] for record in records})
+    line = f"{len(config.models)} models x {table.num_folds} folds on {', '.join(devices)}"
+    return line + (f", held-out AP {min(held_out):.3f} to {max(held_out):.3f}" if held_out else "")
+
+
+def _headline(metrics: dict[str, Any]) -> str:
+    ensemble, test = metrics["ensemble"], metrics.get("test", {}).get("ensemble")
+    line = f"out-of-fold AP {_with_interval(ensemble)}, prevalence {metrics['prevalence']:.3f}"
+    return line + (f"; test AP {_with_interval(test)}" if test else "")
+
+
+def _with_interval(scores: dict[str, Any]) -> str:
+    if scores["ap"] is None:
+        return "unknown"
+    low, high = scores["ap_ci"]
+    return f"{scores['ap']:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _warn(pipeline: Pipeline, warnings: Sequence[str], *, stage: str, fresh: bool) -> None:
+    for warning in warnings:
+        CONSOLE.print(f"[yellow]warning:[/] {escape(warning)}")
+        if fresh:
+            log_event(pipeline.run_dir, "warning", stage=stage, message=warning)
+
+
+def _say(name: str, records: Sequence[StageRecord], run_dir: Path, files: str, *, summary: str | None = None) -> None:
+    """One line per stage: its time, its counts, where its files are."""
+    seconds = sum(record.seconds for record in records)
+    skipped = all(record.skipped for record in records)
+    took = f"{seconds:6.1f} s" if not skipped else "  as was"
+    where = os.path.join(run_dir, files)  # noqa: PTH118 - keeps the slash that marks a folder
+    CONSOLE.print(f"[bold]{name:<9}[/] {took}  {escape(summary or records[-1].summary)}  [dim]{escape(where)}[/]")

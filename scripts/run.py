@@ -1,0 +1,16 @@
+"""`rarefind run`."""
+
+from scripts.arguments import ConfigArgument, OverridesArgument, RestartOption
+from scripts.command import run_command
+
+
+def main(config: ConfigArgument, overrides: OverridesArgument = None, restart: RestartOption = False) -> None:
+    """The whole pipeline: prepare, train, predict, ensemble, submit, report. Resumable."""
+    from configs.load import load_config
+    from scripts.pipeline import run_pipeline
+
+    run_pipeline(load_config(config, overrides or ()), restart=restart)
+
+
+if __name__ == "__main__":
+    run_command(main)

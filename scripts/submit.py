@@ -1,0 +1,16 @@
+"""`rarefind submit`."""
+
+from scripts.arguments import ConfigArgument, OverridesArgument, RestartOption
+from scripts.command import run_command
+
+
+def main(config: ConfigArgument, overrides: OverridesArgument = None, restart: RestartOption = False) -> None:
+    """Write the checked submission.csv (and what comes before)."""
+    from configs.load import load_config
+    from scripts.pipeline import run_pipeline
+
+    run_pipeline(load_config(config, overrides or ()), until="submit", restart=restart)
+
+
+if __name__ == "__main__":
+    run_command(main)

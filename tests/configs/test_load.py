@@ -1,0 +1,116 @@
+"""The config file: what is read, what is refused, and in which words."""
+
+from pathlib import Path
+
+import pytest
+
+from configs.errors import InputError, listed
+from configs.load import check_config, dump_config, load_config
+from configs.schema import ModelConfig, RunConfig, TrainConfig
+
+
+def config_error(tmp_path: Path, text: str, *overrides: str) -> str:
+    path = tmp_path / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        load_config(path, overrides)
+    return str(caught.value)
+
+
+def test_unknown_key_names_the_known_ones_and_the_closest(tmp_path: Path) -> None:
+    message = config_error(tmp_path, "train: {stepz: 3}")
+    assert "train.stepz: unknown key; did you mean 'steps'?" in message
+    assert "batch_size" in message
+    assert "run.yaml" in message
+
+
+def test_unknown_key_in_a_models_own_train_section_is_refused(tmp_path: Path) -> None:
+    message = config_error(tmp_path, "models: [{backbone: resnet18, train: {loss: {gama: 1}}}]")
+    assert "models.0.train.loss.gama: unknown key; did you mean 'gamma'?" in message
+
+
+def test_all_problems_are_listed_in_one_message(tmp_path: Path) -> None:
+    message = config_error(tmp_path, "sed: 1\ntrain: {steps: many}\nname: a/b\n")
+    assert "3 wrong setting(s)" in message
+    assert "sed" in message
+    assert "train.steps" in message
+    assert "'a/b' cannot be a folder name" in message
+
+
+def test_a_key_given_twice_is_refused_with_both_lines(tmp_path: Path) -> None:
+    message = config_error(tmp_path, "name: a\nseed: 1\nname: b\n")
+    assert "key 'name' is given twice, on lines 1 and 3" in message
+
+
+def test_a_yaml_tag_runs_nothing(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    message = config_error(tmp_path, f"name: !!python/object/apply:pathlib.Path.touch ['{marker}']")
+    assert "not a YAML config" in message
+    assert not marker.exists()
+
+
+def test_scientific_notation_is_a_number_and_no_is_not_a_label(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("train: {lr: 1e-3}\ndata: {positive_label: 1}")
+    config = load_config(path)
+    assert config.train.lr == 0.001
+    assert config.data.positive_label == "1"
+    assert "quote a text" in config_error(tmp_path, "data: {positive_label: no}")
+
+
+def test_paths_are_relative_to_the_file_and_overrides_to_where_the_user_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    (folder / "run.yaml").write_text("data: {source: train.csv}\nmodels: [{backbone: resnet18, pretrained: w.pth}]")
+    monkeypatch.chdir(tmp_path)
+    config = load_config(folder / "run.yaml", ["data.test=test.csv"])
+    assert config.data.source == folder / "train.csv"
+    assert config.data.test == tmp_path / "test.csv"
+    assert config.models[0].pretrained == str(folder / "w.pth")
+
+
+def test_an_override_reaches_into_a_list_by_position(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("models: [{backbone: resnet18}, {backbone: resnet34}]")
+    config = load_config(path, ["models.1.train.steps=300"])
+    assert config.train_for(config.models[1]).steps == 300
+    assert config.train_for(config.models[0]).steps == TrainConfig().steps
+    with pytest.raises(InputError, match="models.2.name=x.*has 2 entries"):
+        load_config(path, ["models.2.name=x"])
+
+
+def test_dumped_config_loads_to_an_equal_one(tmp_path: Path) -> None:
+    config = load_config(None, ["data.source=a.csv", "train.lr=0.01", "models=[{backbone: resnet34}]"])
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(path) == config
+
+
+def test_a_model_overrides_fields_of_train_and_keeps_the_rest() -> None:
+    config = check_config(
+        {"train": {"lr": 0.5, "loss": {"gamma": 3}}, "models": [{"backbone": "a", "train": {"loss": {"name": "focal"}}}]},
+        "test",
+    )
+    train = config.train_for(config.models[0])
+    assert (train.lr, train.loss.gamma, train.loss.name) == (0.5, 3, "focal")
+
+
+def test_two_models_of_one_name_are_refused() -> None:
+    with pytest.raises(InputError, match="two models are called 'a'"):
+        check_config({"models": [{"backbone": "a"}, {"backbone": "a"}]}, "test")
+
+
+def test_a_missing_config_says_how_to_get_one(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="rarefind init"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_model_name_defaults_to_a_safe_form_of_the_backbone() -> None:
+    assert ModelConfig(backbone="timm/resnet18").name == "timm-resnet18"
+    assert RunConfig().run_dir == Path("runs/run")
+
+
+def test_listed_caps_and_counts() -> None:
+    assert listed(range(12), cap=10).endswith("... and 2 more of 12")

@@ -1,0 +1,158 @@
+"""Stages run once, keep old outputs until the new ones are complete, and refuse to mix two settings."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs.errors import InputError
+from trainers import atomic, stages
+from trainers.stages import Stage, StageOutcome, locked, run_stage
+
+
+def stage_of(value: int) -> Stage:
+    return Stage("train/a/fold0", {"train": {"lr": value}, "rows": "abc"}, ("model", "note.txt"))
+
+
+def writer(text: str, calls: list[str]):
+    def work(partial: Path) -> StageOutcome:
+        calls.append(text)
+        (partial / "model").mkdir(exist_ok=True)
+        (partial / "model" / "weights").write_text(text)
+        (partial / "note.txt").write_text(text)
+        return StageOutcome(f"wrote {text}", {"text": text})
+
+    return work
+
+
+def test_a_finished_stage_is_skipped_and_a_changed_one_runs_again(tmp_path: Path) -> None:
+    calls: list[str] = []
+    first = run_stage(tmp_path, stage_of(1), writer("one", calls))
+    again = run_stage(tmp_path, stage_of(1), writer("one", calls))
+    changed = run_stage(tmp_path, stage_of(2), writer("two", calls))
+    assert calls == ["one", "two"]
+    assert (first.skipped, again.skipped, changed.skipped) == (False, True, False)
+    assert again.facts == {"text": "one"}
+    assert (tmp_path / "model" / "weights").read_text() == "two"
+    assert list((tmp_path / ".partial").iterdir()) == []
+
+
+def test_a_stage_whose_output_was_deleted_runs_again(tmp_path: Path) -> None:
+    calls: list[str] = []
+    run_stage(tmp_path, stage_of(1), writer("one", calls))
+    (tmp_path / "note.txt").unlink()
+    assert not run_stage(tmp_path, stage_of(1), writer("one", calls)).skipped
+
+
+def test_old_outputs_stay_until_the_new_ones_are_complete(tmp_path: Path) -> None:
+    calls: list[str] = []
+    run_stage(tmp_path, stage_of(1), writer("one", calls))
+
+    def failing(partial: Path) -> StageOutcome:
+        (partial / "model").mkdir()
+        (partial / "model" / "weights").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(tmp_path, stage_of(2), failing)
+    assert (tmp_path / "model" / "weights").read_text() == "one"
+
+
+def test_half_done_work_is_continued_by_the_same_settings_and_refused_under_others(tmp_path: Path) -> None:
+    def interrupted(partial: Path) -> StageOutcome:
+        (partial / "model").mkdir()
+        (partial / "model" / "checkpoint").write_text("step 100")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(tmp_path, stage_of(1), interrupted)
+    calls: list[str] = []
+    with pytest.raises(InputError, match=r"train\.lr: begun with 1, now 2") as caught:
+        run_stage(tmp_path, stage_of(2), writer("two", calls))
+    assert "--restart" in str(caught.value)
+    assert calls == []
+
+    def resumed(partial: Path) -> StageOutcome:
+        assert (partial / "model" / "checkpoint").read_text() == "step 100"
+        return writer("one", calls)(partial)
+
+    run_stage(tmp_path, stage_of(1), resumed)
+    assert (tmp_path / "model" / "weights").read_text() == "one"
+
+
+def test_restart_throws_half_done_work_away(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_stage(tmp_path, stage_of(1), lambda partial: StageOutcome(str(1 / 0), {}))
+    calls: list[str] = []
+    record = run_stage(tmp_path, stage_of(2), writer("two", calls), restart=True)
+    assert record.facts == {"text": "two"}
+
+
+@pytest.mark.parametrize("crash_at", range(1, 8))
+def test_a_commit_interrupted_at_any_rename_is_finished_by_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash_at: int
+) -> None:
+    calls: list[str] = []
+    run_stage(tmp_path, stage_of(1), writer("one", calls))
+    renames = 0
+    real = os.replace
+
+    def crashing(source: object, target: object) -> None:
+        nonlocal renames
+        renames += 1
+        if renames == crash_at:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", crashing)
+    try:
+        run_stage(tmp_path, stage_of(2), writer("two", calls))
+        crashed = False
+    except KeyboardInterrupt:
+        crashed = True
+    monkeypatch.undo()
+    assert crashed == (crash_at <= 6)  # claim, commit, folder aside, folder in, file in, record
+    assert run_stage(tmp_path, stage_of(2), writer("two", calls)).facts == {"text": "two"}
+    assert (tmp_path / "model" / "weights").read_text() == "two"
+    assert (tmp_path / "note.txt").read_text() == "two"
+
+
+def test_work_that_knows_its_earlier_attempts_reports_their_time_too(tmp_path: Path) -> None:
+    def resumed(partial: Path) -> StageOutcome:
+        writer("one", [])(partial)
+        return StageOutcome("resumed", {}, seconds=120.0)
+
+    assert run_stage(tmp_path, stage_of(1), resumed).seconds == 120.0
+
+
+def test_events_are_json_lines(tmp_path: Path) -> None:
+    stages.log_event(tmp_path, "warning", message="a\nb ü")
+    run_stage(tmp_path, stage_of(1), writer("one", []))
+    events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [event["event"] for event in events] == ["warning", "started", "finished"]
+    assert events[0]["message"] == "a\nb ü"
+
+
+def test_a_second_process_is_refused_with_host_and_pid_and_a_dead_one_holds_nothing(tmp_path: Path) -> None:
+    hold = (
+        "import sys, pathlib\nfrom trainers.stages import locked\n"
+        f"with locked(pathlib.Path({str(tmp_path)!r})):\n    print('held', flush=True)\n    sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=f"pid {holder.pid}"), locked(tmp_path):
+            pass
+        holder.kill()
+    with locked(tmp_path):
+        assert f"pid {os.getpid()}" in (tmp_path / ".lock").read_text()
+
+
+def test_json_that_cannot_be_a_fingerprint_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Out of range"):
+        atomic.write_json(tmp_path / "x.json", {"lr": float("inf")})

@@ -1,0 +1,92 @@
+"""Where the work runs: one CPU, one GPU or several, the precision, and the number of loader processes.
+
+Several GPUs are used by starting one process per GPU for the training of a fold; every other stage is one process.
+"""
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import multiprocessing
+
+from configs.errors import InputError
+from configs.schema import ComputeConfig
+
+MAX_WORKERS = 8
+
+
+def device_type(compute: ComputeConfig) -> str:
+    """`cuda`, `mps` or `cpu`. Raises InputError when the device asked for is not here."""
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if compute.device == "auto":
+        return next(name for name, available in here.items() if available)
+    if not here[compute.device]:
+        raise InputError(
+            f"compute.device is {compute.device!r}, but torch sees no such device here; use auto or cpu "
+            f"(torch {torch.__version__})"
+        )
+    return compute.device
+
+
+def precision(compute: ComputeConfig) -> str:
+    """Accelerate's name of the precision: `no`, `bf16` or `fp16`."""
+    if compute.precision == "auto":
+        return "bf16" if device_type(compute) == "cuda" and torch.cuda.is_bf16_supported() else "no"
+    if compute.precision == "fp16" and device_type(compute) == "cpu":
+        raise InputError("compute.precision fp16 needs a GPU; on a CPU use fp32, bf16 or auto")
+    return "no" if compute.precision == "fp32" else compute.precision
+
+
+def num_workers(compute: ComputeConfig) -> int:
+    """Loader processes: as set, else none on a CPU (training has its cores) and up to 8 per GPU."""
+    if compute.workers is not None:
+        return compute.workers
+    return 0 if device_type(compute) == "cpu" else min(MAX_WORKERS, os.cpu_count() or 1)
+
+
+def num_devices(compute: ComputeConfig) -> int:
+    """Processes that train one fold together: as set, else one per visible GPU, one on a CPU."""
+    if compute.num_devices is not None:
+        available = torch.cuda.device_count() if device_type(compute) == "cuda" else os.cpu_count() or 1
+        if compute.num_devices > available:
+            raise InputError(f"compute.num_devices is {compute.num_devices}, but there are {available} here")
+        return compute.num_devices
+    return max(1, torch.cuda.device_count()) if device_type(compute) == "cuda" else 1
+
+
+def build_accelerator(compute: ComputeConfig) -> Accelerator:
+    """The Accelerator of this process; under `launch` it joins the others."""
+    return Accelerator(mixed_precision=precision(compute), cpu=device_type(compute) == "cpu")
+
+
+def launch(function: Callable[..., None], arguments: tuple[Any, ...], *, num_processes: int) -> None:
+    """Call `function(*arguments)` here, or in `num_processes` processes that find each other on this host.
+
+    The function hands its result over in files: what it returns is dropped.
+    """
+    if num_processes == 1:
+        function(*arguments)
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    multiprocessing.spawn(_join, (num_processes, port, function, arguments), nprocs=num_processes)
+
+
+def _join(rank: int, world: int, port: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    # Accelerate and torch.distributed find their peers through these variables and through nothing else.
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
+    function(*arguments)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

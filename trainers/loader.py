@@ -1,0 +1,92 @@
+"""Batches of uint8 images for training and scoring, the same for any number of loader processes.
+
+Training items are (row position, draw): the policy's randomness comes from them and the seed alone, so neither the order
+in which workers run nor their number changes a pixel.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from augment.policies import Policy
+from trainers.samplers import StepBatches
+
+
+class Pixels(Protocol):
+    """What gives the image of a table row: uint8 (height, width, channels)."""
+
+    def __getitem__(self, row: int) -> np.ndarray: ...
+
+
+class TrainingImages(Dataset):
+    """Augmented images of the training rows with their targets.
+
+    `rows` are positions in the table, `targets` (rows, ...) their soft targets; the sampler's positions index both.
+    """
+
+    def __init__(self, pixels: Pixels, rows: np.ndarray, targets: Tensor, policy: Policy) -> None:
+        self.pixels = pixels
+        self.rows = rows
+        self.targets = targets
+        self.policy = policy
+
+    def __getitems__(self, items: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        images = [self.policy(self.pixels[int(self.rows[index])], index=index, draw=draw) for index, draw in items]
+        return _stack(images), self.targets[[index for index, _ in items]]
+
+
+class ScoringImages(Dataset):
+    """Plain images of given table rows, in order; an item is a range of positions."""
+
+    def __init__(self, pixels: Pixels, rows: np.ndarray) -> None:
+        self.pixels = pixels
+        self.rows = rows
+
+    def __getitems__(self, positions: Sequence[int]) -> Tensor:
+        return _stack([self.pixels[int(self.rows[position])] for position in positions])
+
+
+def training_loader(dataset: TrainingImages, batches: StepBatches, *, workers: int, pin: bool) -> DataLoader:
+    """A loader over the steps that `batches` yields: (images uint8 (batch, channels, height, width), targets)."""
+    return _loader(dataset, batches, workers=workers, pin=pin)
+
+
+def scoring_loader(dataset: ScoringImages, *, batch_size: int, workers: int, pin: bool) -> DataLoader:
+    """A loader over all rows in order: images uint8 (batch, channels, height, width)."""
+    starts = range(0, len(dataset.rows), batch_size)
+    return _loader(
+        dataset, [range(s, min(s + batch_size, len(dataset.rows))) for s in starts], workers=workers, pin=pin
+    )
+
+
+def _loader(dataset: Dataset, batches: StepBatches | list[range], *, workers: int, pin: bool) -> DataLoader:
+    if workers == 0:
+        cv2.setNumThreads(0)  # its threads would fight torch's over images too small to share
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of batches will do
+        num_workers=workers,
+        collate_fn=_as_is,
+        pin_memory=pin,
+        worker_init_fn=_quiet_worker,
+        generator=torch.Generator().manual_seed(0),  # its own, so that loading never draws from torch's global one
+        persistent_workers=False,
+    )
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def _quiet_worker(worker: int) -> None:
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+def _stack(images: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)  # (batch, channels, height, width)

@@ -1,0 +1,85 @@
+"""Score table rows with a network: test-time views, mixed precision, logits in float32, the order kept."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from augment.views import VIEWS
+from configs.schema import ViewConfig
+from trainers.backbones import build_backbone, to_input
+from trainers.checkpoints import read_checkpoint
+from trainers.loader import Pixels, ScoringImages, scoring_loader
+from trainers.progress import progress_bar
+
+PLAIN_VIEW = (ViewConfig(),)
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A network in evaluation mode with what its inputs need. `mean` and `std` are (channels, 1, 1) on its device."""
+
+    model: nn.Module
+    mean: Tensor
+    std: Tensor
+    log_odds_shift: np.ndarray
+    facts: dict[str, Any]
+
+
+def load_scorer(folder: Path, *, device: torch.device | str) -> Scorer:
+    """The trained network of a `final/` folder, verified against its manifest."""
+    checkpoint = read_checkpoint(folder)
+    facts = checkpoint.state
+    backbone = build_backbone(
+        facts["backbone"], channels=facts["channels"], num_outputs=facts["num_outputs"], options=facts["options"]
+    )
+    backbone.model.load_state_dict(checkpoint.tensors["model"])
+    model = backbone.model.to(device).eval()
+    if facts["channels_last"]:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    mean, std = (torch.tensor(facts[key], device=device).view(-1, 1, 1) for key in ("mean", "std"))
+    return Scorer(model, mean, std, np.asarray(facts["log_odds_shift"], dtype=np.float64), facts)
+
+
+@torch.inference_mode()
+def score_rows(
+    model: nn.Module,
+    pixels: Pixels,
+    rows: np.ndarray,
+    *,
+    mean: Tensor,
+    std: Tensor,
+    batch_size: int,
+    views: Sequence[ViewConfig] = PLAIN_VIEW,
+    workers: int = 0,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+    description: str = "",
+) -> np.ndarray:
+    """Logits of the given table rows, float64 (rows, outputs): the weighted mean over the views. Leaves the mode as is.
+
+    `description` names the progress bar; empty = none. Raises ValueError when there are no rows.
+    """
+    if not len(rows):
+        raise ValueError("score_rows: there are no rows to score")
+    device = mean.device
+    total_weight = sum(view.weight for view in views)
+    loader = scoring_loader(
+        ScoringImages(pixels, rows), batch_size=batch_size, workers=workers, pin=device.type == "cuda"
+    )
+    batches: list[Tensor] = []
+    was_training = model.training
+    model.eval()
+    with progress_bar(description, len(rows), shown=bool(description)) as bar:
+        for images in loader:
+            inputs = to_input(images.to(device, non_blocking=True), mean, std)
+            with autocast():
+                logits = sum(model(VIEWS[view.view](inputs)).float() * view.weight for view in views) / total_weight
+            batches.append(logits.cpu())
+            bar.advance(len(images))
+    model.train(was_training)
+    return torch.cat(batches).double().numpy()

@@ -1,0 +1,194 @@
+"""Run a stage once: skip it when its fingerprint is the finished one's, and swap new outputs in only when complete.
+
+A stage works in `<run>/.partial/<stage>/`; what it wrote there is moved to its place when it is done, and the record in
+`<run>/.stages/` is written last. An interrupted move is finished by the next run. A half-done stage is continued under
+the same fingerprint and refused under another one.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from configs.errors import InputError, listed
+from trainers import atomic
+from trainers.provenance import code_version, digest
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage's name, what its outputs depend on (JSON), and the outputs, relative to the run folder."""
+
+    name: str
+    inputs: dict[str, Any]
+    outputs: tuple[str, ...]
+
+    @property
+    def folder(self) -> str:
+        return self.name.replace("/", "~")
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """What is known of a finished stage. `summary` is one line for the user; `skipped` = it was finished before."""
+
+    name: str
+    seconds: float
+    summary: str
+    facts: dict[str, Any]
+    skipped: bool
+
+
+@dataclass(frozen=True)
+class StageOutcome:
+    """What a stage's work returns: one line of counts for the user, and facts that later stages or the report read.
+
+    `seconds` is given by work that was resumed and knows the time of its earlier attempts too.
+    """
+
+    summary: str
+    facts: dict[str, Any]
+    seconds: float | None = None
+
+
+def run_stage(
+    run_dir: Path, stage: Stage, work: Callable[[Path], StageOutcome], *, restart: bool = False
+) -> StageRecord:
+    """Run `work(partial_folder)` unless the stage is finished with the same inputs; then put its outputs in place.
+
+    Raises InputError when a half-done attempt was started with other inputs (unless `restart` throws it away).
+    """
+    partial = run_dir / ".partial" / stage.folder
+    _finish_interrupted_commit(run_dir, partial)
+    done = finished(run_dir, stage)
+    if done is not None:
+        return done
+    _claim(partial, stage, restart=restart)
+    log_event(run_dir, "started", stage=stage.name)
+    started = time.perf_counter()
+    outcome = work(partial)
+    missing = [output for output in stage.outputs if not (partial / output).exists()]
+    assert not missing, f"stage {stage.name} did not write {missing}"
+    seconds = time.perf_counter() - started if outcome.seconds is None else outcome.seconds
+    record = {
+        "stage": stage.name,
+        "fingerprint": digest(stage.inputs),
+        "inputs": stage.inputs,
+        "outputs": list(stage.outputs),
+        "seconds": round(seconds, 3),
+        "summary": outcome.summary,
+        "facts": outcome.facts,
+        "code_version": code_version(),
+        "finished": _now(),
+    }
+    atomic.write_json(partial / "commit.json", record)
+    _finish_interrupted_commit(run_dir, partial)
+    log_event(run_dir, "finished", stage=stage.name, seconds=record["seconds"], summary=outcome.summary)
+    return StageRecord(stage.name, seconds, outcome.summary, outcome.facts, skipped=False)
+
+
+def finished(run_dir: Path, stage: Stage) -> StageRecord | None:
+    """The record of the stage if it is finished with these very inputs and its outputs are there."""
+    path = run_dir / ".stages" / f"{stage.folder}.json"
+    if not path.exists():
+        return None
+    record = json.loads(path.read_text(encoding="utf-8"))
+    there = all((run_dir / output).exists() for output in stage.outputs)
+    if record["fingerprint"] != digest(stage.inputs) or not there:
+        return None
+    return StageRecord(stage.name, record["seconds"], record["summary"], record["facts"], skipped=True)
+
+
+def log_event(run_dir: Path, event: str, **fields: Any) -> None:
+    """Append one line to log.jsonl."""
+    line = json.dumps({"time": _now(), "event": event, **fields}, ensure_ascii=False)
+    with (run_dir / "log.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write(line + "\n")
+
+
+@contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Hold the run folder for this process; a second one is refused with the host and pid that hold it.
+
+    The kernel frees the lock when its process dies, so there are no stale locks to clean up.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / ".lock").open("a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            raise InputError(
+                f"{run_dir}: another rarefind process works on this run ({stream.read().strip() or 'unknown'}); "
+                "wait for it, stop it, or choose another `name`"
+            ) from None
+        stream.truncate(0)
+        stream.write(f"host {os.uname().nodename}, pid {os.getpid()}\n")
+        stream.flush()
+        yield
+
+
+def _claim(partial: Path, stage: Stage, *, restart: bool) -> None:
+    claim = partial / "stage.json"
+    if partial.exists() and (restart or not claim.exists()):
+        shutil.rmtree(partial)
+    if claim.exists():
+        before = json.loads(claim.read_text(encoding="utf-8"))
+        differences = list(_differences(before, stage.inputs))
+        if differences:
+            raise InputError(
+                f"{partial}: stage {stage.name} was begun with other settings or inputs and is half done\n"
+                f"{listed(differences)}\n"
+                "Run it to its end with the old ones, or add --restart to throw the half-done work away."
+            )
+        return
+    partial.mkdir(parents=True)
+    atomic.write_json(claim, stage.inputs)
+
+
+def _differences(before: Any, now: Any, at: str = "") -> Iterator[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            yield from _differences(before.get(key), now.get(key), f"{at}.{key}" if at else key)
+    elif before != now:
+        yield f"{at}: begun with {_short(before)}, now {_short(now)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _finish_interrupted_commit(run_dir: Path, partial: Path) -> None:
+    journal = partial / "commit.json"
+    if not journal.exists():
+        return
+    record = json.loads(journal.read_text(encoding="utf-8"))
+    for output in record["outputs"]:
+        _move(partial / output, run_dir / output, old=partial / ".old" / output)
+    atomic.write_json(run_dir / ".stages" / f"{partial.name}.json", record)
+    shutil.rmtree(partial)
+
+
+def _move(new: Path, place: Path, *, old: Path) -> None:
+    if not new.exists():
+        return  # moved before the interruption
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if place.is_dir():  # a folder cannot be replaced by a rename, so the old one steps aside first
+        old.parent.mkdir(parents=True, exist_ok=True)
+        if old.exists():
+            shutil.rmtree(old)
+        os.replace(place, old)
+    os.replace(new, place)
+    atomic.fsync_dir(place.parent)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,468 @@
+"""Train one network on the labelled rows outside one fold: arm `supervised`.
+
+    out/
+      checkpoints/   resume points (removed when the training is complete)
+      final/         the weights that predict, with all that is needed to use them
+      curves.csv     step, loss, lr, seconds, ap
+      tensorboard/
+
+`run` is resumable: batches, augmentations, mixing and dropout are functions of (seed, step), and weights, moving average,
+optimiser and scaler come back from the newest verified checkpoint, so that on a CPU an interrupted training ends with the
+very weights of an uninterrupted one.
+"""
+
+import shutil
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from augment.mixing import mix_batch
+from augment.policies import build_policy
+from configs.errors import InputError
+from configs.schema import AugmentConfig, ComputeConfig, ModelConfig, TrainConfig
+from trainers import atomic
+from trainers.backbones import Backbone, build_backbone, to_input
+from trainers.checkpoints import (
+    Checkpoint,
+    flatten_optimizer,
+    load_latest,
+    read_checkpoint,
+    save_latest,
+    unflatten_optimizer,
+    write_checkpoint,
+)
+from trainers.devices import build_accelerator, launch, num_devices, num_workers
+from trainers.loader import Pixels, TrainingImages, training_loader
+from trainers.losses import build_loss, class_weights, soft_targets
+from trainers.prior import log_odds_shift
+from trainers.progress import ERROR_CONSOLE, progress_bar
+from trainers.provenance import code_version, derive_seed
+from trainers.samplers import StepBatches, build_sampler
+from trainers.scoring import score_rows
+from trainers.torchvision_ops import declare_missing_ops
+
+declare_missing_ops()
+
+from timm.optim import create_optimizer_v2  # noqa: E402  (after the operators timm looks up exist)
+from timm.scheduler import CosineLRScheduler  # noqa: E402
+from timm.utils import ModelEmaV3  # noqa: E402
+from torch.utils.tensorboard import SummaryWriter  # noqa: E402
+from torchmetrics.functional.classification import (  # noqa: E402
+    binary_average_precision,
+    multiclass_average_precision,
+)
+
+CURVE_COLUMNS = ("step", "loss", "lr", "seconds", "ap")
+
+
+class NonFiniteLoss(InputError):
+    """The loss became NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class FoldData:
+    """The rows one training sees: table positions and targets (int64, binary 0/1 or class index), learnt and held out."""
+
+    train_rows: np.ndarray
+    train_targets: np.ndarray
+    held_rows: np.ndarray
+    held_targets: np.ndarray
+    num_outputs: int
+
+    @property
+    def num_classes(self) -> int:
+        return max(2, self.num_outputs)
+
+    @property
+    def class_counts(self) -> np.ndarray:
+        return np.bincount(self.train_targets, minlength=self.num_classes)
+
+
+@dataclass(frozen=True)
+class FoldTask:
+    """One network to train on one fold: the sections of the config that matter, the data, and where to write."""
+
+    model: ModelConfig
+    train: TrainConfig
+    augment: AugmentConfig
+    compute: ComputeConfig
+    data: FoldData
+    pixels: Pixels
+    image_size: int
+    channels: int
+    seed: int
+    out: Path
+    description: str = "training"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Where the trained network is and what is known of it."""
+
+    final: Path
+    facts: dict[str, Any]
+
+
+@dataclass
+class _Training:
+    """What changes while training, and what a resume point must bring back."""
+
+    accelerator: Accelerator
+    network: nn.Module
+    """the bare network; `forward` is the same one wrapped for several devices or compiled"""
+    forward: nn.Module
+    optimizer: Any
+    schedule: CosineLRScheduler
+    ema: ModelEmaV3 | None
+    step: int = 0
+    seconds: float = 0.0
+    best: float = float("-inf")
+    best_weights: dict[str, Tensor] | None = None
+    curves: list[dict[str, float | None]] = field(default_factory=list)
+
+    @property
+    def predictor(self) -> nn.Module:
+        return self.network if self.ema is None else self.ema.module
+
+
+def run(task: FoldTask) -> TrainResult:
+    """Train to `train.steps`, from the newest resume point in `out` if there is one, and write `out/final`.
+
+    Raises InputError for settings that do not fit each other, NonFiniteLoss (naming the step) when training diverges.
+    """
+    world = num_devices(task.compute)
+    if task.train.batch_size % world:
+        raise InputError(f"train.batch_size {task.train.batch_size} cannot be shared evenly by {world} devices")
+    task.out.mkdir(parents=True, exist_ok=True)
+    final = task.out / "final"
+    if not final.exists():
+        launch(_train, (task,), num_processes=world)
+    return TrainResult(final, read_checkpoint(final).state)
+
+
+def _train(task: FoldTask) -> None:
+    train, augment, data, seed = task.train, task.augment, task.data, task.seed
+    accelerator = build_accelerator(task.compute)
+    rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
+    torch.manual_seed(derive_seed(seed, "weights"))
+    backbone = build_backbone(
+        task.model.backbone,
+        channels=task.channels,
+        num_outputs=data.num_outputs,
+        pretrained=task.model.pretrained,
+        options=task.model.options,
+    )
+    mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (backbone.mean, backbone.std))
+    state = _build_training(backbone.model, train, accelerator)
+    for problem in _resume(state, task.out / "checkpoints"):
+        ERROR_CONSOLE.print(f"[yellow]{problem}; an older resume point is used")
+
+    sampler = build_sampler(
+        train.sampler.name,
+        data.train_targets,
+        num_classes=data.num_classes,
+        batch_size=train.batch_size,
+        seed=derive_seed(seed, "sampler"),
+        balance=train.sampler.balance,
+        positives=train.sampler.positives,
+    )
+    policy = build_policy(
+        augment.policy,
+        image_size=task.image_size,
+        channels=task.channels,
+        seed=derive_seed(seed, "augment"),
+        **augment.policy_arguments,
+    )
+    targets = soft_targets(
+        torch.from_numpy(data.train_targets),
+        num_outputs=data.num_outputs,
+        label_smoothing=train.loss.label_smoothing,
+        positive_target=train.loss.positive_target,
+    )
+    batches = StepBatches(
+        sampler,
+        start_step=state.step,
+        stop_step=train.steps,
+        rank=rank,
+        world=world,
+    )
+    loader = training_loader(
+        TrainingImages(task.pixels, data.train_rows, targets, policy),
+        batches,
+        workers=num_workers(task.compute),
+        pin=device.type == "cuda",
+    )
+    loss_function = build_loss(train.loss, class_counts=data.class_counts, class_shares=sampler.class_shares)
+    writer = SummaryWriter(task.out / "tensorboard", purge_step=state.step) if rank == 0 else None
+
+    recent: list[Tensor] = []
+    state.forward.train()
+    started = time.perf_counter() - state.seconds
+    with progress_bar(task.description, train.steps, done=state.step, shown=rank == 0) as bar:
+        for images, batch_targets in loader:
+            # Dropout draws from torch's global generator: seeded by the step, it needs no saving to resume exactly.
+            torch.manual_seed(derive_seed(seed, "dropout", state.step, rank))
+            inputs, batch_targets = mix_batch(
+                to_input(images.to(device, non_blocking=True), mean, std),
+                batch_targets.to(device, non_blocking=True),
+                mixup_alpha=augment.mixup_alpha,
+                cutmix_alpha=augment.cutmix_alpha,
+                probability=augment.mix_probability,
+                generator=torch.Generator().manual_seed(derive_seed(seed, "mixing", state.step, rank)),
+            )
+            recent.append(_step(state, train, inputs, batch_targets, loss_function))
+            bar.advance()
+            state.seconds = time.perf_counter() - started
+
+            at_end = state.step == train.steps
+            evaluate = state.step % train.eval_steps == 0 or at_end
+            save = state.step % train.checkpoint_every_steps == 0 and not at_end
+            if not (evaluate or save or state.step % train.log_every_steps == 0):
+                continue
+            _log(state, recent, writer, task.out)
+            recent = []
+            if evaluate and len(data.held_rows):
+                _evaluate(state, task, mean, std, writer)
+            bar.advance(0, note=_note(state))
+            if save and rank == 0:
+                save_latest(task.out / "checkpoints", state.step, _snapshot(state))
+                _write_curves(state, task.out)
+    state.seconds = time.perf_counter() - started
+    if writer is not None:
+        writer.close()
+        _finish(state, _facts(task, sampler.class_shares, backbone), task.out)
+    accelerator.wait_for_everyone()
+
+
+def _build_training(network: nn.Module, train: TrainConfig, accelerator: Accelerator) -> _Training:
+    network = network.to(accelerator.device)
+    if train.channels_last:
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = create_optimizer_v2(
+        network, opt=train.optimizer, lr=train.lr, weight_decay=train.weight_decay, momentum=train.momentum
+    )
+    schedule = CosineLRScheduler(
+        optimizer,
+        t_initial=train.steps - train.warmup_steps,
+        lr_min=train.lr * train.min_lr_fraction,
+        warmup_t=train.warmup_steps,
+        warmup_prefix=True,
+        t_in_epochs=False,
+    )
+    # The warm-up of the average keeps a short training from averaging in its random start.
+    ema = ModelEmaV3(network, decay=train.ema_decay, use_warmup=True) if train.ema_decay else None
+    forward, optimizer = accelerator.prepare(network, optimizer)
+    if train.compile:
+        forward = torch.compile(forward)
+    return _Training(accelerator, network, forward, optimizer, schedule, ema)
+
+
+def _step(
+    state: _Training,
+    train: TrainConfig,
+    inputs: Tensor,
+    targets: Tensor,
+    loss_function: Any,
+) -> Tensor:
+    """One optimiser step, in micro-batches if asked; the mean loss of the batch, still on the device."""
+    state.schedule.step_update(state.step)
+    micro = train.micro_batch or len(inputs)
+    total = torch.zeros((), device=inputs.device)
+    pieces = list(zip(inputs.split(micro), targets.split(micro), strict=True))
+    for number, (piece, piece_targets) in enumerate(pieces, start=1):
+        synchronise = number == len(pieces)
+        with nullcontext() if synchronise else state.accelerator.no_sync(state.forward):
+            with state.accelerator.autocast():
+                logits = state.forward(piece)
+            if logits.shape[1] == 1:
+                logits = logits[:, 0]  # (batch,)
+            loss = loss_function(logits.float(), piece_targets) * (len(piece) / len(inputs))
+            state.accelerator.backward(loss)
+        total += loss.detach()
+    if train.clip_norm:
+        state.accelerator.clip_grad_norm_(state.network.parameters(), train.clip_norm)
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    state.step += 1
+    if state.ema is not None:
+        state.ema.update(state.network, step=state.step)
+    return total
+
+
+def _log(state: _Training, recent: list[Tensor], writer: SummaryWriter | None, out: Path) -> None:
+    losses = torch.stack(recent).cpu()
+    bad = torch.nonzero(~torch.isfinite(losses)).flatten()
+    if len(bad):
+        step = state.step - len(losses) + int(bad[0]) + 1
+        good, _ = load_latest(out / "checkpoints")
+        kept = f"the checkpoint of step {good.state['step']} is kept" if good else "no checkpoint had been saved yet"
+        raise NonFiniteLoss(
+            f"{out}: the loss became {float(losses[bad[0]])} at step {step}; {kept}. "
+            "Lower train.lr, lengthen train.warmup_steps or set train.clip_norm, then run again with --restart"
+        )
+    row = {
+        "step": state.step,
+        "loss": float(losses.double().mean()),
+        "lr": float(state.optimizer.param_groups[0]["lr"]),
+        "seconds": round(state.seconds, 3),
+        "ap": None,
+    }
+    state.curves.append(row)
+    if writer is not None:
+        writer.add_scalar("train/loss", row["loss"], state.step)
+        writer.add_scalar("train/lr", row["lr"], state.step)
+
+
+def _evaluate(state: _Training, task: FoldTask, mean: Tensor, std: Tensor, writer: SummaryWriter | None) -> None:
+    """Average precision on the held-out fold, every process a share of its rows, pooled before the metric."""
+    data, rank, world = task.data, state.accelerator.process_index, state.accelerator.num_processes
+    own = score_rows(
+        state.predictor,
+        task.pixels,
+        data.held_rows[rank::world],
+        mean=mean,
+        std=std,
+        batch_size=max(256, task.train.batch_size),
+        autocast=state.accelerator.autocast,
+    )
+    logits = np.empty((len(data.held_rows), data.num_outputs))
+    for other, part in enumerate(_gather(own, world)):
+        logits[other::world] = part
+    ap = _watched_average_precision(logits, data.held_targets, data.num_classes)
+    state.curves[-1]["ap"] = ap
+    if writer is not None and ap is not None:
+        writer.add_scalar("held_out/average_precision", ap, state.step)
+    if task.train.keep == "best" and ap is not None and ap > state.best:
+        state.best = ap
+        state.best_weights = {key: value.detach().clone() for key, value in state.predictor.state_dict().items()}
+
+
+def _gather(own: np.ndarray, world: int) -> list[np.ndarray]:
+    if world == 1:
+        return [own]
+    gathered: list[Any] = [None] * world
+    torch.distributed.all_gather_object(gathered, own)
+    return gathered
+
+
+def _watched_average_precision(logits: np.ndarray, targets: np.ndarray, num_classes: int) -> float | None:
+    """torchmetrics' AP (multi-class: macro); None when a class is missing from the held-out rows."""
+    if len(np.unique(targets)) < num_classes:
+        return None
+    scores, truth = torch.from_numpy(logits), torch.from_numpy(targets)
+    if scores.shape[1] == 1:  # float64 probabilities, so that torchmetrics neither guesses a sigmoid nor saturates
+        return float(binary_average_precision(torch.sigmoid(scores[:, 0]), truth))
+    return float(multiclass_average_precision(torch.softmax(scores, dim=1), truth, num_classes))
+
+
+def _snapshot(state: _Training) -> Checkpoint:
+    optimizer_tensors, optimizer_rest = flatten_optimizer(state.optimizer.state_dict())
+    tensors = {"model": state.network.state_dict(), "optimizer": optimizer_tensors}
+    if state.ema is not None:
+        tensors["ema"] = state.ema.module.state_dict()
+    if state.best_weights is not None:
+        tensors["best"] = state.best_weights
+    scaler = state.accelerator.scaler
+    return Checkpoint(
+        tensors,
+        {
+            "step": state.step,
+            "seconds": state.seconds,
+            "best": None if state.best_weights is None else state.best,
+            "curves": state.curves,
+            "optimizer": optimizer_rest,
+            "scaler": None if scaler is None else scaler.state_dict(),
+        },
+    )
+
+
+def _resume(state: _Training, folder: Path) -> list[str]:
+    """Bring back the newest verified resume point, if any; what was wrong with newer ones."""
+    checkpoint, problems = load_latest(folder)
+    if checkpoint is None:
+        return problems
+    tensors, facts = checkpoint.tensors, checkpoint.state
+    state.network.load_state_dict(tensors["model"])
+    if state.ema is not None:
+        state.ema.module.load_state_dict(tensors["ema"])
+    state.optimizer.load_state_dict(unflatten_optimizer(tensors["optimizer"], facts["optimizer"]))
+    _match_layout(state.optimizer)
+    if facts["scaler"] is not None and state.accelerator.scaler is not None:
+        state.accelerator.scaler.load_state_dict(facts["scaler"])
+    if facts["best"] is not None:
+        device = state.accelerator.device
+        state.best, state.best_weights = facts["best"], {k: v.to(device) for k, v in tensors["best"].items()}
+    state.step, state.seconds, state.curves = facts["step"], facts["seconds"], facts["curves"]
+    return problems
+
+
+def _match_layout(optimizer: Any) -> None:
+    """Give restored moments the memory layout of their parameters, so that the same kernels run as before."""
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _facts(task: FoldTask, class_shares: np.ndarray, backbone: Backbone) -> dict[str, Any]:
+    """Everything needed to use the weights and to know where they come from."""
+    model, train, counts = task.model, task.train, task.data.class_counts
+    shift = log_odds_shift(
+        train.loss,
+        class_counts=counts,
+        class_shares=class_shares,
+        class_weights=class_weights(train.loss.class_weight, counts),
+    )
+    return {
+        "backbone": model.backbone,
+        "options": model.options,
+        "pretrained": model.pretrained,
+        "channels": task.channels,
+        "image_size": task.image_size,
+        "num_outputs": task.data.num_outputs,
+        "mean": list(backbone.mean),
+        "std": list(backbone.std),
+        "channels_last": train.channels_last,
+        "log_odds_shift": np.atleast_1d(shift).tolist(),
+        "class_counts": counts.tolist(),
+        "steps": train.steps,
+        "keep": train.keep,
+        "seed": task.seed,
+        "code_version": code_version(),
+    }
+
+
+def _finish(state: _Training, facts: dict[str, Any], out: Path) -> None:
+    """Write the predicting weights; the resume points have served."""
+    weights = state.predictor.state_dict() if state.best_weights is None else state.best_weights
+    _write_curves(state, out)
+    evaluated = [row for row in state.curves if row["ap"] is not None]
+    facts = facts | {
+        "held_out_ap": evaluated[-1]["ap"] if evaluated else None,
+        "best_held_out_ap": state.best if state.best_weights is not None else None,
+        "seconds": round(state.seconds, 3),
+        "device": str(state.accelerator.device),
+        "num_devices": state.accelerator.num_processes,
+        "precision": state.accelerator.mixed_precision,
+    }
+    write_checkpoint(out / "final", Checkpoint({"model": weights}, facts))
+    if (out / "checkpoints").exists():
+        shutil.rmtree(out / "checkpoints")
+
+
+def _write_curves(state: _Training, out: Path) -> None:
+    atomic.write_csv(out / "curves.csv", pd.DataFrame(state.curves, columns=list(CURVE_COLUMNS)))
+
+
+def _note(state: _Training) -> str:
+    row = state.curves[-1]
+    evaluated = [entry["ap"] for entry in state.curves if entry["ap"] is not None]
+    return f"loss {row['loss']:.4f}" + (f"  held-out AP {evaluated[-1]:.3f}" if evaluated else "")
