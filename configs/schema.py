@@ -23,7 +23,9 @@ Count = Annotated[int, Field(ge=1)]
 def safe_name(value: str) -> str:
     """`value` if it can be a folder name, else ValueError."""
     if not SAFE_NAME.fullmatch(value):
-        raise ValueError(f"{value!r} cannot be a folder name: use letters, digits, '.', '_' and '-', at most 80 of them")
+        raise ValueError(
+            f"{value!r} cannot be a folder name: use letters, digits, '.', '_' and '-', at most 80 of them"
+        )
     return value
 
 
@@ -55,14 +57,17 @@ class ColumnsConfig(Section):
 class DataConfig(Section):
     """Where the images are and how they become pixels."""
 
-    source: Path | None = Field(None, description="table (CSV, Parquet), folder of class folders, or folder of IDX files")
+    source: Path | None = Field(
+        None, description="table (CSV, Parquet), folder of class folders, or folder of IDX files"
+    )
     pool: Path | None = Field(None, description="more unlabelled images: a table or a folder")
     test: Path | None = Field(None, description="images to score: a table or a folder")
     truth: Path | None = Field(None, description="CSV with id,label of test or pool rows; only evaluation reads it")
     root: Path | None = Field(None, description="folder that image paths are relative to; default: the table's folder")
     columns: ColumnsConfig = ColumnsConfig()
     path_format: str | None = Field(
-        None, description="image path made from a row's columns when there is no path column, e.g. train/{image_name}.jpg"
+        None,
+        description="image path made from a row's columns when there is no path column, e.g. train/{image_name}.jpg",
     )
     test_path_format: str | None = Field(None, description="the same for data.test; default: path_format")
     pool_path_format: str | None = Field(None, description="the same for data.pool; default: path_format")
@@ -124,7 +129,9 @@ class LossConfig(Section):
     gamma: NonNegative = Field(2.0, description="focal: exponent of (1 - p)")
     gamma_negative: NonNegative = Field(4.0, description="asymmetric: exponent for the negatives")
     gamma_positive: NonNegative = Field(1.0, description="asymmetric: exponent for the positives")
-    clip: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.05, description="asymmetric: probability shift of negatives")
+    clip: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.05, description="asymmetric: probability shift of negatives"
+    )
     tau: NonNegative = Field(1.0, description="logit_adjusted: weight of the log prior")
     class_weight: Literal["none", "inverse", "sqrt_inverse"] = Field(
         "none", description="weights by class frequency, on top of the sampler"
@@ -222,7 +229,9 @@ class ViewConfig(Section):
 class PredictConfig(Section):
     """How trained models score images."""
 
-    views: list[ViewConfig] = Field(default=[ViewConfig()], min_length=1, description="test-time views; logits averaged")
+    views: list[ViewConfig] = Field(
+        default=[ViewConfig()], min_length=1, description="test-time views; logits averaged"
+    )
     batch_size: Count = 256
     pool: bool = Field(True, description="score the pool too")
 
@@ -268,7 +277,9 @@ class ComputeConfig(Section):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 on a GPU that has it")
     num_devices: Count | None = Field(None, description="processes that train a fold together; null: all GPUs, one CPU")
-    workers: Annotated[int, Field(ge=0)] | None = Field(None, description="loader processes; null: 0 on CPU, up to 8 on GPU")
+    workers: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="loader processes; null: 0 on CPU, up to 8 on GPU"
+    )
     decode_threads: Count | None = Field(None, description="threads that decode images in prepare; null: all cores")
 
 

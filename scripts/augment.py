@@ -13,12 +13,13 @@ def main(
     config: ConfigArgument,
     overrides: OverridesArgument = None,
     out: Annotated[Path, typer.Option(help="PNG to write")] = Path("grid.png"),
-    images: Annotated[int, typer.Option(min=1, max=64, help="images, one per row; positives and negatives in turn")] = 6,
+    images: Annotated[
+        int, typer.Option(min=1, max=64, help="images, one per row; positives and negatives in turn")
+    ] = 6,
     columns: Annotated[int, typer.Option(min=1, max=32, help="augmented versions of each")] = 9,
     restart: RestartOption = False,
 ) -> None:
     """Show what the policy does to your own images: the original first, then augmented versions."""
-    import numpy as np
     from PIL import Image
 
     from augment.policies import build_policy
@@ -45,7 +46,7 @@ def main(
     )
     grid = augmentation_grid([pixels[int(row)] for row in rows], policy, columns=columns)
     with atomic.replacing(out) as temporary:
-        Image.fromarray(np.squeeze(grid)).save(temporary, format="PNG")
+        Image.fromarray(grid).save(temporary, format="PNG")
     typer.echo(f"{out}: policy {settings.augment.policy!r} on {len(rows)} images, {columns} versions each")
 
 

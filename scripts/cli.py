@@ -5,6 +5,7 @@ The command modules import nothing heavy until they are called, so that `--help`
 
 import importlib
 
+from scripts.bench.__main__ import bench_app
 from scripts.command import guarded, new_app
 
 # name of the command -> module with its `main`; the order is the order of --help
@@ -19,7 +20,7 @@ COMMANDS = {
     "submit": "scripts.submit",
     "report": "scripts.report",
     "augment": "scripts.augment",
-    "bench": "scripts.bench.__main__",
+    "prepare-fashion": "scripts.prepare_fashion",
 }
 
 
@@ -28,6 +29,7 @@ def main() -> None:
     app = new_app(no_args_is_help=True, help="Find the rare positive in a big pool of images from a few labels.")
     for name, module in COMMANDS.items():
         app.command(name)(importlib.import_module(module).main)
+    app.add_typer(bench_app(), name="bench")
     guarded(app)
 
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,9 @@ from trainers.provenance import derive_seed, digest, file_digest
 from trainers.stages import Stage, StageOutcome, StageRecord, locked, log_event, run_stage
 from trainers.table import ImageTable, read_table
 
+if TYPE_CHECKING:
+    from trainers.supervised import FoldData
+
 STAGES = ("prepare", "train", "predict", "ensemble", "submit", "report")
 ARM = "supervised"
 TABLE_COLUMNS = ("id", "path", "label", "split", "group", "fold", "sha256")
@@ -30,7 +33,7 @@ TABLE_COLUMNS = ("id", "path", "label", "split", "group", "fold", "sha256")
 PIXEL_FIELDS = ("image_size", "channels", "resize", "grey_bits", "multi_frame")
 # What the prepared table does not depend on.
 NOT_PREPARED = {"truth"}
-CONSOLE = Console(highlight=False)
+CONSOLE = Console(highlight=False, soft_wrap=True)
 
 
 @dataclass
@@ -106,124 +109,131 @@ def _prepare(pipeline: Pipeline) -> None:
         return StageOutcome(_counts_line(result), {"warnings": result.warnings})
 
     record = pipeline.stage(stage, work)
-    _warn(pipeline, record.facts["warnings"], stage="prepare", fresh=not record.skipped)
+    _warn(pipeline, record.facts["warnings"], stage="prepare")
     _say("prepare", [record], run_dir, "table.parquet")
 
 
 def _train(pipeline: Pipeline) -> None:
+    from trainers.supervised import setting_warnings
+
+    config, run_dir = pipeline.config, pipeline.run_dir
+    table = read_table(run_dir / "table.parquet")
+    for model in config.models:
+        warnings = setting_warnings(config.train_for(model), _fold_data(table, 0))
+        _warn(pipeline, [f"{model.name}: {warning}" for warning in warnings], stage="train")
+    folds = range(table.num_folds)
+    records = [_train_one(pipeline, table, model, fold) for model in config.models for fold in folds]
+    _say("train", records, run_dir, "train/", summary=_train_line(config, table, records))
+
+
+def _train_one(pipeline: Pipeline, table: ImageTable, model: ModelConfig, fold: int) -> StageRecord:
     from trainers import supervised
     from trainers.pixels import open_pixels
 
     config, run_dir = pipeline.config, pipeline.run_dir
-    table = read_table(run_dir / "table.parquet")
-    pixels = open_pixels(run_dir, config.data, table)
-    records = []
-    for model in config.models:
-        train = config.train_for(model)
-        for fold in range(table.num_folds):
-            folder = _train_folder(model, fold)
-            data = _fold_data(table, fold)
-            stage = Stage(
-                folder,
-                {
-                    "model": model.model_dump(mode="json", exclude={"train", "name"}),
-                    "weights": _pretrained_digest(model),
-                    "train": train.model_dump(mode="json"),
-                    "augment": config.augment.model_dump(mode="json"),
-                    "pixels": _pixel_settings(config.data),
-                    "seed": config.seed,
-                    "rows": _rows_digest(table, np.concatenate([data.train_rows, data.held_rows])),
-                    "fold": fold,
-                },
-                (folder,),
+    train = config.train_for(model)
+    folder = _train_folder(model, fold)
+    data = _fold_data(table, fold)
+    stage = Stage(
+        folder,
+        {
+            "model": model.model_dump(mode="json", exclude={"train", "name"}),
+            "weights": _pretrained_digest(model),
+            "train": train.model_dump(mode="json"),
+            "augment": config.augment.model_dump(mode="json"),
+            "pixels": _pixel_settings(config.data),
+            "seed": config.seed,
+            "learnt": _rows_digest(table, data.train_rows),
+            "held_out": _rows_digest(table, data.held_rows),
+        },
+        (folder,),
+        resume_points=(f"{folder}/checkpoints/step-*", f"{folder}/final"),
+    )
+
+    def work(partial: Path) -> StageOutcome:
+        result = supervised.run(
+            supervised.FoldTask(
+                model=model,
+                train=train,
+                augment=config.augment,
+                compute=config.compute,
+                data=data,
+                pixels=open_pixels(run_dir, config.data, table),
+                image_size=config.data.image_size,
+                channels=config.data.channels,
+                seed=derive_seed(config.seed, model.name, fold),
+                out=partial / folder,
+                description=f"train {model.name} fold {fold + 1}/{table.num_folds}",
             )
+        )
+        facts = {key: result.facts[key] for key in ("held_out_ap", "device")}
+        summary = f"{train.steps} steps on {len(data.train_rows)} rows"
+        return StageOutcome(summary, facts, result.facts["seconds"])
 
-            def work(partial: Path) -> StageOutcome:
-                result = supervised.run(
-                    supervised.FoldTask(
-                        model=model,
-                        train=train,
-                        augment=config.augment,
-                        compute=config.compute,
-                        data=data,
-                        pixels=pixels,
-                        image_size=config.data.image_size,
-                        channels=config.data.channels,
-                        seed=derive_seed(config.seed, model.name, fold),
-                        out=partial / folder,
-                        description=f"train {model.name} fold {fold + 1}/{table.num_folds}",
-                    )
-                )
-                held_out = result.facts["held_out_ap"]
-                summary = f"{train.steps} steps on {len(data.train_rows)} rows, {_positives(data)} positives"
-                return StageOutcome(
-                    summary + ("" if held_out is None else f", held-out AP {held_out:.3f}"),
-                    {"held_out_ap": held_out, "device": result.facts["device"]},
-                    result.facts["seconds"],
-                )
-
-            records.append(pipeline.stage(stage, work))
-    _say("train", records, run_dir, "train/", summary=_train_line(config, table, records))
+    return pipeline.stage(stage, work)
 
 
 def _predict(pipeline: Pipeline) -> None:
+    config, run_dir = pipeline.config, pipeline.run_dir
+    table = read_table(run_dir / "table.parquet")
+    folds = range(table.num_folds)
+    records = [_predict_one(pipeline, table, model, fold) for model in config.models for fold in folds]
+    images = sum(record.facts["num_images"] for record in records)
+    _say(
+        "predict", records, run_dir, "predictions/", summary=f"{images} scores of held-out, holdout, pool and test rows"
+    )
+
+
+def _predict_one(pipeline: Pipeline, table: ImageTable, model: ModelConfig, fold: int) -> StageRecord:
     from ensembles.predictions import write_predictions
     from trainers.devices import build_accelerator, num_workers
     from trainers.pixels import open_pixels
-    from trainers.prior import natural_logits
     from trainers.scoring import load_scorer, score_rows
 
     config, run_dir = pipeline.config, pipeline.run_dir
-    table = read_table(run_dir / "table.parquet")
-    pixels = open_pixels(run_dir, config.data, table)
-    records = []
-    for model in config.models:
-        for fold in range(table.num_folds):
-            rows, kinds = _rows_to_score(table, fold, pool=config.predict.pool)
-            output = f"predictions/{ARM}/{model.name}/fold{fold}.parquet"
-            final = run_dir / _train_folder(model, fold) / "final"
-            stage = Stage(
-                f"predict/{ARM}/{model.name}/fold{fold}",
-                {
-                    "weights": file_digest(final / "manifest.json"),
-                    "views": [view.model_dump() for view in config.predict.views],
-                    "pixels": _pixel_settings(config.data),
-                    "rows": _rows_digest(table, rows),
-                },
-                (output,),
-            )
+    rows, kinds = _rows_to_score(table, fold, pool=config.predict.pool)
+    output = f"predictions/{ARM}/{model.name}/fold{fold}.parquet"
+    final = run_dir / _train_folder(model, fold) / "final"
+    stage = Stage(
+        f"predict/{ARM}/{model.name}/fold{fold}",
+        {
+            "weights": file_digest(final / "manifest.json"),
+            "views": [view.model_dump() for view in config.predict.views],
+            "pixels": _pixel_settings(config.data),
+            "rows": _rows_digest(table, rows),
+        },
+        (output,),
+    )
 
-            def work(partial: Path) -> StageOutcome:
-                accelerator = build_accelerator(config.compute)
-                scorer = load_scorer(final, device=accelerator.device)
-                logits = score_rows(
-                    scorer.model,
-                    pixels,
-                    rows,
-                    mean=scorer.mean,
-                    std=scorer.std,
-                    batch_size=config.predict.batch_size,
-                    views=config.predict.views,
-                    workers=num_workers(config.compute),
-                    autocast=accelerator.autocast,
-                    description=f"score {model.name} fold {fold + 1}/{table.num_folds}",
-                )
-                write_predictions(
-                    partial / output,
-                    table=table,
-                    rows=rows,
-                    kinds=kinds,
-                    logits=natural_logits(logits, scorer.log_odds_shift),
-                    arm=ARM,
-                    model=model.name,
-                    fold=fold,
-                    log_odds_shift=scorer.log_odds_shift.tolist(),
-                )
-                return StageOutcome(f"{len(rows)} images", {"num_images": len(rows)})
+    def work(partial: Path) -> StageOutcome:
+        accelerator = build_accelerator(config.compute)
+        scorer = load_scorer(final, device=accelerator.device)
+        logits = score_rows(
+            scorer.model,
+            open_pixels(run_dir, config.data, table),
+            rows,
+            mean=scorer.mean,
+            std=scorer.std,
+            batch_size=config.predict.batch_size,
+            views=config.predict.views,
+            workers=num_workers(config.compute),
+            autocast=accelerator.autocast,
+            description=f"score {model.name} fold {fold + 1}/{table.num_folds}",
+        )
+        write_predictions(
+            partial / output,
+            table=table,
+            rows=rows,
+            kinds=kinds,
+            logits=logits - scorer.log_odds_shift,
+            arm=ARM,
+            model=model.name,
+            fold=fold,
+            log_odds_shift=scorer.log_odds_shift.tolist(),
+        )
+        return StageOutcome(f"{len(rows)} images", {"num_images": len(rows)})
 
-            records.append(pipeline.stage(stage, work))
-    images = sum(record.facts["num_images"] for record in records)
-    _say("predict", records, run_dir, "predictions/", summary=f"{images} scores: held-out, holdout, pool and test rows")
+    return pipeline.stage(stage, work)
 
 
 def _ensemble(pipeline: Pipeline) -> None:
@@ -265,6 +275,7 @@ def _ensemble(pipeline: Pipeline) -> None:
             timing=pipeline.seconds(),
             pool=_pool_sentence(table),
             optimistic=[model.name for model in config.models if config.train_for(model).keep == "best"],
+            rejected=_read_rejected(run_dir)["id"].tolist(),
             seed=config.seed,
             out=partial,
         )
@@ -292,7 +303,8 @@ def _submit(pipeline: Pipeline) -> None:
 
     config, run_dir = pipeline.config, pipeline.run_dir
     table = read_table(run_dir / "table.parquet")
-    if not submission.has_test(table):
+    rejected = _read_rejected(run_dir)
+    if not submission.has_test(table, rejected):
         CONSOLE.print("submit    no test images (data.test), so there is nothing to submit")
         return
     sample = config.submit.sample
@@ -311,7 +323,7 @@ def _submit(pipeline: Pipeline) -> None:
         result = submission.run(
             ensemble=run_dir / "ensemble",
             table=table,
-            rejected=_read_rejected(run_dir),
+            rejected=rejected,
             submit=config.submit,
             out=partial,
         )
@@ -364,23 +376,19 @@ def _train_folder(model: ModelConfig, fold: int) -> str:
     return f"train/{ARM}/{model.name}/fold{fold}"
 
 
-def _fold_data(table: ImageTable, fold: int) -> Any:
+def _fold_data(table: ImageTable, fold: int) -> "FoldData":
     from trainers.supervised import FoldData
 
     learnt, held = table.rows("train", not_fold=fold), table.rows("train", fold=fold)
     return FoldData(learnt, table.targets[learnt], held, table.targets[held], table.num_outputs)
 
 
-def _positives(data: Any) -> int:
-    return int((data.train_targets > 0).sum())
-
-
-def _rows_to_score(table: ImageTable, fold: int, *, pool: bool) -> tuple[np.ndarray, np.ndarray]:
+def _rows_to_score(table: ImageTable, fold: int, *, pool: bool) -> tuple[np.ndarray, list[str]]:
     """Table rows that the models of a fold score, and the kind of each."""
     parts = {"oof": table.rows("train", fold=fold), "holdout": table.rows("holdout"), "test": table.rows("test")}
     if pool:
         parts["pool"] = table.rows("pool")
-    kinds = np.concatenate([np.full(len(rows), kind, dtype=object) for kind, rows in parts.items()])
+    kinds = [kind for kind, rows in parts.items() for _ in rows]
     return np.concatenate(list(parts.values())), kinds
 
 
@@ -404,7 +412,9 @@ def _folder_digests(folder: Path) -> dict[str, str]:
 
 def _drop_foreign_predictions(folder: Path, config: RunConfig, table: ImageTable) -> None:
     """Forget scores of models or folds that the config no longer has, so that the folder reads as one table."""
-    wanted = {folder / ARM / model.name / f"fold{fold}.parquet" for model in config.models for fold in range(table.num_folds)}
+    wanted = {
+        folder / ARM / model.name / f"fold{fold}.parquet" for model in config.models for fold in range(table.num_folds)
+    }
     for path in folder.rglob("*.parquet"):
         if path not in wanted:
             path.unlink()
@@ -426,8 +436,9 @@ def _pool_sentence(table: ImageTable) -> dict[str, Any]:
 
 
 def _counts_line(result: prepare.PrepareResult) -> str:
-    splits = ", ".join(f"{count} {split}" for split, count in result.num_per_split.items() if count)
-    return f"{result.num_rows} images ({splits}), {result.num_positives} positives, {result.num_rejected} rejected"
+    splits = ", ".join(f"{count} {split}" for split, count in result.splits.items() if count)
+    positives = "" if result.num_positives is None else f"{result.num_positives} positives, "
+    return f"{result.num_accepted} images ({splits}), {positives}{result.num_rejected} rejected"
 
 
 def _train_line(config: RunConfig, table: ImageTable, records: Sequence[StageRecord]) -> str:
@@ -450,17 +461,17 @@ def _with_interval(scores: dict[str, Any]) -> str:
     return f"{scores['ap']:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def _warn(pipeline: Pipeline, warnings: Sequence[str], *, stage: str, fresh: bool) -> None:
+def _warn(pipeline: Pipeline, warnings: Sequence[str], *, stage: str) -> None:
+    """Show warnings each time, and keep them in log.jsonl for the report."""
     for warning in warnings:
         CONSOLE.print(f"[yellow]warning:[/] {escape(warning)}")
-        if fresh:
-            log_event(pipeline.run_dir, "warning", stage=stage, message=warning)
+        log_event(pipeline.run_dir, "warning", stage=stage, message=warning)
 
 
 def _say(name: str, records: Sequence[StageRecord], run_dir: Path, files: str, *, summary: str | None = None) -> None:
     """One line per stage: its time, its counts, where its files are."""
     seconds = sum(record.seconds for record in records)
     skipped = all(record.skipped for record in records)
-    took = f"{seconds:6.1f} s" if not skipped else "  as was"
+    took = f"{seconds:8.1f} s" if not skipped else "up to date"
     where = os.path.join(run_dir, files)  # noqa: PTH118 - keeps the slash that marks a folder
     CONSOLE.print(f"[bold]{name:<9}[/] {took}  {escape(summary or records[-1].summary)}  [dim]{escape(where)}[/]")

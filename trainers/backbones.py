@@ -40,11 +40,18 @@ class Backbone:
 
 
 def build_backbone(
-    name: str, *, channels: int, num_outputs: int, pretrained: str | None = None, options: dict[str, Any] | None = None
+    name: str,
+    *,
+    channels: int,
+    num_outputs: int,
+    pretrained: str | None = None,
+    options: dict[str, Any] | None = None,
+    image_size: int | None = None,
 ) -> Backbone:
     """Build a timm CNN for images of `channels` channels with values in [0, 1] before normalisation.
 
-    Raises InputError for an unknown name or option, weights that do not fit, a missing package or no network.
+    Raises InputError for an unknown name or option, weights that do not fit, a missing package, no network, or (when
+    `image_size` is given) images too small for it.
     """
     try:
         model = timm.create_model(
@@ -59,12 +66,27 @@ def build_backbone(
         ) from None
     if pretrained not in (None, "timm"):
         _load_weights(model, name, packaged_weights(name) if pretrained == "packaged" else _weights_file(pretrained))
+    if image_size is not None:
+        _try_out(model, name, channels, image_size)
     if pretrained is None:
         return Backbone(model, (0.5,) * channels, (0.5,) * channels)
-    mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
+    weights: Any = model.pretrained_cfg
+    mean, std = weights["mean"], weights["std"]
     if channels == 1:
         mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
     return Backbone(model, tuple(mean), tuple(std))
+
+
+def _try_out(model: nn.Module, name: str, channels: int, image_size: int) -> None:
+    try:
+        with torch.inference_mode():
+            model.eval()(torch.zeros(1, channels, image_size, image_size))
+    except RuntimeError as error:
+        raise InputError(
+            f"models: {name!r} cannot take images of {image_size} x {image_size} pixels ({error}); "
+            "raise data.image_size or choose another backbone"
+        ) from None
+    model.train()
 
 
 def packaged_weights(name: str) -> dict[str, Tensor]:

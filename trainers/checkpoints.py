@@ -91,7 +91,7 @@ def save_latest(folder: Path, step: int, checkpoint: Checkpoint) -> None:
 
 def load_latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that verifies, and what was wrong with newer ones; None when there is none."""
-    problems = []
+    problems: list[str] = []
     for candidate in reversed(_step_folders(folder)):
         try:
             return read_checkpoint(candidate), problems

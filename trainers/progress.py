@@ -17,7 +17,9 @@ class Bar:
         self._task = progress.add_task(description, total=total, note="")
 
     def advance(self, amount: int = 1, *, note: str | None = None) -> None:
-        self._progress.update(self._task, advance=amount, **({} if note is None else {"note": note}))
+        self._progress.advance(self._task, amount)
+        if note is not None:
+            self._progress.update(self._task, note=note)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Run a stage once: skip it when its fingerprint is the finished one's, and swap new outputs in only when complete.
 
 A stage works in `<run>/.partial/<stage>/`; what it wrote there is moved to its place when it is done, and the record in
-`<run>/.stages/` is written last. An interrupted move is finished by the next run. A half-done stage is continued under
-the same fingerprint and refused under another one.
+`<run>/.stages/` is written last. An interrupted move is finished by the next run. A half-done stage that has resume points
+is continued under the same fingerprint and refused under another one; without resume points it starts afresh.
 """
 
 import fcntl
@@ -24,11 +24,15 @@ from trainers.provenance import code_version, digest
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage's name, what its outputs depend on (JSON), and the outputs, relative to the run folder."""
+    """A stage's name, what its outputs depend on (JSON), and the outputs, relative to the run folder.
+
+    `resume_points` are glob patterns of work worth keeping when the stage is interrupted, relative like the outputs.
+    """
 
     name: str
     inputs: dict[str, Any]
     outputs: tuple[str, ...]
+    resume_points: tuple[str, ...] = ()
 
     @property
     def folder(self) -> str:
@@ -137,7 +141,8 @@ def locked(run_dir: Path) -> Iterator[None]:
 
 def _claim(partial: Path, stage: Stage, *, restart: bool) -> None:
     claim = partial / "stage.json"
-    if partial.exists() and (restart or not claim.exists()):
+    resumable = claim.exists() and any(any(partial.glob(pattern)) for pattern in stage.resume_points)
+    if partial.exists() and (restart or not resumable):
         shutil.rmtree(partial)
     if claim.exists():
         before = json.loads(claim.read_text(encoding="utf-8"))

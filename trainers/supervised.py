@@ -41,11 +41,11 @@ from trainers.checkpoints import (
 )
 from trainers.devices import build_accelerator, launch, num_devices, num_workers
 from trainers.loader import Pixels, TrainingImages, training_loader
-from trainers.losses import build_loss, class_weights, soft_targets
-from trainers.prior import log_odds_shift
+from trainers.losses import build_loss, class_weights, logit_adjustment, soft_targets
+from trainers.prior import log_odds_shift, warn_double_counting, warn_no_adjustment
 from trainers.progress import ERROR_CONSOLE, progress_bar
 from trainers.provenance import code_version, derive_seed
-from trainers.samplers import StepBatches, build_sampler
+from trainers.samplers import BatchSampler, StepBatches, build_sampler
 from trainers.scoring import score_rows
 from trainers.torchvision_ops import declare_missing_ops
 
@@ -69,7 +69,7 @@ class NonFiniteLoss(InputError):
 
 @dataclass(frozen=True)
 class FoldData:
-    """The rows one training sees: table positions and targets (int64, binary 0/1 or class index), learnt and held out."""
+    """The rows one training sees, learnt and held out: table positions, and targets (int64, 0/1 or class index)."""
 
     train_rows: np.ndarray
     train_targets: np.ndarray
@@ -148,6 +148,34 @@ def run(task: FoldTask) -> TrainResult:
     return TrainResult(final, read_checkpoint(final).state)
 
 
+def setting_warnings(train: TrainConfig, data: FoldData) -> list[str]:
+    """What is odd about sampler, class weights and loss taken together, in the user's words."""
+    shares = _sampler(train, data, seed=0).class_shares
+    adjustment = logit_adjustment(train.loss)
+    warnings = [
+        warn_double_counting(
+            class_counts=data.class_counts,
+            class_shares=shares,
+            class_weights=class_weights(train.loss.class_weight, data.class_counts.tolist()).numpy(),
+            logit_adjustment=adjustment,
+        ),
+        warn_no_adjustment(class_shares=shares, logit_adjustment=adjustment),
+    ]
+    return [warning for warning in warnings if warning is not None]
+
+
+def _sampler(train: TrainConfig, data: FoldData, *, seed: int) -> BatchSampler:
+    return build_sampler(
+        train.sampler.name,
+        data.train_targets,
+        num_classes=data.num_classes,
+        batch_size=train.batch_size,
+        seed=derive_seed(seed, "sampler"),
+        balance=train.sampler.balance,
+        positives=train.sampler.positives,
+    )
+
+
 def _train(task: FoldTask) -> None:
     train, augment, data, seed = task.train, task.augment, task.data, task.seed
     accelerator = build_accelerator(task.compute)
@@ -159,21 +187,14 @@ def _train(task: FoldTask) -> None:
         num_outputs=data.num_outputs,
         pretrained=task.model.pretrained,
         options=task.model.options,
+        image_size=task.image_size,
     )
     mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (backbone.mean, backbone.std))
     state = _build_training(backbone.model, train, accelerator)
     for problem in _resume(state, task.out / "checkpoints"):
         ERROR_CONSOLE.print(f"[yellow]{problem}; an older resume point is used")
 
-    sampler = build_sampler(
-        train.sampler.name,
-        data.train_targets,
-        num_classes=data.num_classes,
-        batch_size=train.batch_size,
-        seed=derive_seed(seed, "sampler"),
-        balance=train.sampler.balance,
-        positives=train.sampler.positives,
-    )
+    sampler = _sampler(train, data, seed=seed)
     policy = build_policy(
         augment.policy,
         image_size=task.image_size,
@@ -192,7 +213,7 @@ def _train(task: FoldTask) -> None:
         start_step=state.step,
         stop_step=train.steps,
         rank=rank,
-        world=world,
+        world_size=world,
     )
     loader = training_loader(
         TrainingImages(task.pixels, data.train_rows, targets, policy),
@@ -200,7 +221,9 @@ def _train(task: FoldTask) -> None:
         workers=num_workers(task.compute),
         pin=device.type == "cuda",
     )
-    loss_function = build_loss(train.loss, class_counts=data.class_counts, class_shares=sampler.class_shares)
+    loss_function = build_loss(
+        train.loss, class_counts=data.class_counts.tolist(), class_shares=sampler.class_shares.tolist()
+    )
     writer = SummaryWriter(task.out / "tensorboard", purge_step=state.step) if rank == 0 else None
 
     recent: list[Tensor] = []
@@ -416,10 +439,10 @@ def _facts(task: FoldTask, class_shares: np.ndarray, backbone: Backbone) -> dict
     """Everything needed to use the weights and to know where they come from."""
     model, train, counts = task.model, task.train, task.data.class_counts
     shift = log_odds_shift(
-        train.loss,
         class_counts=counts,
         class_shares=class_shares,
-        class_weights=class_weights(train.loss.class_weight, counts),
+        class_weights=class_weights(train.loss.class_weight, counts.tolist()).numpy(),
+        logit_adjustment=logit_adjustment(train.loss),
     )
     return {
         "backbone": model.backbone,
@@ -431,7 +454,7 @@ def _facts(task: FoldTask, class_shares: np.ndarray, backbone: Backbone) -> dict
         "mean": list(backbone.mean),
         "std": list(backbone.std),
         "channels_last": train.channels_last,
-        "log_odds_shift": np.atleast_1d(shift).tolist(),
+        "log_odds_shift": shift.tolist(),
         "class_counts": counts.tolist(),
         "steps": train.steps,
         "keep": train.keep,

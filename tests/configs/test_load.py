@@ -90,7 +90,10 @@ def test_dumped_config_loads_to_an_equal_one(tmp_path: Path) -> None:
 
 def test_a_model_overrides_fields_of_train_and_keeps_the_rest() -> None:
     config = check_config(
-        {"train": {"lr": 0.5, "loss": {"gamma": 3}}, "models": [{"backbone": "a", "train": {"loss": {"name": "focal"}}}]},
+        {
+            "train": {"lr": 0.5, "loss": {"gamma": 3}},
+            "models": [{"backbone": "a", "train": {"loss": {"name": "focal"}}}],
+        },
         "test",
     )
     train = config.train_for(config.models[0])

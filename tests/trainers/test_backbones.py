@@ -85,7 +85,10 @@ def test_a_malicious_pickle_is_refused_and_never_runs(tmp_path: Path) -> None:
     [
         ({"name": "resnett18"}, "not a timm model; close ones: .*resnet18"),
         ({"name": "resnet18", "options": {"foo": 1}}, "cannot be built with options .*foo"),
-        ({"name": "resnet18", "pretrained": "packaged"}, "no package carries weights for 'resnet18'.*tf_efficientnet_lite0"),
+        (
+            {"name": "resnet18", "pretrained": "packaged"},
+            "no package carries weights for 'resnet18'.*tf_efficientnet_lite0",
+        ),
         ({"name": "resnet18", "pretrained": "imagenet"}, "use timm, packaged, or a file"),
         ({"name": "resnet18", "pretrained": "missing.pth"}, "missing.pth: no such weights file"),
     ],

@@ -14,7 +14,7 @@ from trainers.stages import Stage, StageOutcome, locked, run_stage
 
 
 def stage_of(value: int) -> Stage:
-    return Stage("train/a/fold0", {"train": {"lr": value}, "rows": "abc"}, ("model", "note.txt"))
+    return Stage("train/a/fold0", {"train": {"lr": value}, "rows": "abc"}, ("model", "note.txt"), ("model/checkpoint",))
 
 
 def writer(text: str, calls: list[str]):
@@ -83,12 +83,20 @@ def test_half_done_work_is_continued_by_the_same_settings_and_refused_under_othe
     assert (tmp_path / "model" / "weights").read_text() == "one"
 
 
-def test_restart_throws_half_done_work_away(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError):
-        run_stage(tmp_path, stage_of(1), lambda partial: StageOutcome(str(1 / 0), {}))
-    calls: list[str] = []
-    record = run_stage(tmp_path, stage_of(2), writer("two", calls), restart=True)
+@pytest.mark.parametrize(("wrote", "restart"), [("checkpoint", True), ("scratch", False)])
+def test_half_done_work_goes_when_told_to_or_when_it_has_no_resume_point(
+    tmp_path: Path, wrote: str, restart: bool
+) -> None:
+    def interrupted(partial: Path) -> StageOutcome:
+        (partial / "model").mkdir()
+        (partial / "model" / wrote).write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(tmp_path, stage_of(1), interrupted)
+    record = run_stage(tmp_path, stage_of(2), writer("two", []), restart=restart)
     assert record.facts == {"text": "two"}
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["weights"]
 
 
 @pytest.mark.parametrize("crash_at", range(1, 8))

@@ -1,0 +1,218 @@
+"""Blend the scores of several models: the equal-weight mean of logits, or of ranks through stored quantile maps.
+
+A training row has one out-of-fold score per model; any other row has one per fold model, and their mean is the model's
+score. Ranks are never taken within the batch to be scored: each fold model has a map from its logit to its rank among
+its own out-of-fold logits, so that one image alone gets the score that it would get among a thousand.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit, log_softmax, logit, softmax
+
+from configs.errors import InputError, listed
+from ensembles.predictions import numbered
+from trainers.metrics import one_vs_rest_log_odds
+
+NUM_KNOTS = 257
+
+
+@dataclass(frozen=True)
+class QuantileMap:
+    """Strictly increasing map from a logit to (0, 1): its rank among the out-of-fold logits it was fitted on.
+
+    Piecewise linear between `logits` (increasing) with the mid-ranks `ranks`; beyond the ends the distance to 0 or 1
+    shrinks as 1 / (1 + distance / scale), so that two images above all that was seen do not tie.
+    """
+
+    logits: np.ndarray
+    ranks: np.ndarray
+    scale: float
+
+    @classmethod
+    def fit(cls, logits: np.ndarray, *, num_knots: int = NUM_KNOTS) -> "QuantileMap":
+        """The map of one fold model's own out-of-fold logits, (rows,), with about `num_knots` points."""
+        if not len(logits):
+            raise ValueError("a quantile map needs at least one out-of-fold logit, got none")
+        distinct, counts = np.unique(np.asarray(logits, dtype=np.float64), return_counts=True)
+        ranks = (np.cumsum(counts) - 0.5 * counts) / len(logits)
+        if len(distinct) > num_knots:
+            # evenly spaced log-odds of the rank: closer in the tails, where the rare positives are
+            wanted = expit(np.linspace(logit(ranks[0]), logit(ranks[-1]), num_knots))
+            kept = np.unique(np.searchsorted(ranks, wanted).clip(0, len(ranks) - 1))
+            kept = np.union1d(kept, [0, len(ranks) - 1])
+            distinct, ranks = distinct[kept], ranks[kept]
+        low, high = np.quantile(logits, [0.25, 0.75])
+        spread = float(high - low) or float(np.std(logits))
+        return cls(distinct, ranks, spread if spread > 1e-9 else 1.0)
+
+    def __call__(self, logits: np.ndarray) -> np.ndarray:
+        """Ranks in (0, 1) of any finite logits, of the same shape."""
+        values = np.asarray(logits, dtype=np.float64)
+        above = np.maximum(values - self.logits[-1], 0.0) / self.scale
+        below = np.maximum(self.logits[0] - values, 0.0) / self.scale
+        ranks = np.interp(values, self.logits, self.ranks)
+        ranks = np.where(above > 0, 1.0 - (1.0 - self.ranks[-1]) / (1.0 + above), ranks)
+        ranks = np.where(below > 0, self.ranks[0] / (1.0 + below), ranks)
+        return ranks.clip(np.finfo(np.float64).tiny, np.nextafter(1.0, 0.0))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers, which `from_json` reads back to the same map."""
+        return {"logits": self.logits.tolist(), "ranks": self.ranks.tolist(), "scale": self.scale}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "QuantileMap":
+        return cls(np.array(value["logits"]), np.array(value["ranks"]), float(value["scale"]))
+
+
+@dataclass(frozen=True)
+class Blend:
+    """How the models' logits become one score; `weights` sum to 1, `folds` are each model's fold models.
+
+    `maps` has one quantile map per output of each (model, fold); it is empty where logits are averaged.
+    """
+
+    method: str
+    weights: dict[str, float]
+    folds: dict[str, list[int]]
+    num_outputs: int
+    maps: dict[tuple[str, int], tuple[QuantileMap, ...]]
+
+    def transformed(self, model: str, fold: int, logits: np.ndarray) -> np.ndarray:
+        """What is averaged, from natural logits (rows, outputs): logits, log-softmax or ranks."""
+        if self.maps:
+            values = logits if self.num_outputs == 1 else one_vs_rest_log_odds(logits)
+            maps = self.maps[model, fold]
+            return np.stack([maps[column](values[:, column]) for column in range(self.num_outputs)], axis=1)
+        return logits if self.num_outputs == 1 else log_softmax(logits, axis=1)
+
+    def probabilities(self, scores: np.ndarray) -> np.ndarray:
+        """Values in [0, 1] from scores (rows, outputs): sigmoid or softmax of the mean logits, or the mean rank."""
+        if self.maps:
+            return scores
+        return expit(scores) if self.num_outputs == 1 else softmax(scores, axis=1)
+
+    def class_scores(self, scores: np.ndarray) -> np.ndarray:
+        """Scores that rank rows within each output, for AP: (rows, outputs) -> (rows, outputs)."""
+        return scores if self.maps or self.num_outputs == 1 else one_vs_rest_log_odds(scores)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, which `from_json` reads back to the same blend."""
+        maps = [
+            {"model": model, "fold": fold, "outputs": [quantile_map.to_json() for quantile_map in outputs]}
+            for (model, fold), outputs in self.maps.items()
+        ]
+        return {
+            "method": self.method,
+            "weights": self.weights,
+            "folds": self.folds,
+            "num_outputs": self.num_outputs,
+            "quantile_maps": maps,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Blend":
+        maps = {
+            (entry["model"], int(entry["fold"])): tuple(QuantileMap.from_json(output) for output in entry["outputs"])
+            for entry in value["quantile_maps"]
+        }
+        return cls(value["method"], dict(value["weights"]), dict(value["folds"]), int(value["num_outputs"]), maps)
+
+
+def fit_logits(predictions: pd.DataFrame) -> Blend:
+    """The mean of logits, or of log-softmax: nothing to fit."""
+    return _equal_weights("logits", predictions, {})
+
+
+def fit_ranks(predictions: pd.DataFrame) -> Blend:
+    """The mean of ranks; each (model, fold) gets its map from the out-of-fold logits of that very fold model."""
+    maps = {}
+    oof = predictions[predictions["kind"] == "oof"]
+    columns = numbered(list(predictions.columns), "logit")
+    for model, fold in _blocks(predictions):
+        own = oof.loc[(oof["model"] == model) & (oof["fold"] == fold), columns].to_numpy(dtype=np.float64)
+        if not len(own):
+            raise InputError(f"model {model}, fold {fold}: no out-of-fold scores, which the quantile map is made from")
+        values = own if len(columns) == 1 else one_vs_rest_log_odds(own)
+        maps[model, fold] = tuple(QuantileMap.fit(values[:, column]) for column in range(len(columns)))
+    return _equal_weights("ranks", predictions, maps)
+
+
+BLENDS: dict[str, Callable[[pd.DataFrame], Blend]] = {"logits": fit_logits, "ranks": fit_ranks}
+
+
+def fit_blend(predictions: pd.DataFrame, *, method: str) -> Blend:
+    """The blend named `method`, fitted on the prediction table of one arm."""
+    if method not in BLENDS:
+        raise ValueError(f"unknown blend {method!r}; the blends are {', '.join(BLENDS)}")
+    return BLENDS[method](predictions)
+
+
+def blend_scores(blend: Blend, predictions: pd.DataFrame) -> pd.DataFrame:
+    """One row per image of an arm's prediction table: id, split, kind, fold (NA unless oof), score[_k], target.
+
+    Raises InputError when an image has no score from one of the models.
+    """
+    columns = numbered(list(predictions.columns), "logit")
+    scores = score_columns(len(columns))
+    values = np.empty((len(predictions), len(columns)))
+    share = np.empty(len(predictions))
+    is_oof = (predictions["kind"] == "oof").to_numpy()
+    model, fold = predictions["model"].to_numpy(), predictions["fold"].to_numpy()
+    logits = predictions[columns].to_numpy(dtype=np.float64)
+    for name, number in _blocks(predictions):
+        rows = (model == name) & (fold == number)
+        values[rows] = blend.transformed(name, number, logits[rows])
+        share[rows] = np.where(is_oof[rows], 1.0, 1.0 / len(blend.folds[name])) * blend.weights[name]
+    weighted = pd.DataFrame(values * share[:, None], columns=scores).assign(
+        id=predictions["id"].to_numpy(), share=share
+    )
+    total = weighted.groupby("id", sort=False).sum()
+    incomplete = total.index[(total["share"] - 1.0).abs() > 1e-6].tolist()
+    if incomplete:
+        raise InputError(
+            f"{len(incomplete)} images do not have a score from every model and fold; run `rarefind predict` again\n"
+            f"{listed(incomplete)}"
+        )
+    # of the rows of an image everything else is the same, but for the fold
+    images = predictions.drop_duplicates("id")[["id", "split", "kind", "fold", "target"]].reset_index(drop=True)
+    images["fold"] = images["fold"].astype("Int64").where(images["kind"] == "oof")
+    images[scores] = total.loc[images["id"], scores].to_numpy()
+    return images[["id", "split", "kind", "fold", *scores, "target"]]
+
+
+def blend_images(blend: Blend, logits: Mapping[tuple[str, int], np.ndarray]) -> np.ndarray:
+    """Scores (rows, outputs) of new images from every fold model's natural logits, {(model, fold): (rows, outputs)}."""
+    expected = {(model, fold) for model, folds in blend.folds.items() for fold in folds}
+    if set(logits) != expected:
+        raise ValueError(f"expected logits of {sorted(expected)}, got {sorted(logits)}")
+    return sum(
+        (
+            blend.weights[model] / len(blend.folds[model]) * blend.transformed(model, fold, logits[model, fold])
+            for model, fold in sorted(logits)
+        ),
+        start=np.zeros(()),
+    )
+
+
+def score_columns(num_outputs: int, name: str = "score") -> list[str]:
+    """`score`, or `score_0`, `score_1`, ... for several outputs."""
+    return [name] if num_outputs == 1 else [f"{name}_{column}" for column in range(num_outputs)]
+
+
+def _equal_weights(
+    method: str, predictions: pd.DataFrame, maps: dict[tuple[str, int], tuple[QuantileMap, ...]]
+) -> Blend:
+    folds: dict[str, list[int]] = {}
+    for model, fold in _blocks(predictions):
+        folds.setdefault(model, []).append(fold)
+    weights = {model: 1.0 / len(folds) for model in folds}
+    return Blend(method, weights, folds, len(numbered(list(predictions.columns), "logit")), maps)
+
+
+def _blocks(predictions: pd.DataFrame) -> Sequence[tuple[str, int]]:
+    pairs = predictions[["model", "fold"]].drop_duplicates().itertuples(index=False)
+    return sorted((str(model), int(fold)) for model, fold in pairs)

@@ -1,0 +1,186 @@
+"""The ensemble stage: blend one arm's predictions, choose the threshold, write ensemble.json and scores.parquet.
+
+scores.parquet has one row per image: id, split, kind, fold, score, probability, target (multi-class: score_0 ...,
+probability_0 ...). The threshold is in units of `score`; with a holdout it carries a guarantee for exactly this
+ensemble.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from configs.errors import InputError
+from configs.schema import EnsembleConfig, GuaranteeConfig
+from ensembles.blending import Blend, blend_scores, fit_blend, score_columns
+from ensembles.predictions import prediction_files, prediction_metadata, read_predictions
+from ensembles.thresholds import RecallThreshold, certified_threshold, estimated_threshold
+from trainers.atomic import write_json, write_parquet
+from trainers.provenance import code_version, file_digest
+from trainers.table import ImageTable
+
+ENSEMBLE_FILE = "ensemble.json"
+SCORES_FILE = "scores.parquet"
+
+
+@dataclass(frozen=True)
+class EnsembleResult:
+    """The blend, its scores (the columns of scores.parquet), the threshold, and one line of counts."""
+
+    blend: Blend
+    scores: pd.DataFrame
+    threshold: RecallThreshold
+    summary: str
+
+
+@dataclass(frozen=True)
+class StoredEnsemble:
+    """What ensemble.json and scores.parquet hold. `recall_guarantee` is as in metrics.json."""
+
+    arm: str
+    blend: Blend
+    scores: pd.DataFrame
+    threshold: float | None
+    recall_guarantee: dict[str, Any]
+
+
+def run(
+    *,
+    predictions: Path,
+    table: ImageTable,
+    arm: str,
+    config: EnsembleConfig,
+    guarantee: GuaranteeConfig,
+    out: Path,
+) -> EnsembleResult:
+    """Blend the models of `arm` found in the `predictions` folder and write both files below `out`.
+
+    Raises InputError when the arm has no predictions or they do not fit together or to the table.
+    """
+    everything = read_predictions(predictions, table=table)
+    chosen = everything[everything["arm"] == arm]
+    if chosen.empty:
+        known = ", ".join(sorted(everything["arm"].unique()))
+        raise InputError(f"{predictions}: no predictions of arm {arm!r}; there are those of: {known}")
+    blend = fit_blend(chosen, method=config.method)
+    scores = _in_table_order(blend_scores(blend, chosen), table)
+    columns = score_columns(blend.num_outputs)
+    probabilities = blend.probabilities(scores[columns].to_numpy())
+    scores[score_columns(blend.num_outputs, "probability")] = probabilities
+    threshold = _threshold(scores, table, guarantee)
+    ordered = ["id", "split", "kind", "fold", *columns, *score_columns(blend.num_outputs, "probability"), "target"]
+    scores = scores[ordered]
+    provenance = _provenance(predictions, chosen, scores)
+    write_json(
+        out / ENSEMBLE_FILE,
+        {
+            "arm": arm,
+            "models": list(blend.weights),
+            "classes": table.classes,
+            "threshold": threshold.threshold,
+            "recall_guarantee": guarantee_json(threshold),
+            "blend": blend.to_json(),
+            "provenance": provenance,
+        },
+    )
+    write_parquet(out / SCORES_FILE, scores, metadata={"arm": arm, "method": blend.method, **provenance})
+    return EnsembleResult(blend, scores, threshold, _summary(arm, blend, scores, threshold))
+
+
+def read_ensemble(folder: Path) -> StoredEnsemble:
+    """What `run` wrote; raises InputError when it is not there."""
+    if not (folder / ENSEMBLE_FILE).is_file() or not (folder / SCORES_FILE).is_file():
+        raise InputError(f"{folder}: no {ENSEMBLE_FILE} and {SCORES_FILE} here; `rarefind ensemble CONFIG` writes them")
+    stored = json.loads((folder / ENSEMBLE_FILE).read_text(encoding="utf-8"))
+    return StoredEnsemble(
+        arm=stored["arm"],
+        blend=Blend.from_json(stored["blend"]),
+        scores=pd.read_parquet(folder / SCORES_FILE),
+        threshold=stored["threshold"],
+        recall_guarantee=stored["recall_guarantee"],
+    )
+
+
+def guarantee_json(threshold: RecallThreshold) -> dict[str, Any]:
+    """The `recall_guarantee` of metrics.json; `recall` is null where nothing is guaranteed."""
+    interval = threshold.estimate_interval
+    return {
+        "recall": threshold.recall,
+        "confidence": threshold.confidence,
+        "num_positives": threshold.num_positives,
+        "num_independent": threshold.num_units,
+        "reason": threshold.reason,
+        "estimate": threshold.estimate,
+        "estimate_ci": None if interval is None else list(interval),
+    }
+
+
+def _in_table_order(scores: pd.DataFrame, table: ImageTable) -> pd.DataFrame:
+    order = pd.Index(table.frame["id"]).get_indexer(pd.Index(scores["id"]))
+    return scores.iloc[np.argsort(order, kind="stable")].reset_index(drop=True)
+
+
+def _threshold(scores: pd.DataFrame, table: ImageTable, guarantee: GuaranteeConfig) -> RecallThreshold:
+    if not table.is_binary:
+        reason = "multi-class work has no single threshold; the predicted class is the one with the highest score"
+        return RecallThreshold(None, None, guarantee.confidence, 0, 0, None, None, reason)
+    groups = pd.Series(table.frame["group"].to_numpy(), index=table.frame["id"])
+    is_positive = (scores["target"] == 1).fillna(False).to_numpy(dtype=bool)
+
+    def positives(kind: str) -> tuple[np.ndarray, list[object]]:
+        rows = scores[is_positive & (scores["kind"] == kind).to_numpy()]
+        return rows["score"].to_numpy(), groups.loc[rows["id"]].tolist()
+
+    goal = {"recall": guarantee.recall, "confidence": guarantee.confidence}
+    held_out, held_out_groups = positives("holdout")
+    certified = certified_threshold(held_out, groups=held_out_groups, **goal)
+    if certified.threshold is not None:
+        return certified
+    oof, oof_groups = positives("oof")
+    estimated = estimated_threshold(oof, groups=oof_groups, **goal)
+    if not len(held_out):
+        return estimated
+    return RecallThreshold(
+        estimated.threshold,
+        None,
+        estimated.confidence,
+        estimated.num_positives,
+        estimated.num_units,
+        estimated.estimate,
+        estimated.estimate_interval,
+        f"{certified.reason}; {estimated.reason}",
+    )
+
+
+def _provenance(folder: Path, chosen: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Any]:
+    """The files that went in with their hashes and shifts, and the counts of what came out."""
+    arm = chosen["arm"].iloc[0]
+    inputs = []
+    for path in prediction_files(folder):
+        metadata = prediction_metadata(path)
+        if metadata.get("arm", arm) == arm:
+            shift = metadata.get("log_odds_shift", [])
+            name = path.relative_to(folder).as_posix()
+            inputs.append({"file": name, "sha256": file_digest(path), "log_odds_shift": shift})
+    labelled = scores["target"].notna()
+    return {
+        "code_version": code_version(),
+        "predictions": inputs,
+        "num_rows": {str(kind): int(count) for kind, count in scores["kind"].value_counts(sort=False).items()},
+        "num_labelled_per_class": np.bincount(scores.loc[labelled, "target"].astype(int)).tolist(),
+    }
+
+
+def _summary(arm: str, blend: Blend, scores: pd.DataFrame, threshold: RecallThreshold) -> str:
+    num_folds = sum(len(folds) for folds in blend.folds.values())
+    line = (
+        f"{len(scores)} images, mean {blend.method} of {len(blend.weights)} models ({num_folds} fold models), arm {arm}"
+    )
+    if threshold.threshold is None:
+        return line
+    if threshold.recall is None:
+        return f"{line}; threshold {threshold.threshold:.4g}, recall there {threshold.estimate:.3f} (an estimate)"
+    return f"{line}; threshold {threshold.threshold:.4g}, recall {threshold.recall:g} guaranteed"

@@ -1,0 +1,347 @@
+"""Every reported number: metrics.json from predictions/, ensemble/ and the truth of test and pool rows where known.
+
+Models and ensemble are judged on out-of-fold rows; holdout, test and pool rows with known labels get the same figures
+in blocks of their own. What is undefined (no positives) is null.
+"""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import sklearn.metrics
+
+from configs.errors import InputError, listed
+from configs.schema import MetricsConfig
+from ensembles.blending import Blend, blend_scores, fit_logits, score_columns
+from ensembles.ensemble import StoredEnsemble, read_ensemble
+from ensembles.predictions import read_predictions
+from trainers import metrics as metric
+from trainers.atomic import write_json
+from trainers.intervals import (
+    Groups,
+    average_precision_interval,
+    binomial_interval,
+    macro_average_precision_interval,
+)
+from trainers.provenance import code_version, derive_seed
+from trainers.table import ImageTable
+
+METRICS_FILE = "metrics.json"
+
+
+def run(
+    *,
+    predictions: Path,
+    ensemble: Path,
+    table: ImageTable,
+    metrics: MetricsConfig,
+    truth: pd.DataFrame | None,
+    timing: Mapping[str, float],
+    pool: Mapping[str, Any],
+    seed: int,
+    out: Path,
+    optimistic: Collection[str] = (),
+    rejected: Collection[str] = (),
+) -> dict[str, Any]:
+    """Compute all metrics and write metrics.json below `out`; the returned dict is what was written.
+
+    `truth` has the columns id and label; `pool` is the gate's verdict (used, gain, gain_ci, reason, arms);
+    `optimistic` names the models whose checkpoint was chosen on the rows that judge them; `rejected` are ids that
+    were read but not usable. Raises InputError for truth ids that are nowhere, are there twice or have a label that
+    is not a class.
+    """
+    everything = read_predictions(predictions, table=table)
+    stored = read_ensemble(ensemble)
+    known = _known_targets(table, truth, rejected)
+    judge = _Judge(table, metrics, known, seed)
+    scorings = _model_scorings(everything, optimistic)
+    blended = {
+        "scores": stored.scores,
+        "blend": stored.blend,
+        "optimistic": any(name in optimistic for name in stored.blend.weights),
+    }
+
+    def block(kind: str) -> dict[str, Any]:
+        models: dict[str, dict[str, Any]] = {}
+        for (model, arm), scoring in scorings.items():
+            models.setdefault(model, {})[arm] = judge.entry(kind, **scoring)
+        return {"models": models, "ensemble": judge.ensemble_entry(kind, stored, **blended)}
+
+    labelled = table.targets[np.isin(table.frame["split"], ["train", "holdout"])]
+    oof = block("oof")
+    result: dict[str, Any] = {
+        **_counts(labelled, table),
+        "num_pool": len(table.rows("pool")),
+        "num_test": len(table.rows("test")),
+        "classes": table.classes,
+        "models": oof["models"],
+        "ensemble": {
+            "arm": stored.arm,
+            "method": stored.blend.method,
+            "weights": stored.blend.weights,
+            "threshold": stored.threshold,
+            "recall_guarantee": stored.recall_guarantee,
+            **oof["ensemble"],
+        },
+        "pool": dict(pool),
+        "timing": dict(timing),
+        "confidence": metrics.confidence,
+        "replicates": metrics.replicates,
+        "seed": seed,
+        "code_version": code_version(),
+    }
+    for kind in ("holdout", "test", "pool"):
+        targets = judge.known_of(kind, stored.scores)
+        if len(targets):
+            counted = {**_counts(targets, table), "num_known": len(targets), **block(kind)}
+            if kind == "pool":  # the key is the gate's
+                result["pool"]["truth"] = counted
+            else:
+                result[kind] = counted
+    result = _json_safe(result)
+    write_json(out / METRICS_FILE, result)
+    return result
+
+
+class _Judge:
+    """Scores of rows -> figures, with everything that is the same for every model and kind of rows."""
+
+    def __init__(self, table: ImageTable, metrics: MetricsConfig, known: np.ndarray, seed: int) -> None:
+        self.table, self.metrics, self.seed = table, metrics, seed
+        self.known = known  # target of each row of the table, -1 = unknown
+        self.ids = pd.Index(table.frame["id"])
+        self.groups = table.frame["group"].to_numpy(dtype=object)
+
+    def known_of(self, kind: str, scores: pd.DataFrame) -> np.ndarray:
+        """Targets of the scored rows of a kind that are known."""
+        return self._rows(kind, scores)[1]
+
+    def entry(
+        self, kind: str, *, scores: pd.DataFrame, blend: Blend, optimistic: bool, class_intervals: bool = False
+    ) -> dict[str, Any]:
+        """Figures of one scoring on the rows of `kind` whose labels are known."""
+        rows, targets = self._rows(kind, scores)
+        values = blend.class_scores(rows[score_columns(blend.num_outputs)].to_numpy(dtype=np.float64))
+        groups = self.groups[self.ids.get_indexer(pd.Index(rows["id"]))]
+        rng = np.random.default_rng(derive_seed(self.seed, "evaluation"))
+        if self.table.is_binary:
+            figures = binary_figures(targets, values[:, 0], metrics=self.metrics, groups=groups, rng=rng)
+        else:
+            figures = class_figures(
+                targets,
+                values,
+                classes=self.table.classes,
+                metrics=self.metrics,
+                groups=groups,
+                rng=rng,
+                class_intervals=class_intervals,
+            )
+        if kind == "oof":
+            figures["folds"] = self._per_fold(rows, targets, values)
+        return {**figures, "optimistic": optimistic and kind == "oof"}
+
+    def ensemble_entry(self, kind: str, stored: StoredEnsemble, **scoring: Any) -> dict[str, Any]:
+        """The same for the ensemble, with its decisions: at the threshold, or the class with the highest score."""
+        figures = self.entry(kind, class_intervals=True, **scoring)
+        rows, targets = self._rows(kind, stored.scores)
+        if not self.table.is_binary:
+            values = stored.blend.class_scores(rows[score_columns(stored.blend.num_outputs)].to_numpy())
+            predicted = values.argmax(axis=1)
+            numbers = np.arange(len(self.table.classes))
+            figures["confusion"] = sklearn.metrics.confusion_matrix(targets, predicted, labels=numbers).tolist()
+        elif stored.threshold is not None:
+            figures |= at_threshold(targets, rows["score"].to_numpy(), threshold=stored.threshold, metrics=self.metrics)
+        return figures
+
+    def _rows(self, kind: str, scores: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
+        rows = scores[scores["kind"] == kind]
+        targets = self.known[self.ids.get_indexer(pd.Index(rows["id"]))]
+        return rows[targets >= 0], targets[targets >= 0]
+
+    def _per_fold(self, rows: pd.DataFrame, targets: np.ndarray, values: np.ndarray) -> list[dict[str, Any]]:
+        folds = rows["fold"].to_numpy(dtype=np.int64)
+        result = []
+        for fold in np.unique(folds):
+            own = folds == fold
+            if self.table.is_binary:
+                ap = metric.average_precision(targets[own], values[own, 0])
+            else:
+                ap = _mean(metric.per_class_average_precision(targets[own], values[own]))
+            result.append({"fold": int(fold), "ap": ap, **_counts(targets[own], self.table)})
+        return result
+
+
+def binary_figures(
+    targets: np.ndarray,
+    scores: np.ndarray,
+    *,
+    metrics: MetricsConfig,
+    groups: Groups,
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+    """What metrics.json says of one binary scoring; the objects are keyed by the configured points as text."""
+    interval = average_precision_interval(
+        targets, scores, groups=groups, replicates=metrics.replicates, confidence=metrics.confidence, rng=rng
+    )
+    figures = _figures(targets, scores, metrics)
+    return {"ap": figures.pop("ap"), "ap_ci": [interval.low, interval.high], "ap_sd": interval.sd, **figures}
+
+
+def class_figures(
+    targets: np.ndarray,
+    class_scores: np.ndarray,
+    *,
+    classes: Sequence[str],
+    metrics: MetricsConfig,
+    groups: Groups,
+    rng: np.random.Generator,
+    class_intervals: bool = True,
+) -> dict[str, Any]:
+    """What metrics.json says of one multi-class scoring, (rows,) class numbers and (rows, classes) scores.
+
+    Each figure is the mean of the one-vs-rest figures over the classes that occur, which `per_class` lists, with an
+    interval each unless `class_intervals` is off; the predicted class is the one with the highest score.
+    """
+    predicted = class_scores.argmax(axis=1)
+    recalls = metric.per_class_recall(targets, predicted, num_classes=len(classes))
+    per_class: dict[str, dict[str, Any]] = {}
+    for number, name in enumerate(classes):
+        own, scores = targets == number, class_scores[:, number]
+        if class_intervals:
+            figures = binary_figures(own, scores, metrics=metrics, groups=groups, rng=rng)
+        else:
+            figures = _figures(own, scores, metrics)
+        per_class[name] = {**figures, "recall": float(recalls[number]), "num_rows": int(own.sum())}
+    interval = macro_average_precision_interval(
+        targets, class_scores, groups=groups, replicates=metrics.replicates, confidence=metrics.confidence, rng=rng
+    )
+    occurring = [figures for figures in per_class.values() if figures["num_rows"]]
+    macro = {
+        "ap": _mean([figures["ap"] for figures in occurring]),
+        "ap_ci": [interval.low, interval.high],
+        "ap_sd": interval.sd,
+        "roc_auc": _mean([figures["roc_auc"] for figures in occurring]),
+        "partial_auc": _mean([figures["partial_auc"] for figures in occurring]),
+    }
+    for key in ("recall_at_precision", "precision_at_recall", "recall_at_k"):
+        points = next(iter(per_class.values()))[key]
+        macro[key] = {point: _mean([figures[key][point] for figures in occurring]) for point in points}
+    worst = {
+        f"worst_{key}": min(
+            ({"class": name, key: figures[key]} for name, figures in per_class.items() if figures["num_rows"]),
+            key=lambda entry: float(entry[key]),
+            default=None,
+        )
+        for key in ("recall", "ap")
+    }
+    return {
+        **macro,
+        "accuracy": metric.accuracy(targets, predicted),
+        "balanced_accuracy": _mean(recalls),
+        **worst,
+        "macro": {**macro, "recall": _mean(recalls)},
+        "per_class": per_class,
+    }
+
+
+def at_threshold(
+    targets: np.ndarray, scores: np.ndarray, *, threshold: float, metrics: MetricsConfig
+) -> dict[str, Any]:
+    """What the decision score >= threshold does to these rows."""
+    counts = metric.confusion(targets, scores, threshold=threshold)
+    num_positives = counts.true_positives + counts.false_negatives
+    return {
+        "balanced_accuracy": metric.balanced_accuracy(targets, scores, threshold=threshold),
+        "confusion": asdict(counts),
+        "recall_at_threshold": counts.recall,
+        "recall_at_threshold_ci": list(
+            binomial_interval(counts.true_positives, num_positives, confidence=metrics.confidence)
+        ),
+        "precision_at_threshold": counts.precision,
+    }
+
+
+def _figures(targets: np.ndarray, scores: np.ndarray, metrics: MetricsConfig) -> dict[str, Any]:
+    """The part of `binary_figures` that needs no resampling."""
+    return {
+        "ap": metric.average_precision(targets, scores),
+        "roc_auc": metric.roc_auc(targets, scores),
+        "partial_auc": metric.partial_auc(targets, scores, metrics.min_tpr),
+        "recall_at_precision": {
+            str(point): metric.recall_at_precision(targets, scores, point) for point in metrics.precision_points
+        },
+        "precision_at_recall": {
+            str(point): metric.precision_at_recall(targets, scores, point) for point in metrics.recall_points
+        },
+        "recall_at_k": {str(k): metric.recall_at_k(targets, scores, k) for k in metrics.top_k},
+    }
+
+
+def _model_scorings(everything: pd.DataFrame, optimistic: Collection[str]) -> dict[tuple[str, str], dict[str, Any]]:
+    """(model, arm) -> its own scores: the out-of-fold logit, or the mean over its folds."""
+    scorings = {}
+    for (model, arm), rows in everything.groupby(["model", "arm"], sort=True):
+        blend = fit_logits(rows)
+        scorings[str(model), str(arm)] = {
+            "scores": blend_scores(blend, rows),
+            "blend": blend,
+            "optimistic": model in optimistic,
+        }
+    return scorings
+
+
+def _known_targets(table: ImageTable, truth: pd.DataFrame | None, rejected: Collection[str]) -> np.ndarray:
+    """Target of each row of the table, -1 = unknown; of test and pool rows it is what the truth says."""
+    known = table.targets.copy()
+    if truth is None:
+        return known
+    labels = truth[truth["label"].notna() & (truth["label"] != "")]
+    rows = pd.Index(table.frame["id"]).get_indexer(pd.Index(labels["id"]))
+    targets = pd.Categorical(labels["label"], categories=table.classes).codes.astype(np.int64)
+    ids = labels["id"].to_numpy()
+    unusable = set(rejected)
+    problems = [f"id {id!r} is there more than once" for id in labels["id"][labels["id"].duplicated()].unique()]
+    problems += [f"id {id!r} is no image of this run" for id in dict.fromkeys(ids[rows < 0]) if id not in unusable]
+    wrong = zip(ids[targets < 0], labels["label"].to_numpy()[targets < 0], strict=True)
+    problems += [f"id {id!r} has label {label!r}" for id, label in wrong]
+    if problems:
+        raise InputError(
+            f"data.truth: {len(problems)} problems; expected each id once, an image of this run, and as labels "
+            f"{', '.join(table.classes)}\n{listed(problems)}"
+        )
+    hidden = (rows >= 0) & table.frame["split"].isin(["test", "pool"]).to_numpy()[rows]
+    known[rows[hidden]] = targets[hidden]
+    return known
+
+
+def _counts(targets: np.ndarray, table: ImageTable) -> dict[str, Any]:
+    """How many rows of which class; prevalence and positives are of binary work only."""
+    if not table.is_binary:
+        per_class = np.bincount(targets, minlength=len(table.classes)).tolist()
+        counts = {"prevalence": None, "num_positives": None, "num_negatives": None}
+        return {**counts, "num_per_class": dict(zip(table.classes, per_class, strict=True))}
+    positives = int((targets == 1).sum())
+    prevalence = positives / len(targets) if len(targets) else None
+    return {"prevalence": prevalence, "num_positives": positives, "num_negatives": len(targets) - positives}
+
+
+def _mean(values: Collection[float] | np.ndarray) -> float:
+    """Mean of what is defined; nan when nothing is."""
+    array = np.asarray(list(values), dtype=np.float64)
+    array = array[~np.isnan(array)]
+    return float(array.mean()) if array.size else float("nan")
+
+
+def _json_safe(value: Any) -> Any:
+    """nan becomes null, numbers of numpy become Python's."""
+    if isinstance(value, Mapping):
+        return {str(key): _json_safe(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_safe(inner) for inner in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

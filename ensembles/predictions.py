@@ -1,0 +1,217 @@
+"""The prediction table: every score of every model, one file per writer, read as one table.
+
+Columns: id, split, arm, model, fold, kind (oof | holdout | pool | test), logit (multi-class: logit_0, logit_1, ...),
+target (class number in the image table's order, binary 0 or 1; null = unknown). The logits are at the natural
+prevalence. A labelled training row is scored by the one fold model that has not seen it (`oof`), all other rows by
+every fold model.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from configs.errors import InputError, listed
+from trainers.atomic import read_parquet_metadata, write_parquet
+from trainers.provenance import code_version
+from trainers.table import ImageTable
+
+KINDS = ("oof", "holdout", "pool", "test")
+KEYS = ["arm", "model", "fold", "id"]
+KEY_COLUMNS = ("id", "split", "arm", "model", "fold", "kind")
+KIND_OF_SPLIT = {"train": "oof", "holdout": "holdout", "pool": "pool", "test": "test"}
+
+
+def logit_columns(num_outputs: int) -> list[str]:
+    """Names of the logit columns.
+
+    >>> logit_columns(1), logit_columns(3)
+    (['logit'], ['logit_0', 'logit_1', 'logit_2'])
+    """
+    return ["logit"] if num_outputs == 1 else [f"logit_{column}" for column in range(num_outputs)]
+
+
+def numbered(columns: Sequence[str], name: str) -> list[str]:
+    """`name`, or `name_0`, `name_1`, ... in the order of their numbers, among `columns`."""
+    if name in columns:
+        return [name]
+    found = [c for c in columns if c.startswith(f"{name}_") and c[len(name) + 1 :].isdecimal()]
+    return sorted(found, key=lambda column: int(column[len(name) + 1 :]))
+
+
+def write_predictions(
+    path: Path,
+    *,
+    table: ImageTable,
+    rows: np.ndarray,
+    logits: np.ndarray,
+    arm: str,
+    model: str,
+    fold: int,
+    log_odds_shift: Sequence[float] = (),
+    kinds: Sequence[str] | None = None,
+) -> None:
+    """Write what the model of one fold gave for the table's `rows`: logits (rows, outputs) at the natural prevalence.
+
+    `kinds` is each row's kind (default: by its split); `log_odds_shift` is what was taken off the raw logits, kept as
+    provenance. Raises ValueError for logits that are not finite and for training rows of another fold, which the
+    model has been trained on.
+    """
+    values = np.asarray(logits, dtype=np.float64).reshape(len(rows), -1)
+    chosen = table.frame.iloc[rows]
+    kind = chosen["split"].map(KIND_OF_SPLIT) if kinds is None else pd.Series(list(kinds), chosen.index, dtype=object)
+    if values.shape[1] != table.num_outputs:
+        raise ValueError(f"{path}: expected {table.num_outputs} logits per row, got {values.shape[1]}")
+    not_finite = chosen["id"].to_numpy()[~np.isfinite(values).all(axis=1)].tolist()
+    if not_finite:
+        raise ValueError(f"{path}: logits that are not finite for these ids\n{listed(not_finite)}")
+    if not set(kind) <= set(KINDS):
+        raise ValueError(f"{path}: expected the kinds {', '.join(KINDS)}, got {sorted(set(kind) - set(KINDS))}")
+    other_fold = (chosen["fold"] != fold).fillna(True).to_numpy(dtype=bool)
+    seen = chosen["id"][(chosen["split"] == "train").to_numpy() & (other_fold | (kind != "oof").to_numpy())].tolist()
+    if seen:
+        raise ValueError(f"{path}: the model of fold {fold} was trained on these rows\n{listed(seen)}")
+    targets = pd.arrays.IntegerArray(table.targets[rows], table.targets[rows] < 0)
+    columns = {"id": chosen["id"], "split": chosen["split"], "arm": arm, "model": model, "fold": fold, "kind": kind}
+    frame = pd.DataFrame(columns).reset_index(drop=True)
+    for number, column in enumerate(logit_columns(values.shape[1])):
+        frame[column] = values[:, number]
+    frame["target"] = targets
+    metadata = {
+        "arm": arm,
+        "model": model,
+        "fold": fold,
+        "log_odds_shift": [float(shift) for shift in log_odds_shift],
+        "num_rows": {name: int((kind == name).sum()) for name in KINDS},
+        "num_labelled_per_class": np.bincount(table.targets[rows][table.targets[rows] >= 0]).tolist(),
+        "code_version": code_version(),
+    }
+    write_parquet(path, frame, metadata=metadata)
+
+
+def prediction_files(folder: Path) -> list[Path]:
+    """The files of a predictions folder, in a fixed order; temporary ones of writers at work are left out."""
+    return sorted(path for path in folder.rglob("*.parquet") if not path.name.startswith("."))
+
+
+def prediction_metadata(path: Path) -> dict:
+    """What a file of the folder was made from: model, fold, log-odds shift, counts, code version."""
+    return read_parquet_metadata(path)
+
+
+def read_predictions(folder: Path, *, table: ImageTable | None = None) -> pd.DataFrame:
+    """All files below `folder` as one table, checked.
+
+    Raises InputError naming files and ids when a column is missing, a logit is not finite, an (arm, model, fold, id)
+    repeats, a training row does not have exactly one oof row per (arm, model), or one fold of a model lacks rows that
+    another has. With `table`, they must also have its ids, splits and labels and score all its holdout and test rows;
+    without, the models are compared with each other.
+    """
+    files = prediction_files(folder)
+    if not files:
+        raise InputError(f"{folder}: no predictions (*.parquet) here; `rarefind predict CONFIG` writes them")
+    frames = [_read_file(path) for path in files]
+    logits = numbered(list(frames[0].columns), "logit")
+    expected = [*KEY_COLUMNS, *logits, "target"]
+    problems = [
+        f"{path}: columns {', '.join(frame.columns)}"
+        for path, frame in zip(files, frames, strict=True)
+        if not logits or not set(expected) <= set(frame.columns) or numbered(list(frame.columns), "logit") != logits
+    ]
+    if problems:
+        wanted = ", ".join(expected if logits else [*KEY_COLUMNS, "logit", "target"])
+        raise InputError(f"{folder}: expected the columns {wanted} in every file, got\n{listed(problems)}")
+    _check_rows(files, frames, logits)
+    predictions = pd.concat(frames, ignore_index=True)[expected]
+    repeated = predictions[predictions.duplicated(KEYS)]
+    if len(repeated):
+        raise InputError(
+            f"{folder}: {len(repeated)} rows are there twice; keep one file per (arm, model, fold)\n"
+            f"{listed([_named(row) for row in repeated.head(50).to_dict('records')])}"
+        )
+    _check_coverage(folder, predictions, table)
+    return predictions
+
+
+def _read_file(path: Path) -> pd.DataFrame:
+    try:
+        # ParquetFile, because a reader of data sets takes folder names such as a=b for columns
+        frame = pq.ParquetFile(path).read().to_pandas()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: cannot be read as Parquet ({error}); delete it and run `rarefind predict`") from None
+    if "target" in frame:
+        frame["target"] = frame["target"].astype("Int64")
+    return frame
+
+
+def _check_rows(files: Sequence[Path], frames: Sequence[pd.DataFrame], logits: list[str]) -> None:
+    problems = []
+    for path, frame in zip(files, frames, strict=True):
+        not_finite = ~np.isfinite(frame[logits].to_numpy(dtype=np.float64)).all(axis=1)
+        problems += [f"{path}: id {id!r} has a logit that is not finite" for id in frame["id"][not_finite]]
+        wrong_kind = ~frame["kind"].isin(KINDS)
+        problems += [
+            f"{path}: id {id!r} has kind {kind!r}" for id, kind in frame[wrong_kind][["id", "kind"]].to_numpy()
+        ]
+        no_id = frame["id"].isna()
+        problems += [f"{path}: row {row + 1} has no id" for row in np.flatnonzero(no_id)]
+    if problems:
+        raise InputError(
+            f"{len(problems)} wrong rows in the predictions; expected finite logits and the kinds {', '.join(KINDS)}\n"
+            f"{listed(problems)}\nDelete the files and run `rarefind predict`."
+        )
+
+
+def _check_coverage(folder: Path, predictions: pd.DataFrame, table: ImageTable | None) -> None:
+    """One oof row per training row and model; every other row from all folds of its model; labels as in the table."""
+    problems: list[str] = []
+    if table is not None:
+        problems += _differences(predictions, table)
+        train_ids = pd.Index(table.frame["id"].iloc[table.rows("train")])
+    else:
+        train_ids = pd.Index(predictions["id"][predictions["kind"] == "oof"].unique())
+    for (arm, model), rows in predictions.groupby(["arm", "model"], sort=True):
+        named = f"arm {arm}, model {model}"
+        oof = rows.loc[rows["kind"] == "oof", "id"]
+        problems += [
+            f"{named}: training id {id!r} has no out-of-fold row" for id in train_ids.difference(oof, sort=False)
+        ]
+        twice = oof[oof.duplicated()].unique()
+        problems += [f"{named}: training id {id!r} is out-of-fold in more than one fold" for id in twice]
+        if table is not None:
+            due = table.frame["id"][table.frame["split"].isin(["holdout", "test"])]  # scoring the pool is optional
+            problems += [f"{named}: id {id!r} has no score" for id in pd.Index(due).difference(pd.Index(rows["id"]))]
+        others = rows[rows["kind"] != "oof"]
+        num_folds = rows["fold"].nunique()
+        times = others.groupby(["kind", "id"], sort=False).size().rename("times").reset_index()
+        problems += [
+            f"{named}: {row['kind']} id {row['id']!r} has a score from {row['times']} of {num_folds} folds"
+            for row in times[times["times"] != num_folds].to_dict("records")
+        ]
+    if problems:
+        raise InputError(
+            f"{folder}: {len(problems)} gaps between predictions and images; run `rarefind predict` again\n"
+            f"{listed(problems)}"
+        )
+
+
+def _differences(predictions: pd.DataFrame, table: ImageTable) -> list[str]:
+    rows = pd.Index(table.frame["id"]).get_indexer(pd.Index(predictions["id"]))
+    unknown = predictions["id"][rows < 0].unique()
+    problems = [f"id {id!r} is not in the image table" for id in unknown]
+    known = predictions[rows >= 0]
+    rows = rows[rows >= 0]
+    target = table.targets[rows]
+    differs = known["target"].fillna(-1).to_numpy(dtype=np.int64) != target
+    problems += [f"id {id!r} has another label in the image table" for id in known["id"][differs].unique()]
+    kind = table.frame["split"].map(KIND_OF_SPLIT).to_numpy()[rows]
+    moved = known["kind"].to_numpy() != kind
+    problems += [f"id {id!r} is in another split in the image table" for id in known["id"][moved].unique()]
+    return problems
+
+
+def _named(row: dict) -> str:
+    return f"arm {row['arm']}, model {row['model']}, fold {row['fold']}, id {row['id']!r}"

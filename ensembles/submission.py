@@ -1,0 +1,180 @@
+"""The submission file: every test image once, with the columns, ids and order of the sample when there is one.
+
+Everything is checked before anything is written. The file is CSV with commas; numbers are written in full, so that
+scores that differ stay different and in order.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from configs.errors import InputError, listed
+from configs.schema import SubmitConfig
+from ensembles.blending import score_columns
+from ensembles.ensemble import StoredEnsemble, read_ensemble
+from trainers.atomic import write_csv
+from trainers.sheet import read_sheet
+from trainers.table import ImageTable
+
+SUBMISSION_FILE = "submission.csv"
+
+
+@dataclass(frozen=True)
+class SubmissionResult:
+    """Where the file is, its rows, and the ids of unreadable test images, which got the lowest score."""
+
+    path: Path
+    num_rows: int
+    columns: list[str]
+    lowest: list[str] = field(default_factory=list)
+
+    @property
+    def summary(self) -> str:
+        """One line of counts."""
+        line = f"{self.num_rows} rows, columns {', '.join(self.columns)}"
+        if not self.lowest:
+            return line
+        return f"{line}; {len(self.lowest)} unreadable images got the lowest score: {', '.join(self.lowest[:10])}"
+
+
+def has_test(table: ImageTable, rejected: pd.DataFrame | None = None) -> bool:
+    """Whether there is a test set to submit, readable or not."""
+    return bool(len(table.rows("test"))) or (rejected is not None and bool((rejected["split"] == "test").any()))
+
+
+def run(
+    *, ensemble: Path, table: ImageTable, rejected: pd.DataFrame, submit: SubmitConfig, out: Path
+) -> SubmissionResult:
+    """Write submission.csv below `out` from the scores in `ensemble`; `rejected` is rejected.csv (id, ..., split).
+
+    Raises InputError, with nothing written, when there is no test set, when ids are missing on either side, when a
+    test image could not be read (unless submit.unreadable is `lowest`), or when the sample has other columns than
+    fit.
+    """
+    stored = read_ensemble(ensemble)
+    test_ids = table.frame["id"].iloc[table.rows("test")].tolist()
+    unreadable = _unreadable(rejected, submit)
+    if not test_ids:
+        raise InputError(
+            "there are no readable test images to submit; data.test names the table or folder of images to score"
+        )
+    values = _test_values(stored, table, test_ids, ensemble)
+    if unreadable:
+        # a column's lowest value, so that nothing that was looked at comes after an image that was not
+        unseen = pd.DataFrame([values.min()] * len(unreadable), index=pd.Index(unreadable, dtype=object))
+        values = pd.concat([values, unseen])
+    id_column = submit.id_column
+    if submit.sample is not None:
+        id_column, frame = _like_sample(values, submit.sample, submit, table, unreadable)
+    else:
+        names = [submit.target_column] if table.is_binary else table.classes
+        if id_column in names:
+            raise InputError(f"two columns of the submission would be called {id_column!r}; change submit.id_column")
+        frame = values.set_axis(names, axis="columns").rename_axis(id_column).reset_index()
+    path = out / SUBMISSION_FILE
+    # as text, because a reader of the file must get the very same floats
+    texts = {name: [repr(float(value)) for value in frame[name]] for name in frame.columns if name != id_column}
+    write_csv(path, frame.assign(**texts))
+    lowest = [id for id in frame[id_column] if id in set(unreadable)]
+    return SubmissionResult(path, len(frame), list(frame.columns), lowest)
+
+
+def strictly_ordered(values: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """`values` in [0, 1], moved by as few floats as it takes to differ wherever `scores` do; both have the same order.
+
+    The sigmoid of 40 and of 50 is 1.0 in floats, and a tie would lose the order that the scores have.
+    """
+    if not len(values):
+        return values
+    _, first, inverse = np.unique(scores, return_index=True, return_inverse=True)
+    # the bits of non-negative floats, read as integers, number them in order
+    bits = (values[first].astype(np.float64) + 0.0).view(np.int64)  # + 0.0 because the bits of -0.0 are others
+    position = np.arange(len(bits))
+    apart = np.maximum.accumulate(bits - position) + position
+    highest = np.ones(1).view(np.int64)[0] - position[::-1]
+    return np.minimum(apart, highest).view(np.float64)[inverse]
+
+
+def _unreadable(rejected: pd.DataFrame, submit: SubmitConfig) -> list[str]:
+    rows = rejected[rejected["split"] == "test"]
+    if len(rows) and submit.unreadable == "error":
+        problems = [
+            f"row {row['row']}, id {row['id']!r}, {row['path']}: {row['reason']}" for row in rows.to_dict("records")
+        ]
+        raise InputError(
+            f"{len(problems)} test images could not be read, so they have no score; mend them, or set "
+            f"submit.unreadable: lowest to give them the lowest score\n{listed(problems)}"
+        )
+    return rows["id"].tolist()
+
+
+def _test_values(stored: StoredEnsemble, table: ImageTable, test_ids: list[str], where: Path) -> pd.DataFrame:
+    """Checked probabilities, one row per test image in the table's order, one column per output."""
+    scored = stored.scores[stored.scores["kind"] == "test"].set_index("id")
+    problems = [f"test id {id!r} has no score" for id in pd.Index(test_ids).difference(scored.index, sort=False)]
+    problems += [f"scored id {id!r} is no test image" for id in scored.index.difference(pd.Index(test_ids), sort=False)]
+    if problems:
+        raise InputError(
+            f"{where}: the scores are not those of the table's {len(test_ids)} test images; run `rarefind ensemble`\n"
+            f"{listed(problems)}"
+        )
+    columns = score_columns(table.num_outputs, "probability")
+    values = scored.loc[test_ids, columns]
+    wrong = values[~values.apply(lambda column: column.between(0.0, 1.0)).all(axis=1)]  # nan is not between
+    if len(wrong):
+        problems = [f"id {id!r}: {row}" for id, row in zip(wrong.index, wrong.to_numpy().tolist(), strict=True)]
+        raise InputError(f"{where}: expected probabilities from 0 to 1, got\n{listed(problems)}")
+    if table.is_binary:
+        values = values.assign(
+            probability=strictly_ordered(values["probability"].to_numpy(), scored.loc[test_ids, "score"].to_numpy())
+        )
+    return values
+
+
+def _like_sample(
+    values: pd.DataFrame, path: Path, submit: SubmitConfig, table: ImageTable, unreadable: Sequence[str]
+) -> tuple[str, pd.DataFrame]:
+    """The id column and `values` with the sample's columns, ids and order; unreadable images only where it has them."""
+    sheet = read_sheet(path, text_columns=(submit.id_column,))
+    sample = sheet.frame
+    id_column = submit.id_column if submit.id_column in sample.columns else str(sample.columns[0])
+    targets = [str(name) for name in sample.columns if name != id_column]
+    if table.is_binary:
+        if len(targets) != 1:
+            raise InputError(
+                f"{path}: expected one column beside the id column {id_column!r} in binary work, got {len(targets)}: "
+                f"{', '.join(targets) or 'none'}; submit.id_column names the id column"
+            )
+        names = {targets[0]: values.columns[0]}
+    else:
+        different = [f"class {name!r} has no column" for name in table.classes if name not in targets]
+        different += [f"column {name!r} is no class" for name in targets if name not in table.classes]
+        if different:
+            raise InputError(
+                f"{path}: expected one column per class beside the id column {id_column!r}, got\n{listed(different)}"
+            )
+        names = dict(zip(table.classes, values.columns, strict=True))
+    ids = sample[id_column].astype(str)
+    rows_of = dict(zip(ids, sheet.rows, strict=True))
+    problems = [
+        f"row {row}, id {id!r}: there is an earlier row with this id"
+        for row, id in zip(np.array(sheet.rows)[ids.duplicated()], ids[ids.duplicated()], strict=True)
+    ]
+    problems += [
+        f"row {rows_of[id]}, id {id!r}: no test image" for id in pd.Index(ids).difference(values.index, sort=False)
+    ]
+    expected = values.index[~values.index.isin(unreadable)]
+    problems += [f"test image {id!r}: not in the sample" for id in expected.difference(pd.Index(ids), sort=False)]
+    if problems:
+        raise InputError(
+            f"{path}: {len(problems)} differences between the sample's {len(ids)} ids and the {len(expected)} test "
+            f"images; check data.test and submit.sample\n{listed(problems)}"
+        )
+    ordered = values.loc[ids.tolist()]
+    result = {
+        name: ids.tolist() if name == id_column else ordered[names[str(name)]].to_numpy() for name in sample.columns
+    }
+    return id_column, pd.DataFrame(result)

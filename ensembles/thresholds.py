@@ -1,0 +1,135 @@
+"""Thresholds on a score: with a guarantee from holdout positives, or an out-of-fold estimate that says how to get one.
+
+The guarantee is the binomial order statistic: the share of all positives below the k-th smallest score of n independent
+positives is Beta(k, n - k + 1), so P(recall >= r) = P(Binomial(n, 1 - r) >= k). It holds only for the very model whose
+unseen positives these are.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from scipy.stats import binom
+
+from trainers.intervals import binomial_interval
+
+
+@dataclass(frozen=True)
+class RecallThreshold:
+    """A threshold (score >= threshold is positive) and what may be said about the recall there.
+
+    `recall` is the guaranteed one, None when there is no guarantee; `estimate` and its interval are of the positives
+    the threshold was taken from. `threshold` is None when nothing could be taken. `num_units` counts independent
+    positives: groups where rows come in groups.
+    """
+
+    threshold: float | None
+    recall: float | None
+    confidence: float
+    num_positives: int
+    num_units: int
+    estimate: float | None
+    estimate_interval: tuple[float, float] | None
+    reason: str
+
+
+def certifiable_rank(num_positives: int, *, recall: float, confidence: float) -> int:
+    """The largest k whose k-th smallest positive score has P(recall there >= `recall`) >= `confidence`; 0 = none.
+
+    >>> certifiable_rank(293, recall=0.9, confidence=0.95), certifiable_rank(28, recall=0.9, confidence=0.95)
+    (21, 0)
+    """
+    ranks = np.arange(1, num_positives + 1)
+    holds = binom.sf(ranks - 1, num_positives, 1.0 - recall) >= confidence
+    return int(holds.sum())  # the probability falls with k
+
+
+def positives_needed(*, recall: float, confidence: float) -> int:
+    """The smallest number of holdout positives that can certify this recall.
+
+    >>> [positives_needed(recall=r, confidence=0.95) for r in (0.9, 0.95, 0.99)]
+    [29, 59, 299]
+    """
+    number = max(1, math.floor(math.log(1.0 - confidence) / math.log(recall)) - 1)
+    while not certifiable_rank(number, recall=recall, confidence=confidence):
+        number += 1
+    return number
+
+
+def certified_threshold(
+    positive_scores: ArrayLike, *, recall: float, confidence: float, groups: Sequence[object] | None = None
+) -> RecallThreshold:
+    """The highest threshold whose recall is at least `recall` with probability `confidence`, from holdout positives.
+
+    Images of one group are not independent, so with `groups` each group counts once, with its lowest score: the
+    guarantee is then on the share of groups all of whose positives are found. With too few positives the threshold is
+    None and the reason has the number needed.
+    """
+    scores = np.asarray(positive_scores, dtype=np.float64)
+    units = _lowest_per_group(scores, groups)
+    grouped = len(units) < len(scores)
+    what = f"{len(units)} groups with holdout positives" if grouped else f"{len(units)} holdout positives"
+    rank = certifiable_rank(len(units), recall=recall, confidence=confidence)
+    if not rank:
+        needed = positives_needed(recall=recall, confidence=confidence)
+        reason = (
+            f"{what} cannot certify a recall of {recall:g} with {confidence:.0%} confidence: at least {needed} are "
+            "needed; raise guarantee.holdout, label more, or ask for less (guarantee.recall)"
+        )
+        return RecallThreshold(None, None, confidence, len(scores), len(units), None, None, reason)
+    threshold = float(np.sort(units)[rank - 1])
+    found = int((scores >= threshold).sum())
+    holds = float(binom.sf(rank - 1, len(units), 1.0 - recall))
+    whose = "of the groups have all their positives found" if grouped else "of the positives are found"
+    reason = (
+        f"with probability {holds:.3f}, at least {recall:g} {whose}: the threshold is the {_ordinal(rank)} lowest "
+        f"score of {what}, which no model, calibrator or weight has seen; it holds for exactly these fold models and "
+        "weights, on images drawn like the labelled ones"
+    )
+    interval = binomial_interval(found, len(scores), confidence=confidence)
+    estimate = found / len(scores)
+    return RecallThreshold(threshold, recall, confidence, len(scores), len(units), estimate, interval, reason)
+
+
+def estimated_threshold(
+    positive_scores: ArrayLike, *, recall: float, confidence: float, groups: Sequence[object] | None = None
+) -> RecallThreshold:
+    """The highest threshold that finds `recall` of the out-of-fold positives: an estimate, not a guarantee."""
+    scores = np.asarray(positive_scores, dtype=np.float64)
+    num_units = len(_lowest_per_group(scores, groups))
+    needed = positives_needed(recall=recall, confidence=confidence)
+    how = (
+        f"for a guarantee set guarantee.holdout so that at least {needed} positives are held out (recall {recall:g}, "
+        f"{confidence:.0%} confidence)"
+    )
+    if not len(scores):
+        return RecallThreshold(None, None, confidence, 0, 0, None, None, f"there are no labelled positives; {how}")
+    rank = math.floor(len(scores) * (1.0 - recall) + 1e-9) + 1
+    threshold = float(np.sort(scores)[rank - 1])
+    found = int((scores >= threshold).sum())
+    interval = binomial_interval(found, len(scores), confidence=confidence)
+    grouped = " (as if images of one group were independent)" if num_units < len(scores) else ""
+    reason = (
+        f"no guarantee: the threshold is an estimate on {len(scores)} out-of-fold positives, of which it finds "
+        f"{found / len(scores):.3f} [{interval[0]:.3f}, {interval[1]:.3f}]{grouped}; those were scored by one fold "
+        f"model each and new images by all; {how}"
+    )
+    estimate = found / len(scores)
+    return RecallThreshold(threshold, None, confidence, len(scores), num_units, estimate, interval, reason)
+
+
+def _lowest_per_group(scores: np.ndarray, groups: Sequence[object] | None) -> np.ndarray:
+    if groups is None or not len(scores):
+        return scores
+    names = pd.Series(list(groups), dtype=object)
+    alone = names.isna().to_numpy()
+    lowest = pd.Series(scores[~alone]).groupby(names[~alone].to_numpy()).min().to_numpy()
+    return np.concatenate([lowest, scores[alone]])
+
+
+def _ordinal(number: int) -> str:
+    suffix = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{suffix}"

@@ -1,0 +1,23 @@
+"""`rarefind bench NAME`: a benchmark by name, both sides in one run; the last line printed is JSON."""
+
+import importlib
+
+import typer
+
+from scripts.command import guarded, new_app
+
+# name -> module with its `main`
+BENCHMARKS = {"metrics": "scripts.bench.metrics"}
+
+
+def bench_app() -> typer.Typer:
+    """The benchmarks as sub-commands."""
+    app = new_app(no_args_is_help=True, help="Benchmarks, both sides in one run; the last line printed is JSON.")
+    for name, module in BENCHMARKS.items():
+        app.command(name)(importlib.import_module(module).main)
+    app.callback()(lambda: None)  # keeps the name as a sub-command while there is only one
+    return app
+
+
+if __name__ == "__main__":
+    guarded(bench_app())

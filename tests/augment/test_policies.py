@@ -1,0 +1,303 @@
+import os
+import pickle
+import random
+import subprocess
+import sys
+from functools import cache
+
+import numpy as np
+import pytest
+from scipy import ndimage
+from sklearn.datasets import load_digits
+from sklearn.neighbors import KNeighborsClassifier
+from torch.utils.data import DataLoader, Dataset
+
+from augment.policies import (
+    POLICIES,
+    Dropout,
+    Policy,
+    Warp,
+    _recolour,
+    build_policy,
+    drop_rectangles,
+    warp,
+    warp_matrix,
+)
+from configs.errors import InputError
+
+SIZE = 24
+
+
+def make_policy(name: str = "heavy", **changes) -> Policy:
+    settings = {
+        "image_size": SIZE,
+        "channels": 1,
+        "strength": 1.0,
+        "horizontal_flip": True,
+        "vertical_flip": True,
+        "quarter_turns": True,
+        "rotate_degrees": 30.0,
+        "seed": 7,
+    }
+    return build_policy(name, **{**settings, **changes})
+
+
+@cache
+def make_image(size: int = SIZE, channels: int = 1, seed: int = 0) -> np.ndarray:
+    """Smooth, without any symmetry, using most of the grey levels."""
+    noise = np.random.default_rng(seed).normal(size=(size, size, channels))
+    smooth = ndimage.gaussian_filter(noise, sigma=(size / 8, size / 8, 0))
+    spread = (smooth - smooth.min()) / (smooth.max() - smooth.min())
+    image = (20 + 215 * spread).astype(np.uint8)
+    image.setflags(write=False)
+    return image
+
+
+def symmetries(image: np.ndarray) -> dict[str, np.ndarray]:
+    turned = {f"turn{k}": np.rot90(image, k) for k in range(4)}
+    return turned | {f"mirrored{k}": np.rot90(image[:, ::-1], k) for k in range(4)}
+
+
+def reached(policy: Policy, image: np.ndarray, draws: int = 150) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for draw in range(draws):
+        out = policy(image, index=0, draw=draw).astype(int)
+        errors = {name: np.abs(out - other).max() for name, other in symmetries(image).items()}
+        nearest = min(errors, key=errors.__getitem__)
+        assert errors[nearest] <= 2, "the rest of the geometry was meant to be off"
+        counts[nearest] = counts.get(nearest, 0) + 1
+    return counts
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [8, 16, 33, 224, 512])
+def test_every_policy_keeps_shape_and_type_and_never_touches_its_input(name, channels, size):
+    image = make_image(size, channels)
+    assert not image.flags.writeable
+    for strength in (0.05, 1.0, 2.0):
+        policy = make_policy(name, image_size=size, channels=channels, strength=strength)
+        for draw in range(40 if size <= 33 else 3):
+            out = policy(image, index=3, draw=draw)
+            assert out.shape == image.shape and out.dtype == np.uint8
+            assert out.flags.c_contiguous and out.flags.writeable and not np.shares_memory(out, image)
+
+
+@pytest.mark.parametrize("name", ["light", "heavy"])
+def test_a_result_depends_on_seed_draw_and_index_alone(name):
+    image = make_image()
+    policy = make_policy(name)
+    keys = [(index, draw) for index in range(4) for draw in range(4)]
+    first = {key: policy(image, index=key[0], draw=key[1]) for key in keys}
+    again = {key: make_policy(name)(image, index=key[0], draw=key[1]) for key in reversed(keys)}
+    assert all(np.array_equal(first[key], again[key]) for key in keys)
+    assert len({out.tobytes() for out in first.values()}) == len(keys)
+    other_seed = make_policy(name, seed=8)
+    assert not any(np.array_equal(first[key], other_seed(image, index=key[0], draw=key[1])) for key in keys)
+
+
+class _Varied(Dataset):
+    """Images varied by a policy, or, as the control, by a generator that each process keeps for itself."""
+
+    def __init__(self, policy: Policy, *, stateful: bool) -> None:
+        self.policy = policy
+        self.stateful = stateful
+        self.calls = 0
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        self.calls += 1
+        draw = self.calls if self.stateful else 0
+        return self.policy(make_image(seed=index), index=0 if self.stateful else index, draw=draw)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_results_do_not_depend_on_the_number_of_workers():
+    def load(workers: int, *, stateful: bool) -> np.ndarray:
+        loader = DataLoader(_Varied(make_policy(), stateful=stateful), batch_size=4, num_workers=workers)
+        return np.concatenate([batch.numpy() for batch in loader])
+
+    expected = load(0, stateful=False)
+    assert np.array_equal(load(1, stateful=False), expected)
+    assert np.array_equal(load(3, stateful=False), expected)
+    assert not np.array_equal(load(3, stateful=True), load(0, stateful=True)), "the control must notice the workers"
+
+
+def test_a_policy_travels_to_other_processes_as_its_settings():
+    policy = make_policy(channels=3)
+    packed = pickle.dumps(policy)
+    image = make_image(channels=3)
+    assert len(packed) < 500
+    assert np.array_equal(pickle.loads(packed)(image, index=1, draw=2), policy(image, index=1, draw=2))
+
+
+@pytest.mark.parametrize(
+    ("allowed", "expected"),
+    [
+        ((), {"turn0"}),
+        (("horizontal_flip",), {"turn0", "mirrored0"}),
+        (("vertical_flip",), {"turn0", "mirrored2"}),
+        (("quarter_turns",), {"turn0", "turn1", "turn2", "turn3"}),
+        (("horizontal_flip", "vertical_flip"), {"turn0", "mirrored0", "mirrored2", "turn2"}),
+        (("horizontal_flip", "quarter_turns"), set(symmetries(make_image()))),
+    ],
+)
+def test_flips_and_turns_reach_what_is_allowed_and_nothing_else(allowed, expected):
+    flags = {flag: flag in allowed for flag in ("horizontal_flip", "vertical_flip", "quarter_turns")}
+    policy = make_policy("light", strength=1e-6, rotate_degrees=0.0, **flags)
+    counts = reached(policy, make_image())
+    assert set(counts) == expected
+    assert min(counts.values()) > 0.5 * sum(counts.values()) / len(expected), "all of them about equally often"
+
+
+@pytest.mark.parametrize("name", ["light", "heavy"])
+@pytest.mark.parametrize("strength", [1.0, 2.0])
+def test_the_warp_never_mirrors_and_keeps_the_promised_rotation(name, strength):
+    limits = make_policy(name, strength=strength, rotate_degrees=15.0).recipe.warp
+    assert limits.rotate_degrees <= 15.0
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        shares = rng.choice([-1.0, 0.0, 1.0], size=8).tolist()
+        matrix = warp_matrix(shares, limits, SIZE)
+        corners = np.array([[x, y, 1.0] for x in (0, SIZE - 1) for y in (0, SIZE - 1)]).T
+        # The sign of a homography's orientation at a point is that of det / denominator^3.
+        assert np.linalg.det(matrix) > 0 and (matrix[2] @ corners > 0).all()
+        middle = (SIZE - 1) / 2
+        here, right = (matrix @ np.array(point) for point in ((middle, middle, 1.0), (middle + 1, middle, 1.0)))
+        direction = right[:2] / right[2] - here[:2] / here[2]
+        assert abs(np.degrees(np.arctan2(direction[1], direction[0]))) < 15.0 + 25.0  # perspective and shear lean too
+
+
+def test_strength_weakens_rotation_but_never_exceeds_it():
+    assert make_policy(strength=0.5).recipe.warp.rotate_degrees == pytest.approx(15.0)
+    assert make_policy(strength=2.0).recipe.warp.rotate_degrees == pytest.approx(30.0)
+
+
+def only(**limits: float) -> Warp:
+    names = ("rotate_degrees", "scale", "aspect", "shear_degrees", "shift", "perspective")
+    return Warp(
+        probability=1.0, elastic=0.0, elastic_probability=0.0, **{name: limits.get(name, 0.0) for name in names}
+    )
+
+
+@pytest.mark.parametrize("size", [SIZE, 80])  # both interpolations
+def test_warp_by_a_quarter_and_by_whole_pixels_is_exact(size):
+    image = make_image(size, channels=3)
+    quarter = warp(image, warp_matrix([1.0, *[0.0] * 7], only(rotate_degrees=90.0), size))
+    assert np.abs(quarter.astype(int) - np.rot90(image, 1)).max() <= 1
+    shifted = warp(image, warp_matrix([0.0] * 4 + [1.0] + [0.0] * 3, only(shift=3 / size), size))
+    assert np.abs(shifted[:, :-3].astype(int) - image[:, 3:]).max() <= 1
+
+
+def test_warp_agrees_with_scipy_inside_the_image():
+    size = 96
+    image = make_image(size)
+    limits = only(rotate_degrees=20.0, scale=0.3, aspect=0.2, shear_degrees=10.0, shift=0.1)
+    rng = np.random.default_rng(1)
+    for _ in range(5):
+        matrix = warp_matrix(rng.uniform(-1, 1, 8).tolist(), limits, size)
+        swap = np.array([[0, 1, 0], [1, 0, 0], [0, 0, 1]])  # scipy counts rows first
+        expected = ndimage.affine_transform(image[..., 0].astype(float), swap @ matrix @ swap, order=1, cval=-1.0)
+        known = ndimage.binary_erosion(expected > 0, iterations=2)
+        assert known.mean() > 0.3
+        assert np.abs(warp(image, matrix)[..., 0] - expected)[known].max() <= 3
+
+
+def test_elastic_cells_that_agree_are_a_shift():
+    image = make_image()
+    cells = np.full((5, 5, 2), 2.0, dtype=np.float32)
+    assert np.array_equal(warp(image, np.eye(3), cells)[:-2, :-2], image[2:, 2:])
+
+
+def test_what_comes_from_outside_is_the_plain_ground_or_the_mirror_image():
+    shift = warp_matrix([0.0] * 4 + [-1.0] + [0.0] * 3, only(shift=8 / SIZE), SIZE)  # 8 pixels to the right
+    object_on_black = np.zeros((SIZE, SIZE, 1), dtype=np.uint8)
+    object_on_black[8:16, :12] = 200
+    assert warp(object_on_black, shift)[:, :8].max() == 0
+    picture = make_image()
+    assert np.array_equal(warp(picture, shift)[:, :8], picture[:, 1:9][:, ::-1])
+
+
+def test_strength_scales_how_far_an_image_is_moved():
+    image = make_image(size=32)
+    still = {"image_size": 32, "horizontal_flip": False, "vertical_flip": False, "quarter_turns": False}
+    for name in ("light", "heavy"):
+        distances = [
+            np.mean(
+                [
+                    np.abs(make_policy(name, strength=strength, **still)(image, index=0, draw=draw).astype(int) - image)
+                    for draw in range(40)
+                ]
+            )
+            for strength in (0.02, 0.3, 1.0)
+        ]
+        assert distances[0] < 3 < distances[2] and distances[0] < distances[1] < distances[2], (name, distances)
+    assert np.array_equal(make_policy("none", **still)(image, index=0, draw=0), image)
+
+
+def test_transforms_of_equal_probability_act_independently():
+    import albumentations as A
+
+    pipeline = A.Compose([A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)], strict=True)
+    image = make_image()
+    ours = {_recolour(image, pipeline, np.random.default_rng(seed)).tobytes() for seed in range(40)}
+    assert len(ours) == 4
+    library = set()
+    for seed in range(40):
+        pipeline.set_random_seed(seed)
+        library.add(pipeline(image=image)["image"].tobytes())
+    assert len(library) == 2, "the library's own seeding is mended: use it"
+
+
+def test_dropout_covers_rectangles_of_the_asked_size_inside_the_image():
+    image = np.full((40, 40, 3), 255, dtype=np.uint8)
+    limits = Dropout(probability=1.0, max_holes=1, min_side=0.25, max_side=0.5)
+    for seed in range(60):
+        changed = (drop_rectangles(image, limits, np.random.default_rng(seed)) != 255).any(axis=2)
+        rows, columns = changed.any(axis=1).sum(), changed.any(axis=0).sum()
+        assert 10 <= rows <= 20 and 10 <= columns <= 20 and changed.sum() == rows * columns
+    assert (image == 255).all()
+
+
+def test_heavy_augmentation_keeps_the_class():
+    digits = load_digits()
+    images = np.kron(digits.images * 255 / 16, np.ones((1, 2, 2)))[..., None].astype(np.uint8)[:1200]
+    policy = make_policy(
+        image_size=16, horizontal_flip=False, vertical_flip=False, quarter_turns=False, rotate_degrees=15.0
+    )
+    varied = np.stack([policy(image, index=index, draw=0) for index, image in enumerate(images)])
+    train, test = slice(0, 800), slice(800, 1200)
+    model = KNeighborsClassifier(3).fit(varied[train].reshape(800, -1), digits.target[:800])
+    clean, hard = (model.score(x[test].reshape(400, -1), digits.target[800:1200]) for x in (images, varied))
+    assert clean > 0.85 and hard > 0.6, (clean, hard)  # chance: 0.1
+
+
+def test_wrong_settings_are_named_together():
+    with pytest.raises(InputError, match="expected one of none, light, heavy, got 'hevy'") as error:
+        make_policy("hevy", channels=4, strength=3.0, rotate_degrees=-1.0)
+    assert all(word in str(error.value) for word in ("got 4", "got 3.0", "got -1.0"))
+
+
+def test_an_image_of_another_shape_or_type_is_refused():
+    policy = make_policy()
+    for image in (make_image(SIZE + 1), make_image(channels=3), make_image().astype(np.float32)):
+        with pytest.raises(ValueError, match=r"uint8 images of shape \(24, 24, 1\)"):
+            policy(image, index=0, draw=0)
+
+
+def test_albumentations_is_imported_late_strictly_and_without_asking_the_network():
+    code = "import sys, augment.policies; sys.exit('albumentations' in sys.modules or 'torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", code], check=False, env=environment).returncode == 0
+    assert make_policy("light").recipe.pipeline.strict and make_policy("heavy").recipe.pipeline.strict
+    assert os.environ["NO_ALBUMENTATIONS_UPDATE"] == "1"
+
+
+def test_a_call_leaves_the_global_random_streams_alone():
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    before = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    make_policy()(make_image(), index=0, draw=0)
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # noqa: NPY002

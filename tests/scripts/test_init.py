@@ -1,0 +1,163 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs.errors import InputError
+from configs.load import load_config
+from configs.schema import FoldsConfig
+from scripts.init import main
+from trainers.prepare import run
+from trainers.source import read_source
+
+
+def pictures(folder, *names, size=(40, 30), mode="RGB"):
+    rng = np.random.default_rng(len(names) + 7 * len(folder.as_posix()))
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shape = (size[1], size[0]) if mode == "L" else (size[1], size[0], 3)
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(path)
+
+
+def table(folder, name, header, rows):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("\n".join([header, *rows]) + "\n")
+
+
+def initialised(tmp_path, data_dir, **options):
+    out = tmp_path / "conf" / "config.yaml"
+    out.parent.mkdir(exist_ok=True)
+    main(data_dir, out=out, **options)
+    return load_config(out)
+
+
+def runs(config, out):
+    return run(config.data, FoldsConfig(num_folds=2), config.guarantee, seed=0, out=out, threads=1)
+
+
+def kaggle(folder):
+    """train.csv and test.csv beside folders of images whose names are in a column, and a sample submission."""
+    names = [f"ISIC_{number:04d}" for number in range(20)]
+    pictures(folder / "jpeg" / "train", *(f"{name}.jpg" for name in names))
+    pictures(folder / "jpeg" / "test", *(f"ISIC_9{number:03d}.jpg" for number in range(5)))
+    rows = [
+        f"{name},IP_{number // 2},{'m' if number % 3 else 'f'},{int(number % 4 == 0)}"
+        for number, name in enumerate(names)
+    ]
+    table(folder, "train.csv", "image_name,patient_id,sex,target", rows)
+    table(
+        folder, "test.csv", "image_name,patient_id,sex", [f"ISIC_9{number:03d},IP_t{number},f" for number in range(5)]
+    )
+    table(folder, "sample_submission.csv", "image_name,target", [f"ISIC_9{number:03d},0" for number in range(5)])
+    return folder
+
+
+def test_a_kaggle_folder_becomes_a_config_that_runs_as_is(tmp_path, capsys):
+    config = initialised(tmp_path, kaggle(tmp_path / "skin"))
+    data = config.data
+    assert (data.source, data.test) == tuple(
+        tmp_path / "conf" / ".." / "skin" / name for name in ("train.csv", "test.csv")
+    )
+    assert (data.columns.id, data.columns.label, data.columns.group) == ("image_name", "target", "patient_id")
+    assert data.path_format == "jpeg/train/{image_name}.jpg" and data.test_path_format == "jpeg/test/{image_name}.jpg"
+    assert data.positive_label == "1" and data.image_size == 32 and data.channels == 3
+    assert config.submit.sample.name == "sample_submission.csv" and config.name == "skin"
+    assert [model.backbone for model in config.models] == ["resnet10t", "test_efficientnet"]
+    result = runs(config, tmp_path / "run")
+    assert result.splits == {"train": 20, "holdout": 0, "pool": 0, "test": 5}
+    assert result.num_rejected == 0 and result.num_groups == 10
+    said = capsys.readouterr().out
+    assert "train.csv: 20 rows; columns: id 'image_name', label 'target', group 'patient_id'." in said
+    assert "'1' is rarer than '0' and is taken for the positive class" in said
+    assert "Labelled: 20 images: '0' 15 (75.0%), '1' 5 (25.0%)." in said and "Test: 5 images." in said
+    assert "25 looked at, 40 to 40 wide, 30 to 30 high, colour; working size 32 x 32" in said
+    assert "the submission gets its columns, image_name, target" in said
+
+
+@pytest.mark.parametrize(
+    "layout", [("labelled/{}", "pool", "test"), ("{}", None, None), ("train/{}", "unlabelled", "test")]
+)
+def test_folders_of_every_shape_become_a_config_that_runs_as_is(tmp_path, layout, capsys):
+    labelled, pool, test = layout
+    folder = tmp_path / "data"
+    pictures(folder / labelled.format("nevus"), *(f"{number}.png" for number in range(10)), size=(300, 200))
+    pictures(folder / labelled.format("melanoma"), *(f"m{number}.png" for number in range(4)), size=(300, 200))
+    for other in (pool, test):
+        if other is not None:
+            pictures(folder / other, *(f"{other}{number}.png" for number in range(3)), size=(300, 200))
+    config = initialised(tmp_path, folder)
+    assert config.data.positive_label == "melanoma" and config.data.image_size == 224
+    assert [model.backbone for model in config.models] == ["resnet18", "efficientnet_b0"]
+    expected = 3 if pool else 0
+    assert runs(config, tmp_path / "run").splits == {"train": 14, "holdout": 0, "pool": expected, "test": expected}
+    assert "A folder per class" in capsys.readouterr().out
+
+
+def test_a_table_with_paths_in_a_folder_of_its_own(tmp_path):
+    folder = tmp_path / "data"
+    pictures(folder / "images", *(f"{number}.png" for number in range(12)), mode="L")
+    pictures(folder / "pool", "p0.png", "p1.png", mode="L")
+    rows = [f"{number:03d};images/{number}.png;{['oak', 'ash', 'elm'][number % 3]}" for number in range(12)]
+    table(folder / "tables", "labels.csv", "id;file;class", rows)
+    table(folder, "truth.csv", "id,label", ["p0,oak"])
+    config = initialised(tmp_path, folder)
+    assert config.data.root.resolve() == folder and config.data.columns.path == "file"
+    assert config.data.columns.label == "class" and config.data.positive_label is None
+    assert config.data.truth.name == "truth.csv" and config.data.channels == 1
+    assert runs(config, tmp_path / "run").labelled == {"ash": 4, "elm": 4, "oak": 4}
+    assert list(read_source(config.data).frame["id"])[:2] == ["000", "001"]
+
+
+def test_ids_that_carry_the_suffix_and_a_rarer_zero(tmp_path):
+    folder = tmp_path / "data"
+    pictures(folder / "img", *(f"{number}.jpg" for number in range(9)))
+    table(folder, "train.csv", "image,sharp", [f"{number}.jpg,{int(number > 2)}" for number in range(9)])
+    config = initialised(tmp_path, folder)
+    assert config.data.path_format == "img/{image}" and config.data.columns.label == "sharp"
+    assert config.data.positive_label == "0"
+    assert runs(config, tmp_path / "run").num_positives == 3
+
+
+def test_a_config_that_is_there_is_kept_unless_forced(tmp_path):
+    folder = kaggle(tmp_path / "skin")
+    config = tmp_path / "config.yaml"
+    config.write_text("mine")
+    with pytest.raises(InputError, match="exists; name another file with --out, or replace it with --force"):
+        main(folder, out=config)
+    assert config.read_text() == "mine"
+    main(folder, out=config, force=True)
+    assert load_config(config).name == "skin"
+
+
+def test_data_that_has_to_be_mended_still_gets_a_config_and_the_problem_is_told(tmp_path):
+    folder = tmp_path / "data"
+    pictures(folder / "img", *(f"{number}.jpg" for number in range(6)))
+    rows = [f"{number},img/{number}.jpg,{number % 2},{'val' if number == 3 else ''}" for number in range(6)]
+    table(folder, "train.csv", "id,path,label,split", rows)
+    out = tmp_path / "config.yaml"
+    with pytest.raises(InputError, match=r"this has to be mended(.|\n)*row 5, id '3': split 'val'"):
+        main(folder, out=out)
+    assert load_config(out).data.source == folder / "train.csv"
+
+
+def test_nothing_to_understand_is_an_error_and_nothing_is_written(tmp_path):
+    out = tmp_path / "config.yaml"
+    with pytest.raises(InputError, match="does not exist; name the folder with your images"):
+        main(tmp_path / "no", out=out)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="expected a folder of images"):
+        main(tmp_path / "empty", out=out)
+    table(tmp_path / "odd", "notes.csv", "a,b", ["1,x", "2,y", "3,z"])
+    with pytest.raises(InputError, match=r"no table has a column that looks like labels; found: notes.csv \(a, b\)"):
+        main(tmp_path / "odd", out=out)
+    assert not out.exists()
+
+
+def test_the_command_runs_on_its_own(tmp_path):
+    folder = kaggle(tmp_path / "skin")
+    command = [sys.executable, "-m", "scripts.init", str(folder), "--out", str(tmp_path / "c.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "rarefind run" in done.stdout and load_config(tmp_path / "c.yaml").data.source == folder / "train.csv"

@@ -1,0 +1,182 @@
+"""The whole pipeline on a few real digits: the contracts of the run folder, skipping, determinism, recomputation."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import average_precision_score
+
+from configs.errors import InputError
+from configs.load import check_config
+from configs.schema import RunConfig, merged
+from scripts import pipeline as pipeline_module
+from scripts.pipeline import Pipeline, run_pipeline
+from trainers.digits import DigitsSplit, write_digits
+
+MODELS = ("test_resnet", "test_efficientnet")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("digits")
+    write_digits(folder, split=DigitsSplit(train=(12, 60), pool=(4, 20), test=(6, 30)))
+    return folder
+
+
+def config_of(folder: Path, out: Path, **changes: Any) -> RunConfig:
+    values = {
+        "name": "tiny",
+        "out": str(out),
+        "data": {
+            "source": str(folder / "table.csv"),
+            "test": str(folder / "test.csv"),
+            "truth": str(folder / "truth.csv"),
+            "positive_label": "eight",
+            "image_size": 16,
+            "channels": 1,
+        },
+        "folds": {"num_folds": 2},
+        "augment": {"policy": "light"},
+        "models": [{"backbone": name} for name in MODELS],
+        "train": {"steps": 8, "batch_size": 16, "warmup_steps": 1, "lr": 0.003, "log_every_steps": 4},
+        "metrics": {"top_k": [10], "replicates": 200},
+        "submit": {"sample": str(folder / "sample_submission.csv")},
+        "report": {"num_thumbnails": 4},
+        "compute": {"device": "cpu"},
+    }
+    return check_config(merged(values, changes), "test")
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_pipeline(config_of(data, tmp_path_factory.mktemp("runs"))).run_dir
+
+
+def read_predictions(run_dir: Path) -> pd.DataFrame:
+    return pd.concat([pd.read_parquet(path) for path in sorted((run_dir / "predictions").rglob("*.parquet"))])
+
+
+def fresh(pipeline: Pipeline) -> list[str]:
+    """The stages that really ran."""
+    return [record.name for record in pipeline.records if not record.skipped]
+
+
+def test_the_run_folder_holds_what_other_programs_read(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert names >= {
+        "config.yaml", "table.parquet", "rejected.csv", "images", "train", "predictions", "ensemble", "metrics.json",
+        "report.html", "submission.csv", "log.jsonl",
+    }  # fmt: skip
+    table = pd.read_parquet(finished / "table.parquet")
+    assert list(table.columns[:9]) == ["id", "path", "label", "split", "group", "fold", "sha256", "width", "height"]
+    assert pd.read_csv(finished / "rejected.csv").columns[:4].tolist() == ["id", "path", "row", "reason"]
+    for model in MODELS:
+        for fold in (0, 1):
+            assert (finished / "train/supervised" / model / f"fold{fold}/final/model.safetensors").exists()
+            frame = pd.read_parquet(finished / "predictions/supervised" / model / f"fold{fold}.parquet")
+            assert list(frame.columns) == ["id", "split", "arm", "model", "fold", "kind", "logit", "target"]
+
+
+def test_metrics_json_has_the_agreed_keys(finished: Path) -> None:
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert metrics.keys() >= {"prevalence", "num_positives", "num_negatives", "num_pool", "num_test", "models",
+                              "ensemble", "pool", "timing", "test"}  # fmt: skip
+    scores = {"ap", "ap_ci", "roc_auc", "recall_at_precision", "precision_at_recall"}
+    assert metrics["models"].keys() == set(MODELS)
+    assert all(metrics["models"][model]["supervised"].keys() >= scores for model in MODELS)
+    assert metrics["ensemble"].keys() >= scores | {"arm", "threshold", "recall_guarantee"}
+    assert metrics["ensemble"]["recall_guarantee"].keys() >= {"recall", "confidence", "num_positives", "reason"}
+    assert metrics["pool"].keys() >= {"used", "gain", "gain_ci", "reason", "arms"}
+    assert metrics["test"]["ensemble"].keys() >= scores
+    assert (metrics["num_positives"], metrics["num_negatives"]) == (12, 60)
+    assert (metrics["num_pool"], metrics["num_test"]) == (24, 36)
+    assert metrics["timing"].keys() >= {"prepare", "train", "predict"}
+
+
+def test_every_average_precision_can_be_recomputed_from_the_predictions(finished: Path, data: Path) -> None:
+    metrics = json.loads((finished / "metrics.json").read_text())
+    predictions = read_predictions(finished)
+    truth = pd.read_csv(data / "truth.csv", dtype=str).set_index("id")["label"].eq("eight").astype(int)
+
+    held_out = predictions[predictions["kind"] == "oof"].pivot(index="id", columns="model", values="logit")
+    labels = predictions[predictions["kind"] == "oof"].groupby("id")["target"].first().loc[held_out.index].astype(int)
+    test = predictions[predictions["kind"] == "test"].pivot_table(index="id", columns="model", values="logit")
+    test_labels = truth.loc[test.index]
+    for model in MODELS:
+        expected = average_precision_score(labels, held_out[model])
+        assert metrics["models"][model]["supervised"]["ap"] == pytest.approx(expected, abs=1e-9)
+        expected = average_precision_score(test_labels, test[model])
+        assert metrics["test"]["models"][model]["supervised"]["ap"] == pytest.approx(expected, abs=1e-9)
+    for key, frame, known in (("ensemble", held_out, labels), ("test", test, test_labels)):
+        scores = metrics["ensemble"] if key == "ensemble" else metrics["test"]["ensemble"]
+        assert scores["ap"] == pytest.approx(average_precision_score(known, frame.mean(axis=1)), abs=1e-9)
+
+
+def test_the_submission_has_the_samples_ids_in_their_order(finished: Path, data: Path) -> None:
+    submission = pd.read_csv(finished / "submission.csv", dtype={"id": str})
+    sample = pd.read_csv(data / "sample_submission.csv", dtype={"id": str})
+    assert list(submission.columns) == ["id", "target"]
+    assert submission["id"].tolist() == sample["id"].tolist()
+    logits = read_predictions(finished).query("kind == 'test'").groupby("id")["logit"].mean()
+    expected = 1 / (1 + np.exp(-logits.loc[submission["id"]].to_numpy()))
+    assert np.allclose(submission["target"], expected, atol=1e-9)
+
+
+def test_a_finished_run_is_skipped_and_a_new_report_does_not_retrain(finished: Path, data: Path) -> None:
+    out = finished.parent
+    assert fresh(run_pipeline(config_of(data, out))) == []
+    assert fresh(run_pipeline(config_of(data, out, report={"title": "Eights"}))) == ["report"]
+    assert "Eights" in (finished / "report.html").read_text(encoding="utf-8")
+    assert fresh(run_pipeline(config_of(data, out))) == ["report"]
+
+
+def test_a_change_to_one_model_retrains_that_one(finished: Path, data: Path) -> None:
+    models = [{"backbone": "test_resnet", "train": {"steps": 6}}, {"backbone": "test_efficientnet"}]
+    names = fresh(run_pipeline(config_of(data, finished.parent, models=models), until="predict"))
+    assert names == [f"{stage}/supervised/test_resnet/fold{fold}" for stage in ("train", "predict") for fold in (0, 1)]
+    run_pipeline(config_of(data, finished.parent))
+
+
+def test_new_test_images_are_scored_without_retraining(data: Path, finished: Path) -> None:
+    more = data / "more.csv"
+    test = pd.read_csv(data / "test.csv", dtype=str)
+    test.iloc[:-3].to_csv(more, index=False)
+    names = fresh(run_pipeline(config_of(data, finished.parent, data={"test": str(more)}), until="predict"))
+    assert [name.split("/")[0] for name in names] == ["prepare"] + ["predict"] * 4
+    run_pipeline(config_of(data, finished.parent))
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_the_same_seed_gives_the_same_predictions_for_any_number_of_loader_processes(
+    data: Path, finished: Path, tmp_path: Path, workers: int
+) -> None:
+    config = config_of(data, tmp_path, compute={"workers": workers}, models=[{"backbone": "test_resnet"}])
+    run_dir = run_pipeline(config, until="predict").run_dir
+    again = read_predictions(run_dir)
+    before = read_predictions(finished).query("model == 'test_resnet'")
+    pd.testing.assert_frame_equal(again, before, check_exact=True)
+
+
+def test_a_failed_submission_leaves_every_earlier_output_as_it_was(finished: Path, data: Path, tmp_path: Path) -> None:
+    before = {
+        path: path.read_bytes() for path in finished.rglob("*") if path.is_file() and "." not in path.parts[-2][:1]
+    }
+    sample = tmp_path / "sample_submission.csv"
+    sample.write_text("id,target\nnobody,0.5\n")
+    with pytest.raises(InputError, match="nobody"):
+        run_pipeline(config_of(data, finished.parent, submit={"sample": str(sample)}))
+    changed = [path for path, content in before.items() if path.read_bytes() != content]
+    assert {path.name for path in changed} <= {"log.jsonl", ".lock", "config.yaml"}
+    assert fresh(run_pipeline(config_of(data, finished.parent))) == []
+
+
+def test_without_a_source_the_way_out_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"data\.source is not set.*rarefind init"):
+        run_pipeline(RunConfig(out=tmp_path))
+
+
+def test_the_steps_cover_the_stages_in_order() -> None:
+    assert tuple(pipeline_module.STEPS) == pipeline_module.STAGES

@@ -1,0 +1,93 @@
+"""Rare-fashion keeps its promises about counts, unseen classes and hidden labels (on a small invented Fashion-MNIST)."""
+
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from configs.errors import InputError
+from trainers.fashion import CLASSES, IMAGES, RareFashion, write_rare_fashion
+from trainers.idx import read_idx_images
+
+
+@pytest.fixture
+def idx(tmp_path: Path) -> Path:
+    """60 training and 20 test images of each class; every pixel of an image is its class, so the class can be read back."""
+    folder = tmp_path / "idx"
+    folder.mkdir()
+    for part, per_class in (("train", 60), ("t10k", 20)):
+        labels = np.tile(np.arange(10, dtype=np.uint8), per_class)
+        images = np.broadcast_to(labels[:, None, None], (len(labels), 4, 4))
+        header = struct.pack(">IIII", 0x803, *images.shape)
+        (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + images.tobytes()))
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, len(labels)) + labels.tobytes())
+    return folder
+
+
+def read_parts(out: Path) -> dict[str, pd.DataFrame]:
+    """id, label, class (read from the pixels) and truth of every part."""
+    images = read_idx_images(out / IMAGES)
+    frame = pd.concat([pd.read_csv(out / name, dtype=str, keep_default_na=False) for name in ("table.csv", "test.csv")])
+    frame["split"] = frame["id"].str.split("-").str[0]
+    frame["class"] = [CLASSES[images[int(path.split("#")[1]), 0, 0]] for path in frame["path"]]
+    truth = pd.read_csv(out / "truth.csv", dtype=str).set_index("id")["label"]
+    frame["truth"] = frame["id"].map(truth)
+    return {str(part): rows for part, rows in frame.groupby("split")}
+
+
+def test_parts_have_the_counts_and_classes_asked_for(tmp_path: Path, idx: Path) -> None:
+    settings = RareFashion("shirt", 10, 90, 200, pool_prevalence=0.2, unseen=("bag", "sandal"), seed=3)
+    counts = write_rare_fashion(tmp_path / "out", settings, idx=idx)
+    assert counts == {"train": (10, 90), "pool": (40, 160), "test": (20, 180)}
+    parts = read_parts(tmp_path / "out")
+    assert ((parts["train"]["class"] == "shirt") == (parts["train"]["label"] == "1")).all()
+    assert not parts["train"]["class"].isin(["bag", "sandal"]).any()
+    assert parts["pool"]["class"].isin(["bag", "sandal"]).any()
+    for part in ("pool", "test"):
+        assert ((parts[part]["class"] == "shirt") == (parts[part]["truth"] == "1")).all()
+    assert (parts["pool"]["label"] == "").all()
+    assert parts["train"]["truth"].isna().all()
+
+
+def test_no_image_is_used_twice_and_the_order_hides_the_class(tmp_path: Path, idx: Path) -> None:
+    write_rare_fashion(tmp_path / "out", RareFashion("coat", 10, 90, 400, seed=1), idx=idx)
+    parts = read_parts(tmp_path / "out")
+    rows = pd.concat([parts["train"], parts["pool"]])
+    used = rows["class"].value_counts()
+    assert (used <= 60).all()  # 60 of each class exist, so more would mean a repeat
+    positions = np.flatnonzero(parts["train"]["class"] == "coat")
+    assert positions.max() > 50
+    assert positions.min() < 50
+
+
+def test_the_same_seed_gives_the_same_bytes(tmp_path: Path, idx: Path) -> None:
+    settings = RareFashion("shirt", 5, 45, 50, seed=4)
+    for name in ("a", "b"):
+        write_rare_fashion(tmp_path / name, settings, idx=idx)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (RareFashion("hat"), r"\['hat'\] cannot be used.*ankle-boot"),
+        (RareFashion("shirt", unseen=("shirt",)), "different ones"),
+        (RareFashion("shirt", 100, 5, 5), "100 labelled positives asked for, but only 60"),
+        (RareFashion("shirt", 50, 100, 100, pool_prevalence=0.5), "50 pool positives asked for, but only 10"),
+    ],
+)
+def test_impossible_requests_name_what_is_missing(
+    tmp_path: Path, idx: Path, settings: RareFashion, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        write_rare_fashion(tmp_path / "out", settings, idx=idx)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_data_set_says_how_to_get_it(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"apt-get install dataset-fashion-mnist.*--idx"):
+        write_rare_fashion(tmp_path / "out", RareFashion(), idx=tmp_path)

@@ -1,0 +1,504 @@
+import gzip
+import struct
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from configs.errors import InputError
+from configs.schema import ColumnsConfig, DataConfig
+from trainers.source import image_roots, read_source, read_truth
+
+ROWS = ["id,path,label", "00123,a.jpg,mel", "NA,b.jpg,nev", "1e5,c d.jpg,nev", "null,sub/d.jpg,"]
+
+
+def written(folder, name, lines, *, encoding="utf-8", end="\n"):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes((end.join(lines) + end).encode(encoding))
+    return path
+
+
+def config(source, **options):
+    return DataConfig(source=source, **{"positive_label": "mel", **options})
+
+
+def error(data):
+    with pytest.raises(InputError) as caught:
+        read_source(data)
+    return str(caught.value)
+
+
+def touched(folder, *paths):
+    for path in paths:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(b"")
+
+
+# --- reading tables ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("delimiter", [",", ";"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_every_kind_of_csv_gives_the_same_rows(tmp_path, delimiter, encoding, end):
+    lines = [row.replace(",", delimiter) for row in [*ROWS, "\N{CAT FACE} ü,e.jpg,mel"]]
+    source = read_source(config(written(tmp_path, "train.csv", lines, encoding=encoding, end=end)))
+    frame = source.frame
+    assert list(frame["id"]) == ["00123", "NA", "1e5", "null", "\N{CAT FACE} ü"]
+    assert list(frame["path"]) == ["a.jpg", "b.jpg", "c d.jpg", "sub/d.jpg", "e.jpg"]
+    assert list(frame["label"]) == ["mel", "nev", "nev", None, "mel"]
+    assert list(frame["split"]) == ["train", "train", "train", "pool", "train"]
+    assert list(frame["row"]) == [2, 3, 4, 5, 6]
+    assert set(frame["origin"]) == {"source"} and set(frame["file"]) == {str(tmp_path / "train.csv")}
+    assert (source.classes, source.positive_label, source.warnings) == (["nev", "mel"], "mel", [])
+    assert source.tables == [tmp_path / "train.csv"]
+
+
+def test_parquet_gives_the_same_rows_and_keeps_the_types_of_other_columns(tmp_path):
+    path = tmp_path / "train.parquet"
+    pd.DataFrame(
+        {
+            "id": ["00123", "NA", "x", "y"],
+            "path": list("abcd"),
+            "label": pd.Categorical(["mel", "nev", None, "nev"]),
+            "age": pd.array([41, None, 3, 4], dtype="Int64"),
+            "score": [0.5, 1.5, 2.0, None],
+        }
+    ).to_parquet(path)
+    frame = read_source(config(path)).frame
+    assert list(frame["id"]) == ["00123", "NA", "x", "y"] and list(frame["label"]) == ["mel", "nev", None, "nev"]
+    assert list(frame["row"]) == [1, 2, 3, 4]
+    assert str(frame["age"].dtype) == "Int64" and frame["score"].dtype == float
+
+
+@pytest.mark.parametrize("labels", [[0, 1, None, 0], [0.0, 1.0, np.nan, 0.0], [False, True, None, False]])
+def test_numbers_in_parquet_become_text_labels(tmp_path, labels):
+    path = tmp_path / "train.parquet"
+    pd.DataFrame({"id": [7, 8, 9, 10], "path": list("abcd"), "label": labels}).to_parquet(path)
+    source = read_source(DataConfig(source=path))
+    assert list(source.frame["id"]) == ["7", "8", "9", "10"]
+    assert list(source.frame["label"]) == ["0", "1", None, "0"]
+    assert (source.classes, source.positive_label) == (["0", "1"], "1")
+
+
+def test_fractions_are_no_labels(tmp_path):
+    path = tmp_path / "train.parquet"
+    pd.DataFrame({"id": ["a", "b"], "path": ["a", "b"], "label": [0.5, 1.0]}).to_parquet(path)
+    assert "column 'label' holds fractions (double); expected text or integers" in error(config(path))
+
+
+def test_a_row_cut_short_is_an_error_with_its_number(tmp_path):
+    path = tmp_path / "train.csv"
+    path.write_text("id,path,label,age\n1,a.jpg,mel,40\n2,b.jpg,nev,41\n3,c.jp")
+    assert error(config(path)) == (
+        f"{path}: 1 row(s) do not have the 4 cells of the header (id, path, label, age); was the file cut short, "
+        "or does a cell hold a ',' without quotes?\n  - row 4: 2 cells, beginning '3'"
+    )
+
+
+def test_a_last_row_that_may_be_cut_inside_its_last_cell_is_warned_of(tmp_path):
+    path = tmp_path / "train.csv"
+    path.write_text("id,path,label\n1,a.jpg,mel\n2,b.jpg,nev")
+    (warning,) = read_source(config(path)).warnings
+    assert "the last row (3, beginning '2') has no line end" in warning and "'nev' may be only the beginning" in warning
+
+
+def test_ragged_rows_are_listed_in_one_pass_and_blank_rows_counted(tmp_path):
+    lines = ["id,path,label", "1,a.jpg,mel", "", "2,b.jpg,nev,extra", ",,", "3,c.jpg"]
+    text = error(config(written(tmp_path, "train.csv", lines)))
+    assert "2 row(s) do not have the 3 cells" in text
+    assert "row 4: 4 cells, beginning '2'" in text and "row 6: 2 cells, beginning '3'" in text
+
+
+def test_quoted_cells_may_hold_delimiters_and_line_ends(tmp_path):
+    lines = ["id,path,label,note", '1,a.jpg,mel,"two\nlines, and a comma"', "2,b.jpg,nev,"]
+    frame = read_source(config(written(tmp_path, "train.csv", lines))).frame
+    assert list(frame["row"]) == [2, 3] and frame["note"][0] == "two\nlines, and a comma"
+    text = error(config(written(tmp_path, "torn.csv", ["id,path,label", '1,"a.jpg,mel', "2,b.jpg,nev"])))
+    assert "row 2 is not proper CSV (unexpected end of data)" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the file is empty; expected a header row"),
+        (b"id,path,label\n", "the table has a header but no rows"),
+        (b"id,path,id\n1,a,b\n", "column(s) 'id' are there twice"),
+        (b"id,path,label\n1,a.jpg,m\xe9l\n", "line 2 is not UTF-8 (byte 0xe9); save the table as 'CSV UTF-8'"),
+        (b"name,path,label\n1,a,mel\n", "no column 'id'; its columns are name, path, label"),
+        (b"id,path,class\n1,a,mel\n", "no column 'label'; its columns are id, path, class"),
+        (b"id,file,label\n1,a,mel\n", "no column 'path'; its columns are id, file, label"),
+    ],
+)
+def test_tables_that_cannot_be_used(tmp_path, content, message):
+    path = tmp_path / "train.csv"
+    path.write_bytes(content)
+    text = error(config(path))
+    assert text.startswith(str(path)) and message in text
+
+
+def test_places_that_are_no_input(tmp_path):
+    assert "data.source is not set" in error(DataConfig())
+    assert error(config(tmp_path / "no.csv")) == f"data.source: {tmp_path / 'no.csv'} does not exist"
+    touched(tmp_path, "train.xlsx")
+    assert "neither a table (.csv, .parquet) nor a folder" in error(config(tmp_path / "train.xlsx"))
+    path = written(tmp_path, "train.csv", ROWS)
+    assert f"data.root: {tmp_path / 'img'} is not a folder" in error(config(path, root=tmp_path / "img"))
+    touched(tmp_path, "torn.parquet")
+    assert "cannot be read as Parquet" in error(config(tmp_path / "torn.parquet"))
+
+
+# --- what the rows may say --------------------------------------------------------------------------------------------
+
+
+def test_columns_can_be_renamed_and_the_users_own_are_kept(tmp_path):
+    lines = ["image_name;patient_id;target;sex;width;id", "ISIC_1;IP_7;1;m;640;x", "ISIC_2;;0;;480;y"]
+    path = written(tmp_path, "train.csv", lines)
+    columns = ColumnsConfig(id="image_name", group="patient_id", label="target")
+    source = read_source(DataConfig(source=path, columns=columns, path_format="train/{image_name}.jpg"))
+    frame = source.frame
+    assert list(frame["id"]) == ["ISIC_1", "ISIC_2"] and list(frame["path"]) == ["train/ISIC_1.jpg", "train/ISIC_2.jpg"]
+    assert list(frame["group"]) == ["IP_7", None] and list(frame["sex"]) == ["m", ""]
+    assert list(frame["user_width"]) == ["640", "480"] and list(frame["user_id"]) == ["x", "y"]
+    assert any("width, id are kept as user_width, user_id" in warning for warning in source.warnings)
+    assert any("1 of 2 labelled rows have no group" in warning for warning in source.warnings)
+
+
+def test_a_renamed_column_that_is_not_there_is_an_error_not_silently_absent(tmp_path):
+    path = written(tmp_path, "train.csv", ROWS)
+    assert "no column 'patient'" in error(config(path, columns=ColumnsConfig(group="patient")))
+    assert "no column 'part'" in error(config(path, columns=ColumnsConfig(split="part")))
+
+
+def test_path_format_errors_name_the_column_and_the_rows(tmp_path):
+    path = written(tmp_path, "train.csv", ["id,dir,label", "1,x,mel", "2,,nev"])
+    assert "no column 'folder'; its columns are id, dir, label" in error(config(path, path_format="{folder}/{id}.jpg"))
+    assert "1 row(s) have no value" in error(config(path, path_format="{dir}/{id}.jpg"))
+    assert "row 3: dir is empty" in error(config(path, path_format="{dir}/{id}.jpg"))
+    for wrong in ("{id.__class__}", "{id!r}", "{id:>8}", "{}", "img.jpg", "{id"):
+        assert f"data.path_format {wrong!r}" in error(config(path, path_format=wrong))
+
+
+def test_a_path_format_beside_a_path_column_has_no_effect_and_says_so(tmp_path):
+    source = read_source(config(written(tmp_path, "train.csv", ROWS), path_format="{id}.png"))
+    assert source.frame["path"][0] == "a.jpg"
+    assert any("data.path_format has no effect" in warning for warning in source.warnings)
+
+
+def test_splits_come_from_the_column_where_it_says_something(tmp_path):
+    lines = ["id,path,label,split", "1,a,mel,train", "2,b,nev,", "3,c,,", "4,d,,pool", "5,e,,test"]
+    frame = read_source(config(written(tmp_path, "train.csv", lines))).frame
+    assert list(frame["split"]) == ["train", "train", "pool", "pool", "test"]
+
+
+def test_all_problems_of_the_rows_are_told_in_one_pass(tmp_path):
+    lines = [
+        "id,path,label,split",
+        ",a.jpg,mel,train",
+        "2,,nev,train",
+        "3,c.jpg,mel,validation",
+        "4,d.jpg,,train",
+        "5,e.jpg,mel,test",
+        "6,f.jpg,nev,pool",
+        "7,../g.jpg,mel,",
+    ]
+    path = written(tmp_path, "train.csv", lines)
+    assert error(config(path)) == (
+        f"{path}: 1 row(s) have no id\n  - row 2, path 'a.jpg'\n"
+        "1 row(s) have no path\n  - row 3, id '2'\n"
+        "1 row(s) have an unknown split; known: train, pool, test, or empty\n  - row 4, id '3': split 'validation'\n"
+        "2 row(s) are labelled, but are in the pool or the test set; known labels go to data.truth (a file with "
+        "id,label), which only evaluation reads; leave the label empty here, or make the row's split train\n"
+        "  - row 6, id '5': label 'mel', split 'test'\n  - row 7, id '6': label 'nev', split 'pool'\n"
+        "1 row(s) are of split train without a label; label them, or leave the split empty or pool\n  - row 5, id '4'\n"
+        f"1 row(s) have a path that leaves the data root {tmp_path}; paths are relative to it (data.root changes it)\n"
+        "  - row 8, id '7', path '../g.jpg': it goes up with '..'"
+    )
+
+
+def test_long_lists_of_problems_are_capped_with_the_count(tmp_path):
+    lines = ["id,path,label", *(f"{number},/x/{number}.jpg,mel" for number in range(40))]
+    text = error(config(written(tmp_path, "train.csv", lines)))
+    assert "40 row(s) have a path that leaves" in text and "... and 30 more of 40" in text
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("/etc/passwd", "it is absolute"),
+        ("../x.jpg", "it goes up with '..'"),
+        ("a/../../x.jpg", "it goes up with '..'"),
+        ("a\\..\\..\\x.jpg", "it goes up with '..'"),
+        ("C:\\x.jpg", "it begins with a Windows drive"),
+        ("c:x.jpg", "it begins with a Windows drive"),
+        ("\\\\server\\x.jpg", "it is absolute"),
+        ("https://example.org/x.jpg", "it is a URL; fetch the images first"),
+        ("s3://bucket/x.jpg", "it is a URL; fetch the images first"),
+        ("file:/etc/passwd", "it is a URL; fetch the images first"),
+        ("out/x.jpg", "a symbolic link leads out of the data root"),
+        ("in/link.jpg", "a symbolic link leads out of the data root"),
+    ],
+)
+def test_paths_that_leave_the_root_are_errors(tmp_path, path, reason):
+    root = tmp_path / "data"
+    touched(tmp_path, "secret/x.jpg", "data/in/x.jpg")
+    (root / "out").symlink_to(tmp_path / "secret")
+    (root / "in" / "link.jpg").symlink_to(tmp_path / "secret" / "x.jpg")
+    text = error(config(written(root, "train.csv", ["id,path,label", "1,in/x.jpg,nev", f"7,{path},mel"])))
+    assert f"row 3, id '7', path {path!r}: {reason}" in text and "row 2" not in text
+
+
+def test_a_link_that_stays_inside_and_odd_names_are_no_error(tmp_path):
+    touched(tmp_path, "in/x.jpg")
+    (tmp_path / "in" / "link.jpg").symlink_to(tmp_path / "in" / "x.jpg")
+    (tmp_path / "also").symlink_to(tmp_path / "in")
+    lines = [
+        "id,path,label",
+        "1,in/link.jpg,mel",
+        "2,also/x.jpg,nev",
+        "3,a..b.jpg,nev",
+        "4,scan:1.jpg,nev",
+        "5,~/x.jpg,nev",
+    ]
+    assert len(read_source(config(written(tmp_path, "train.csv", lines))).frame) == 5
+
+
+def test_paths_are_relative_to_the_table_or_to_data_root(tmp_path):
+    path = written(tmp_path, "tables/train.csv", ROWS)
+    assert image_roots(config(path)) == {"source": tmp_path / "tables"}
+    (tmp_path / "images").mkdir()
+    pool = tmp_path / "more"
+    data = config(path, root=tmp_path / "images", test=path, pool=pool)
+    assert image_roots(data) == {"source": tmp_path / "images", "pool": pool, "test": tmp_path / "images"}
+
+
+def test_missing_images_are_no_error_here(tmp_path):
+    assert len(read_source(config(written(tmp_path, "train.csv", ROWS))).frame) == 4
+
+
+# --- ids and labels ---------------------------------------------------------------------------------------------------
+
+
+def test_an_id_twice_is_an_error_and_two_labels_are_named(tmp_path):
+    lines = ["id,path,label", "1,a.jpg,mel", "2,b.jpg,nev", "1,c.jpg,nev", "2,d.jpg,nev"]
+    path = written(tmp_path, "train.csv", lines)
+    assert error(config(path)) == (
+        "2 id(s) are there more than once, 1 of them with different labels; an id names one image of all splits "
+        "together, so rename or remove the others\n"
+        f"  - id '1': {path} row 2, label 'mel' and {path} row 4, label 'nev'\n"
+        f"  - id '2': {path} row 3, label 'nev' and {path} row 5, label 'nev'"
+    )
+
+
+def test_an_id_of_the_test_set_that_is_also_in_training_is_an_error(tmp_path):
+    path = written(tmp_path, "train.csv", ROWS)
+    test = written(tmp_path, "test.csv", ["id,path", "1,x.jpg", "NA,y.jpg"])
+    assert f"id 'NA': {path} row 3, label 'nev' and {test} row 3" in error(config(path, test=test))
+
+
+def test_a_label_outside_the_known_set_is_an_error_with_row_and_id(tmp_path):
+    path = written(tmp_path, "train.csv", [*ROWS, "9,e.jpg,Nev"])
+    assert error(config(path, labels=["mel", "nev"])) == (
+        "1 label(s) are not among data.labels (mel, nev); correct them or add them there\n"
+        f"  - {path} row 6, id '9': 'Nev'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "message"),
+    [
+        ("ab", {}, "two classes, 'a' (1), 'b' (1), and data.positive_label does not say which"),
+        ("aabb", {"positive_label": "c"}, "no row is labelled with the positive class 'c'; found: 'a' (2), 'b' (2)"),
+        (
+            "abc",
+            {"positive_label": "a"},
+            "data.positive_label is 'a', but there are 3 classes: 'a' (1), 'b' (1), 'c' (1)",
+        ),
+        ("00", {}, "no row is labelled with the positive class '1'; found: '0' (2)"),
+        ("11", {}, "every labelled row is '1'; negatives are needed too"),
+        ("aa", {"positive_label": "a"}, "every labelled row is 'a'"),
+        ("aa", {}, "the only class is 'a' (2); at least two are needed"),
+        ("  ", {}, "no row has a label"),
+        ("ab", {"labels": ["a", "b", "c"]}, "no row has the label(s) 'c' of data.labels"),
+        ("ab", {"labels": ["a", "b", "a"]}, "data.labels names a class twice"),
+        ("ab", {"labels": ["a", "b"], "positive_label": "x"}, "'x' is not one of data.labels: a, b"),
+        ("aa", {"labels": ["a", "b"], "positive_label": "b"}, "no row is labelled with the positive class 'b'"),
+    ],
+)
+def test_classes_that_cannot_be_learned_are_errors_with_the_counts(tmp_path, labels, options, message):
+    lines = ["id,path,label", *(f"{number},{number}.jpg,{label}" for number, label in enumerate(labels))]
+    assert message in error(DataConfig(source=written(tmp_path, "train.csv", lines), **options))
+
+
+def test_zero_and_one_need_no_positive_label_and_many_classes_have_none(tmp_path):
+    def classes(letters, **options):
+        lines = ["id,path,label", *(f"{number},{number}.jpg,{label}" for number, label in enumerate(letters))]
+        source = read_source(DataConfig(source=written(tmp_path, "train.csv", lines), **options))
+        return source.classes, source.positive_label
+
+    assert classes("1001") == (["0", "1"], "1")
+    assert classes("1001", positive_label=0) == (["1", "0"], "0")
+    assert classes("cab") == (["a", "b", "c"], None)
+    assert classes("cab", labels=["c", "b", "a"]) == (["c", "b", "a"], None)
+
+
+# --- pool and test ----------------------------------------------------------------------------------------------------
+
+
+def test_pool_and_test_tables_have_their_own_path_format_and_no_labels(tmp_path):
+    path = written(tmp_path, "train.csv", ["name,label", "1,mel", "2,nev"])
+    test = written(tmp_path, "test.csv", ["name,sex", "8,f", "9,m"])
+    pool = written(tmp_path, "pool.csv", ["name,label", "5,"])
+    data = config(
+        path,
+        test=test,
+        pool=pool,
+        columns=ColumnsConfig(id="name"),
+        path_format="train/{name}.jpg",
+        test_path_format="test/{name}.jpg",
+    )
+    frame = read_source(data).frame
+    assert list(frame["path"]) == ["train/1.jpg", "train/2.jpg", "train/5.jpg", "test/8.jpg", "test/9.jpg"]
+    assert list(frame["split"]) == ["train", "train", "pool", "test", "test"]
+    assert list(frame["origin"]) == ["source", "source", "pool", "test", "test"]
+    assert list(frame["row"]) == [2, 3, 2, 2, 3]
+
+
+@pytest.mark.parametrize("origin", ["pool", "test"])
+def test_labels_in_the_pool_or_test_table_are_refused(tmp_path, origin):
+    path = written(tmp_path, "train.csv", ROWS)
+    other = written(tmp_path, "other.csv", ["id,path,label,split", "8,x.jpg,mel,", "9,y.jpg,,train"])
+    text = error(config(path, **{origin: other}))
+    assert "known labels go to data.truth" in text and f"row 2, id '8': label 'mel', split '{origin}'" in text
+    assert f"1 row(s) have another split than data.{origin} gives them\n  - row 3, id '9': split 'train'" in text
+
+
+def test_a_column_of_two_types_becomes_text(tmp_path):
+    pd.DataFrame({"id": ["1", "2"], "path": ["a", "b"], "label": ["mel", "nev"], "age": [40, 50]}).to_parquet(
+        tmp_path / "train.parquet"
+    )
+    test = written(tmp_path, "test.csv", ["id,path,age,sex", "8,x.jpg,60,f"])
+    frame = read_source(config(tmp_path / "train.parquet", test=test)).frame
+    assert list(frame["age"]) == ["40", "50", "60"] and list(frame["sex"].fillna("-")) == ["-", "-", "f"]
+
+
+def test_pool_and_test_may_be_folders_flat_or_nested(tmp_path):
+    touched(tmp_path, "p/a.jpg", "p/deep/er/b.v2.PNG", "p/.hidden.jpg", "p/__MACOSX/x.jpg", "p/notes.txt", "t/c.webp")
+    path = written(tmp_path, "train.csv", ROWS)
+    source = read_source(config(path, pool=tmp_path / "p", test=tmp_path / "t"))
+    frame = source.frame[source.frame["origin"] != "source"]
+    assert list(frame["id"]) == ["a", "deep/er/b.v2", "c"] and list(frame["path"]) == [
+        "a.jpg",
+        "deep/er/b.v2.PNG",
+        "c.webp",
+    ]
+    assert list(frame["split"]) == ["pool", "pool", "test"] and frame["row"].isna().all()
+    assert any("1 file(s) are not images" in warning and "notes.txt" in warning for warning in source.warnings)
+    (tmp_path / "empty").mkdir()
+    assert "data.pool: no image (JPEG, PNG, TIFF, WebP, BMP) below" in error(config(path, pool=tmp_path / "empty"))
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+def test_class_folders_with_pool_and_test(tmp_path):
+    touched(
+        tmp_path,
+        "labelled/mel/1.jpg",
+        "labelled/nev/p7/1.jpg",
+        "labelled/nev/2.png",
+        "pool/x/9.jpg",
+        "test/8.jpg",
+        "old/y.jpg",
+    )
+    source = read_source(config(tmp_path))
+    frame = source.frame
+    assert list(frame["id"]) == ["mel/1", "nev/2", "nev/p7/1", "x/9", "8"]
+    assert frame["path"][0] == "labelled/mel/1.jpg" and frame["path"][3] == "pool/x/9.jpg"
+    assert list(frame["label"]) == ["mel", "nev", "nev", None, None]
+    assert list(frame["split"]) == ["train", "train", "train", "pool", "test"]
+    assert image_roots(config(tmp_path)) == {"source": tmp_path}
+    assert any("1 file(s) are not images in a known place" in text and "old/y.jpg" in text for text in source.warnings)
+
+
+def test_folders_that_are_just_classes_count_as_labelled(tmp_path):
+    touched(tmp_path, "mel/1.jpg", "nev/1.jpg", "nev/sub/2.jpg")
+    frame = read_source(config(tmp_path)).frame
+    assert list(frame["id"]) == ["mel/1", "nev/1", "nev/sub/2"] and list(frame["label"]) == ["mel", "nev", "nev"]
+
+
+def test_folders_that_cannot_be_understood(tmp_path):
+    touched(tmp_path / "a", "mel/1.jpg", "nev/2.jpg", "test/3.jpg")
+    assert "there is test but no 'labelled'; expected labelled/<class>/..." in error(config(tmp_path / "a"))
+    touched(tmp_path / "b", "labelled/mel/1.jpg", "labelled/2.jpg")
+    assert "1 image(s) lie beside the class folders" in error(config(tmp_path / "b"))
+    touched(tmp_path / "c", "train.csv", "README.txt")
+    assert "there are tables in it (train.csv): name one of them as data.source" in error(config(tmp_path / "c"))
+    touched(tmp_path / "d", "labelled/mel/a.jpg", "labelled/mel/a.png", "labelled/nev/b.jpg")
+    assert "id 'mel/a'" in error(config(tmp_path / "d"))
+    touched(tmp_path / "e", "labelled/mel/1.jpg", "pool/1.jpg", "test/1.jpg", "labelled/nev/2.jpg")
+    assert "id '1'" in error(config(tmp_path / "e")) and "'pool/1.jpg' and" in error(config(tmp_path / "e"))
+
+
+def test_links_in_class_folders_may_not_lead_out(tmp_path):
+    touched(tmp_path, "secret/x.jpg", "data/mel/1.jpg", "data/nev/2.jpg")
+    (tmp_path / "data" / "nev" / "3.jpg").symlink_to(tmp_path / "secret" / "x.jpg")
+    (tmp_path / "data" / "more").symlink_to(tmp_path / "secret")
+    text = error(config(tmp_path / "data"))
+    assert "2 name(s) cannot be used" in text
+    assert "'more' is a symbolic link to a folder" in text
+    assert "'nev/3.jpg' is a symbolic link that leads out of the folder" in text
+
+
+def test_data_root_without_a_table_has_no_effect_and_says_so(tmp_path):
+    touched(tmp_path, "mel/1.jpg", "nev/1.jpg")
+    assert "data.root has no effect" in read_source(config(tmp_path, root=tmp_path)).warnings[0]
+
+
+# --- IDX --------------------------------------------------------------------------------------------------------------
+
+
+def idx_bytes(array):
+    return struct.pack(f">{1 + array.ndim}I", 0x0800 + array.ndim, *array.shape) + array.tobytes()
+
+
+def test_idx_folders_give_train_and_test_and_no_test_labels(tmp_path):
+    images = np.zeros((4, 5, 5), dtype=np.uint8)
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx_bytes(images)))
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx_bytes(np.array([3, 0, 1, 3], dtype=np.uint8)))
+    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(idx_bytes(images[:2]))
+    (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(b"never read")
+    source = read_source(DataConfig(source=tmp_path))
+    frame = source.frame
+    assert list(frame["id"])[:2] == ["train-00000", "train-00001"] and list(frame["id"])[4:] == [
+        "t10k-00000",
+        "t10k-00001",
+    ]
+    assert frame["path"][1] == "train-images-idx3-ubyte.gz#1" and frame["path"][5] == "t10k-images-idx3-ubyte#1"
+    assert list(frame["label"]) == ["3", "0", "1", "3", None, None]
+    assert source.tables == [tmp_path / "train-labels-idx1-ubyte"]
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx_bytes(np.zeros(3, dtype=np.uint8)))
+    assert "holds 4 images" in error(DataConfig(source=tmp_path)) and "3 labels" in error(DataConfig(source=tmp_path))
+    (tmp_path / "train-labels-idx1-ubyte").unlink()
+    assert "expected train-images-idx3-ubyte and train-labels-idx1-ubyte" in error(DataConfig(source=tmp_path))
+
+
+# --- truth ------------------------------------------------------------------------------------------------------------
+
+
+def test_truth_is_text(tmp_path):
+    truth = read_truth(written(tmp_path, "truth.csv", ["id;label;note", "007;1;x", "NA;0;y"]))
+    assert truth.to_dict("list") == {"id": ["007", "NA"], "label": ["1", "0"]}
+
+
+def test_truth_with_gaps_or_repeats_is_an_error(tmp_path):
+    path = written(tmp_path, "truth.csv", ["id,label", "1,", "2,0", "2,1"])
+    with pytest.raises(InputError) as caught:
+        read_truth(path)
+    assert str(caught.value) == (
+        f"{path}: 1 row(s) have an empty id or label\n  - row 2, id '1': label ''\n"
+        "1 row(s) repeat an id\n  - row 4, id '2'"
+    )
+    with pytest.raises(InputError, match="no column 'label'"):
+        read_truth(written(tmp_path, "truth.csv", ["id,target", "1,1"]))

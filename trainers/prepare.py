@@ -1,0 +1,230 @@
+"""Stage 1: read the input, decode and hash every image once, draw holdout and folds, write the table and the cache.
+
+Memory stays bounded whatever the number of images: only as many as there are threads (times a few) are held at once.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from configs.errors import InputError, listed
+from configs.schema import DataConfig, FoldsConfig, GuaranteeConfig
+from trainers.atomic import write_csv
+from trainers.bulk_decode import decode_all
+from trainers.folds import HOLDOUT, assign_folds, fold_table, joined_groups
+from trainers.paths import file_of
+from trainers.pixel_cache import pixel_shape, storing
+from trainers.source import Source, image_roots, place_of, read_source
+from trainers.table import SPLITS, ImageTable, tidy_frame, write_table
+
+REJECTED_COLUMNS = ["id", "path", "row", "reason", "split"]
+MAX_PAIRS = 5
+
+
+@dataclass(frozen=True)
+class PrepareResult:
+    """What was prepared, in counts; `folds` has a line for the holdout and each fold."""
+
+    num_rows: int
+    num_accepted: int
+    num_rejected: int
+    num_reused: int
+    splits: dict[str, int]
+    labelled: dict[str, int]
+    num_positives: int | None
+    num_groups: int
+    folds: pd.DataFrame
+    warnings: list[str]
+
+
+def run(
+    data: DataConfig,
+    folds: FoldsConfig,
+    guarantee: GuaranteeConfig,
+    *,
+    seed: int,
+    out: Path,
+    threads: int | None = None,
+    reuse: Path | None = None,
+) -> PrepareResult:
+    """Write `images/`, `rejected.csv` and `table.parquet` into `out`; a failure leaves what was there.
+
+    Images whose bytes are in the index of `reuse / "images"`, decoded with the same settings, are copied from there.
+    Raises InputError for everything that is wrong with the input.
+    """
+    source = read_source(data)
+    _check_space(data, len(source.frame), out)
+    # Read and decide everything inside, so that nothing is replaced when it fails.
+    with storing(out / "images", data) as sink:
+        accepted, rejected, num_reused = decode_all(
+            source.frame, data, sink, threads=threads or os.cpu_count() or 1, reuse=reuse
+        )
+        _check_rejected(rejected, len(source.frame), data)
+        _check_conflicts(accepted)
+        table, fold_lines, num_groups = _with_folds(accepted, source, folds, guarantee, seed=seed)
+    write_csv(out / "rejected.csv", rejected[REJECTED_COLUMNS])
+    write_table(out / "table.parquet", table)
+    warnings = [*source.warnings, *_rejected_warning(rejected), *_overlap_warnings(table.frame)]
+    return _result(table, rejected, fold_lines, num_groups=num_groups, num_reused=num_reused, warnings=warnings)
+
+
+def source_fingerprint(data: DataConfig) -> str:
+    """A cheap hash of the input: the tables' bytes, the list of images, and every image's size and time of change.
+
+    Raises InputError as reading the input does.
+    """
+    source = read_source(data)
+    digest = hashlib.sha256()
+    for table in source.tables:
+        digest.update(hashlib.sha256(table.read_bytes()).digest())
+    roots = image_roots(data)
+    columns = (source.frame[name] for name in ("id", "path", "label", "split", "origin"))
+    files: dict[tuple[str, str], list[int] | None] = {}
+    for id_, path, label, split, origin in zip(*columns, strict=True):
+        place = (origin, file_of(path))
+        if place not in files:
+            files[place] = _size_and_time(roots[origin] / place[1])
+        digest.update(json.dumps([id_, path, label, split, origin, files[place]]).encode())
+    return digest.hexdigest()
+
+
+def _size_and_time(path: Path) -> list[int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None  # it will be rejected, and noticed when it comes back
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _check_space(data: DataConfig, num_rows: int, out: Path) -> None:
+    if not data.cache:
+        return
+    needed = num_rows * int(np.prod(pixel_shape(data)))
+    size = " x ".join(map(str, pixel_shape(data)))
+    folder = next(parent for parent in (out.absolute(), *out.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise InputError(
+            f"{out}: {num_rows} images of {size} need {needed / 1e9:.1f} GB, but "
+            f"{free / 1e9:.1f} GB are free; set `out` to a larger disk, data.image_size lower, or data.cache: false"
+        )
+
+
+def _check_rejected(rejected: pd.DataFrame, num_rows: int, data: DataConfig) -> None:
+    if len(rejected) <= data.max_rejected * num_rows and len(rejected) < num_rows:
+        return
+    lines = [f"{place_of(row)}, id {row.id!r}, path {row.path!r}: {row.reason}" for row in rejected.itertuples()]
+    roots = ", ".join(f"data.{origin}: {image_roots(data)[origin]}" for origin in rejected["origin"].unique())
+    raise InputError(
+        f"{len(rejected)} of {num_rows} images ({len(rejected) / num_rows:.1%}) cannot be used, more than "
+        f"data.max_rejected ({data.max_rejected:.1%}); paths are relative to {roots}. Mend them, or raise "
+        f"data.max_rejected to leave them out\n"
+        f"{listed(lines)}"
+    )
+
+
+def _check_conflicts(accepted: pd.DataFrame) -> None:
+    labelled = accepted[accepted["label"].notna()]
+    kinds = labelled.groupby("sha256")["label"].transform("nunique")
+    conflicts = []
+    for _, rows in labelled[kinds > 1].groupby("sha256", sort=False):
+        conflicts.append(
+            " = ".join(f"{place_of(row)}, id {row.id!r}, labelled {row.label!r}" for row in rows.itertuples())
+        )
+    if conflicts:
+        raise InputError(
+            f"{len(conflicts)} image(s) are there under different labels, byte for byte; correct the label or remove "
+            f"one\n{listed(conflicts)}"
+        )
+
+
+def _with_folds(
+    accepted: pd.DataFrame, source: Source, folds: FoldsConfig, guarantee: GuaranteeConfig, *, seed: int
+) -> tuple[ImageTable, pd.DataFrame, int]:
+    """The image table, the lines about holdout and folds, and the number of groups among the labelled rows.
+
+    Only labelled rows are looked at, in the order of their ids: a larger pool or another order changes no fold.
+    """
+    labelled = accepted[accepted["label"].notna()].sort_values("id", kind="stable")
+    targets = pd.Categorical(labelled["label"], categories=source.classes).codes.astype(np.int64)
+    groups = joined_groups(list(labelled["group"]), list(labelled["sha256"]))
+    assigned = assign_folds(
+        targets,
+        groups,
+        classes=source.classes,
+        num_folds=folds.num_folds,
+        holdout=guarantee.holdout,
+        seed=seed,
+    )
+    frame = accepted.drop(columns=["origin", "file", "row"])
+    held_out = labelled.index[assigned == HOLDOUT]
+    frame.loc[held_out, "split"] = "holdout"
+    frame["fold"] = pd.Series(assigned, index=labelled.index).drop(held_out).astype("Int64")
+    table = ImageTable(tidy_frame(frame), source.classes, source.positive_label)
+    return table, fold_table(targets, groups, assigned, classes=source.classes), len(np.unique(groups))
+
+
+def _rejected_warning(rejected: pd.DataFrame) -> list[str]:
+    if rejected.empty:
+        return []
+    lines = [f"id {row.id!r} ({row.split}): {row.reason}" for row in rejected.itertuples()]
+    return [f"{len(rejected)} image(s) cannot be used, all are in rejected.csv\n{listed(lines, cap=MAX_PAIRS)}"]
+
+
+def _overlap_warnings(frame: pd.DataFrame) -> list[str]:
+    """Byte-identical images, and groups of the user, that are on two sides which are thought to be apart."""
+    warnings = []
+    for left, right in (
+        ("train", "test"),
+        ("holdout", "test"),
+        ("pool", "test"),
+        ("train", "pool"),
+        ("holdout", "pool"),
+    ):
+        left_rows, right_rows = frame[frame["split"] == left], frame[frame["split"] == right]
+        pairs = left_rows[["id", "sha256"]].merge(
+            right_rows[["id", "sha256"]], on="sha256", suffixes=("_left", "_right")
+        )
+        if len(pairs):
+            lines = [f"{left} {a!r} = {right} {b!r}" for a, b in zip(pairs["id_left"], pairs["id_right"], strict=True)]
+            warnings.append(
+                f"{len(pairs)} pair(s) of byte-identical images are in both {left} and {right}\n"
+                f"{listed(lines, cap=MAX_PAIRS)}"
+            )
+        shared = sorted(set(left_rows["group"].dropna()) & set(right_rows["group"].dropna()))
+        if shared and right == "test":
+            names = ", ".join(map(repr, shared[:MAX_PAIRS]))
+            warnings.append(f"{len(shared)} group(s) are in both {left} and test, so its scores may flatter: {names}")
+    return warnings
+
+
+def _result(
+    table: ImageTable,
+    rejected: pd.DataFrame,
+    folds: pd.DataFrame,
+    *,
+    num_groups: int,
+    num_reused: int,
+    warnings: list[str],
+) -> PrepareResult:
+    splits = table.frame["split"].value_counts()
+    labels = table.frame["label"].value_counts()
+    labelled = {name: int(labels.get(name, 0)) for name in table.classes}
+    return PrepareResult(
+        num_rows=len(table) + len(rejected),
+        num_accepted=len(table),
+        num_rejected=len(rejected),
+        num_reused=num_reused,
+        splits={split: int(splits.get(split, 0)) for split in SPLITS},
+        labelled=labelled,
+        num_positives=labelled[table.positive_label] if table.positive_label is not None else None,
+        num_groups=num_groups,
+        folds=folds,
+        warnings=warnings,
+    )

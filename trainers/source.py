@@ -1,0 +1,272 @@
+"""The user's input as one list of images: tables, class folders or IDX files become rows with id, path, label, split.
+
+Nothing is decoded here and a missing image is no error yet (`trainers.prepare` rejects it by id); everything that the
+words of the input itself can get wrong is, all problems of a kind in one message.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from configs.errors import InputError, listed
+from configs.schema import ColumnsConfig, DataConfig
+from trainers.folders import is_idx_folder, read_class_folders, read_flat_folder, read_idx_folder
+from trainers.labels import resolve_classes
+from trainers.path_format import fields_of, format_paths, path_format_of
+from trainers.paths import paths_leaving
+from trainers.sheet import is_sheet, raise_row_problems, read_sheet, require_columns
+from trainers.table import COLUMNS as TABLE_COLUMNS
+
+ORIGINS = ("source", "pool", "test")  # the three fields of the data section that name images
+SPLITS = ("train", "pool", "test")
+COLUMNS = ("id", "path", "label", "split", "group", "origin", "file", "row")
+RESERVED = {*TABLE_COLUMNS, *COLUMNS}
+
+
+@dataclass(frozen=True)
+class Source:
+    """`frame` has COLUMNS, then the user's own; label and group are None where unknown.
+
+    `row` is the row of the table (NA for a file in a folder), `origin` the field of the data section that the row came
+    by, `file` the table or folder, `tables` all files that were read for it besides the images.
+    """
+
+    frame: pd.DataFrame
+    classes: list[str]
+    positive_label: str | None
+    tables: list[Path]
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one field of the data section gave."""
+
+    frame: pd.DataFrame
+    tables: list[Path]
+    warnings: list[str]
+
+
+def read_source(data: DataConfig) -> Source:
+    """List every image of `data.source`, `data.pool` and `data.test`; raises InputError."""
+    if data.source is None:
+        raise InputError("data.source is not set; name a table (CSV, Parquet) or a folder of labelled images")
+    parts = [_read_part(data, origin) for origin in ORIGINS if getattr(data, origin) is not None]
+    frame = pd.concat(_compatible([part.frame for part in parts]), ignore_index=True)
+    frame["row"] = frame["row"].astype("Int64")
+    _check_unique_ids(frame)
+    labelled = frame["label"].notna()
+    if data.labels is not None:
+        _check_known_labels(frame[labelled], data.labels)
+    classes, positive_label = resolve_classes(
+        list(frame.loc[labelled, "label"]),
+        known=data.labels,
+        positive_label=data.positive_label,
+        where=str(data.source),
+    )
+    warnings = [warning for part in parts for warning in part.warnings]
+    tables = [table for part in parts for table in part.tables]
+    if data.root is not None and not any(is_sheet(getattr(data, o)) for o in ORIGINS if getattr(data, o) is not None):
+        warnings.append(
+            "data.root has no effect: no table was given, and paths of a folder are relative to that folder"
+        )
+    return Source(frame, classes, positive_label, tables, warnings + _group_warning(frame))
+
+
+def image_roots(data: DataConfig) -> dict[str, Path]:
+    """For each origin the folder that its image paths are relative to."""
+    roots = {}
+    for origin in ORIGINS:
+        place = getattr(data, origin)
+        if place is not None:
+            roots[origin] = (data.root or place.parent) if is_sheet(place) else place
+    return roots
+
+
+def read_truth(path: Path) -> pd.DataFrame:
+    """The columns `id` and `label` of a file of known labels, as text; raises InputError."""
+    sheet = read_sheet(path, text_columns=("id", "label"))
+    require_columns(sheet, ["id", "label"], "a file of known labels has the columns id and label")
+    frame = sheet.frame[["id", "label"]]
+    problems = {
+        "have an empty id or label": [
+            f"row {row}, id {id_!r}: label {label!r}"
+            for row, id_, label in zip(sheet.rows, frame["id"], frame["label"], strict=True)
+            if not id_ or not label
+        ],
+        "repeat an id": [
+            f"row {row}, id {id_!r}"
+            for row, id_, again in zip(sheet.rows, frame["id"], frame["id"].duplicated(), strict=True)
+            if again
+        ],
+    }
+    raise_row_problems(path, problems)
+    return frame
+
+
+def place_of(row: Any) -> str:
+    """Where a row of `Source.frame` (as `itertuples` gives it) was written: file and row, or folder and file."""
+    return f"{row.file} {row.path!r}" if pd.isna(row.row) else f"{row.file} row {row.row}"
+
+
+def _read_part(data: DataConfig, origin: str) -> _Part:
+    place: Path = getattr(data, origin)
+    if not place.exists():
+        raise InputError(f"data.{origin}: {place} does not exist")
+    if is_sheet(place):
+        return _read_table(data, origin)
+    if not place.is_dir():
+        raise InputError(f"data.{origin}: {place} is neither a table (.csv, .parquet) nor a folder")
+    if origin != "source":
+        found = read_flat_folder(place, split=origin)
+    elif is_idx_folder(place):
+        found = read_idx_folder(place)
+    else:
+        found = read_class_folders(place)
+    frame = pd.DataFrame(found.rows, columns=["id", "path", "label", "split"], dtype=object)
+    frame = frame.assign(group=None, origin=origin, file=str(place), row=None)[list(COLUMNS)].astype(object)
+    return _Part(frame, found.tables, found.warnings)
+
+
+def _read_table(data: DataConfig, origin: str) -> _Part:
+    place: Path = getattr(data, origin)
+    root = image_roots(data)[origin]
+    if not root.is_dir():
+        raise InputError(f"data.root: {root} is not a folder")
+    names = data.columns
+    path_format = path_format_of(data, origin)
+    roles = [names.id, names.path, names.label, names.split, names.group]
+    sheet = read_sheet(place, text_columns={*roles, *fields_of(path_format)})
+    required = [names.id]
+    if origin == "source":
+        # A column that was renamed in the config is meant to be there; misspelt, it would silently be absent.
+        defaults = ColumnsConfig()
+        required += [names.label] + [
+            name for name, default in ((names.split, defaults.split), (names.group, defaults.group)) if name != default
+        ]
+    if path_format is None:
+        required.append(names.path)
+    require_columns(sheet, required, "data.columns says what the columns are called")
+    if sheet.frame.empty:
+        raise InputError(f"{place}: the table has a header but no rows")
+
+    def column(name: str) -> list[str]:
+        return list(sheet.frame[name]) if name in sheet.frame else [""] * len(sheet.frame)
+
+    warnings = list(sheet.warnings)
+    if path_format is not None and names.path in sheet.frame:
+        warnings.append(f"{place}: data.path_format has no effect, because there is a column {names.path!r}")
+        path_format = None
+    frame = pd.DataFrame(
+        {
+            "id": column(names.id),
+            "path": column(names.path) if path_format is None else format_paths(sheet, path_format, names.id),
+            "label": [label.strip() for label in column(names.label)],
+            "split": [split.strip() for split in column(names.split)],
+            "group": column(names.group),
+            "origin": origin,
+            "file": str(place),
+            "row": sheet.rows,
+        },
+        dtype=object,
+    )
+    problems = _row_problems(frame, root, origin)
+    raise_row_problems(place, problems)
+    default = (
+        ["train" if label else "pool" for label in frame["label"]] if origin == "source" else [origin] * len(frame)
+    )
+    frame["split"] = [split or other for split, other in zip(frame["split"], default, strict=True)]
+    for name in ("label", "group"):
+        frame[name] = frame[name].where(frame[name] != "", None)
+    extra = sheet.frame.drop(columns=[name for name in roles if name in sheet.frame])
+    renamed = {name: f"user_{name}" for name in extra.columns if name in RESERVED}
+    if renamed:
+        warnings.append(f"{place}: column(s) {', '.join(renamed)} are kept as {', '.join(renamed.values())}")
+    return _Part(pd.concat([frame, extra.rename(columns=renamed)], axis=1), [place], warnings)
+
+
+def _row_problems(frame: pd.DataFrame, root: Path, origin: str) -> dict[str, list[str]]:
+    """Kind of problem -> the rows that have it."""
+    kinds: dict[str, list[str]] = {
+        "have no id": [],
+        "have no path": [],
+        "have an unknown split; known: train, pool, test, or empty": [],
+        f"have another split than data.{origin} gives them": [],
+        "are labelled, but are in the pool or the test set; known labels go to data.truth (a file with id,label), "
+        "which only evaluation reads; leave the label empty here, or make the row's split train": [],
+        "are of split train without a label; label them, or leave the split empty or pool": [],
+        f"have a path that leaves the data root {root}; paths are relative to it (data.root changes it)": [],
+    }
+    no_id, no_path, unknown, other, leaked, unlabelled, leaving = kinds.values()
+    reasons = paths_leaving(root, frame["path"])
+    columns = (frame[name] for name in ("row", "id", "path", "label", "split"))
+    for position, (row, id_, path, label, split) in enumerate(zip(*columns, strict=True)):
+        place = f"row {row}, id {id_!r}"
+        if not id_:
+            no_id.append(f"row {row}, path {path!r}")
+        if not path:
+            no_path.append(place)
+        if split not in ("", *SPLITS):
+            unknown.append(f"{place}: split {split!r}")
+        elif origin != "source" and split not in ("", origin):
+            other.append(f"{place}: split {split!r}")
+        if label and (origin != "source" or split in ("pool", "test")):
+            leaked.append(f"{place}: label {label!r}, split {split or origin!r}")
+        if split == "train" and not label:
+            unlabelled.append(place)
+        if position in reasons:
+            leaving.append(f"{place}, path {path!r}: {reasons[position]}")
+    return kinds
+
+
+def _compatible(frames: list[pd.DataFrame]) -> list[pd.DataFrame]:
+    """The user's columns that are of one type in one part and of another in the next become text."""
+    types: dict[str, set[str]] = {}
+    for frame in frames:
+        for name in frame.columns.difference(list(COLUMNS)):
+            types.setdefault(name, set()).add(str(frame[name].dtype))
+    mixed = [name for name, found in types.items() if len(found) > 1]
+    return [
+        frame.assign(
+            **{name: frame[name].map(str, na_action="ignore").astype(object) for name in mixed if name in frame}
+        )
+        for frame in frames
+    ]
+
+
+def _check_unique_ids(frame: pd.DataFrame) -> None:
+    repeated = frame[frame["id"].duplicated(keep=False)]
+    if repeated.empty:
+        return
+    problems = []
+    for id_, rows in repeated.groupby("id", sort=False):
+        places = " and ".join(
+            place_of(row) + (f", label {row.label!r}" if row.label is not None else "") for row in rows.itertuples()
+        )
+        problems.append(f"id {id_!r}: {places}")
+    conflicts = repeated.dropna(subset=["label"]).groupby("id")["label"].nunique().gt(1).sum()
+    with_labels = f", {conflicts} of them with different labels" if conflicts else ""
+    raise InputError(
+        f"{len(problems)} id(s) are there more than once{with_labels}; an id names one image of all splits together, "
+        f"so rename or remove the others\n{listed(problems)}"
+    )
+
+
+def _check_known_labels(labelled: pd.DataFrame, known: list[str]) -> None:
+    wrong = labelled[~labelled["label"].isin(known)]
+    if len(wrong):
+        problems = [f"{place_of(row)}, id {row.id!r}: {row.label!r}" for row in wrong.itertuples()]
+        raise InputError(
+            f"{len(problems)} label(s) are not among data.labels ({', '.join(known)}); correct them or add them there\n"
+            f"{listed(problems)}"
+        )
+
+
+def _group_warning(frame: pd.DataFrame) -> list[str]:
+    labelled = frame[frame["label"].notna()]
+    without = int(labelled["group"].isna().sum())
+    if without in (0, len(labelled)):
+        return []
+    return [f"{without} of {len(labelled)} labelled rows have no group; each is taken for a group of its own"]
