@@ -90,7 +90,7 @@ class DataConfig(Section):
 class FoldsConfig(Section):
     """Cross-validation folds over the labelled rows."""
 
-    num_folds: Annotated[int, Field(ge=2, le=50)] = 3
+    num_folds: Annotated[int, Field(ge=2, le=50)] = Field(3, description="folds; each model is trained once per fold")
 
 
 class GuaranteeConfig(Section):
@@ -106,10 +106,10 @@ class GuaranteeConfig(Section):
 class AugmentConfig(Section):
     """What varies a training image. Not every image may be flipped: digits and X-rays have a right way up."""
 
-    policy: Literal["none", "light", "heavy"] = "heavy"
+    policy: Literal["none", "light", "heavy"] = Field("heavy", description="how much training images are varied")
     strength: Annotated[float, Field(gt=0.0, le=2.0)] = Field(1.0, description="scales every magnitude of the policy")
-    horizontal_flip: bool = True
-    vertical_flip: bool = True
+    horizontal_flip: bool = Field(True, description="mirror left and right")
+    vertical_flip: bool = Field(True, description="mirror top and bottom")
     quarter_turns: bool = Field(True, description="rotations by 90, 180 and 270 degrees")
     rotate_degrees: Annotated[float, Field(ge=0.0, le=180.0)] = Field(30.0, description="random rotation, +- degrees")
     mixup_alpha: NonNegative = Field(0.0, description="Beta(alpha, alpha) of mixup on batches; 0 = off")
@@ -125,7 +125,9 @@ class AugmentConfig(Section):
 class LossConfig(Section):
     """The training loss; binary work uses its sigmoid form, multi-class its softmax form."""
 
-    name: Literal["cross_entropy", "focal", "logit_adjusted", "asymmetric"] = "focal"
+    name: Literal["cross_entropy", "focal", "logit_adjusted", "asymmetric"] = Field(
+        "focal", description="focal looks away from what is easy"
+    )
     gamma: NonNegative = Field(2.0, description="focal: exponent of (1 - p)")
     gamma_negative: NonNegative = Field(4.0, description="asymmetric: exponent for the negatives")
     gamma_positive: NonNegative = Field(1.0, description="asymmetric: exponent for the positives")
@@ -136,7 +138,9 @@ class LossConfig(Section):
     class_weight: Literal["none", "inverse", "sqrt_inverse"] = Field(
         "none", description="weights by class frequency, on top of the sampler"
     )
-    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = Field(
+        0.0, description="share of each target spread evenly over the classes"
+    )
     positive_target: Annotated[float, Field(gt=0.5, le=1.0)] = Field(
         1.0, description="target given to a positive (binary): 0.8 to 0.9 softens rare, doubtful positives"
     )
@@ -145,7 +149,9 @@ class LossConfig(Section):
 class SamplerConfig(Section):
     """Which rows make a batch."""
 
-    name: Literal["natural", "balanced", "positives_per_batch"] = "balanced"
+    name: Literal["natural", "balanced", "positives_per_batch"] = Field(
+        "balanced", description="class frequencies in the batches"
+    )
     balance: Fraction = Field(1.0, description="balanced: 0 = natural frequencies, 1 = every class equally often")
     positives: Count = Field(8, description="positives_per_batch: positives in every batch (binary)")
 
@@ -158,10 +164,10 @@ class TrainConfig(Section):
     micro_batch: Count | None = Field(None, description="images per forward pass; smaller than batch_size accumulates")
     loss: LossConfig = LossConfig()
     sampler: SamplerConfig = SamplerConfig()
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="built by timm")
     lr: Positive = Field(1e-3, description="peak learning rate")
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.9, description="sgd momentum")
-    weight_decay: NonNegative = 0.05
+    weight_decay: NonNegative = Field(0.05, description="not applied to biases and norms")
     warmup_steps: Annotated[int, Field(ge=0)] = Field(100, description="linear warm-up, steps")
     min_lr_fraction: Fraction = Field(0.01, description="final learning rate of the cosine, as a share of lr")
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
@@ -173,8 +179,8 @@ class TrainConfig(Section):
     )
     eval_every_steps: Annotated[int, Field(ge=0)] = Field(0, description="metrics on the held-out fold; 0 = steps / 10")
     checkpoint_every_steps: Count = Field(500, description="resume points")
-    log_every_steps: Count = 20
-    channels_last: bool = True
+    log_every_steps: Count = Field(20, description="points of the training curve, and checks that the loss is finite")
+    channels_last: bool = Field(True, description="memory layout that convolutions are fastest in")
     compile: bool = Field(False, description="torch.compile")
 
     @model_validator(mode="after")
@@ -232,7 +238,7 @@ class PredictConfig(Section):
     views: list[ViewConfig] = Field(
         default=[ViewConfig()], min_length=1, description="test-time views; logits averaged"
     )
-    batch_size: Count = 256
+    batch_size: Count = Field(256, description="images per forward pass when scoring")
     pool: bool = Field(True, description="score the pool too")
 
 
@@ -267,14 +273,14 @@ class SubmitConfig(Section):
 class ReportConfig(Section):
     """The HTML report."""
 
-    title: str | None = None
+    title: str | None = Field(None, description="heading; default: the run and the class it finds")
     num_thumbnails: Annotated[int, Field(ge=0, le=200)] = Field(24, description="images in each gallery")
 
 
 class ComputeConfig(Section):
     """The machine."""
 
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: a GPU if there is one")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 on a GPU that has it")
     num_devices: Count | None = Field(None, description="processes that train a fold together; null: all GPUs, one CPU")
     workers: Annotated[int, Field(ge=0)] | None = Field(
@@ -288,7 +294,7 @@ class RunConfig(Section):
 
     name: str = Field("run", description="the run's folder below `out`")
     out: Path = Field(Path("runs"), description="where run folders go, relative to where you are")
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="of folds, weights, batches and augmentation")
     data: DataConfig = DataConfig()
     folds: FoldsConfig = FoldsConfig()
     guarantee: GuaranteeConfig = GuaranteeConfig()

@@ -127,7 +127,9 @@ def read_run(run_dir: Path, *, truth: pd.DataFrame | None = None) -> RunFiles:
     curves: dict[tuple[str, str], dict[int, pd.DataFrame]] = {}
     for path in sorted(run_dir.glob("train/*/*/fold*/curves.csv")):
         arm, model, fold = path.parts[-4:-1]
-        curves.setdefault((arm, model), {})[int(fold.removeprefix("fold"))] = pd.read_csv(path)
+        fold_number = int(fold.removeprefix("fold"))
+        if fold_number < table.num_folds:  # others are of an earlier config
+            curves.setdefault((arm, model), {})[fold_number] = pd.read_csv(path)
     log, rejected = run_dir / "log.jsonl", run_dir / "rejected.csv"
     known = {} if truth is None else dict(zip(truth["id"], truth["label"], strict=True))
     return RunFiles(
@@ -190,7 +192,7 @@ def _sections(
     pixels: Callable[[int], np.ndarray] | None,
     rng: np.random.Generator,
 ) -> dict[str, Any]:
-    finished = [str(event["time"]) for event in files.events if event.get("event") == "finished"]
+    finished = [str(event.get("time", "")) for event in files.events if event.get("event") == "finished"]
     binary = files.table.is_binary
     return {
         "finished": finished[-1][:16].replace("T", " ") if finished else None,
@@ -217,8 +219,15 @@ def _sections(
 
 
 def _read_events(text: str) -> list[dict[str, Any]]:
-    lines = text.split("\n")[:-1]  # what follows the last line's end is being written, or was cut
-    return [json.loads(line) for line in lines if line]
+    """The events of a log; a line that a crash cut, or that is being written, is left out."""
+    events = []
+    for line in text.splitlines():
+        try:
+            event = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        events.append(event)
+    return events
 
 
 # ---------- filters of the template
@@ -245,14 +254,16 @@ def whole(value: int) -> str:
 def percent(value: float | None) -> str:
     """A share in per cent, finer where it is small or close to all.
 
-    >>> percent(0.876), percent(0.0553), percent(0.0021), percent(0.996), percent(1.0), percent(0.0)
-    ('88%', '5.5%', '0.21%', '99.6%', '100%', '0%')
+    >>> percent(0.876), percent(0.0553), percent(0.0021), percent(0.99), percent(0.9999), percent(1.0)
+    ('88%', '5.5%', '0.21%', '99%', '99.9%', '100%')
     """
     if value is None or not np.isfinite(value):
         return MISSING
     if value in (0, 1) or 0.0995 <= value <= 0.985:
         return f"{100 * value:.0f}%"
-    return f"{100 * value:.1f}%" if value > 0.985 else f"{100 * value:.2g}%"
+    if value > 0.985:
+        return f"{100 * min(value, 0.999):.1f}%".replace(".0%", "%")  # not all is never shown as all
+    return f"{100 * value:.2g}%"
 
 
 def span(bounds: Sequence[float | None] | None, *, as_percent: bool = False) -> str:
@@ -562,9 +573,8 @@ def _best(rows: Sequence[dict[str, Any]]) -> int | None:
     if len(bounds) < 2 or any(low is None or high is None for low, high in bounds):
         return None
     best = max(range(len(bounds)), key=lambda position: bounds[position][0])
-    return (
-        best if all(bounds[best][0] > high for position, (_, high) in enumerate(bounds) if position != best) else None
-    )
+    highest_other = max(high for position, (_, high) in enumerate(bounds) if position != best)
+    return best if bounds[best][0] > highest_other else None
 
 
 def _folds(files: RunFiles, metrics: MetricsConfig, rng: np.random.Generator) -> dict[str, Any]:
@@ -710,8 +720,8 @@ def _stages(files: RunFiles) -> list[dict[str, Any]]:
     summaries: dict[str, dict[str, str]] = {}
     for event in files.events:
         if event.get("event") == "finished":
-            stage = str(event["stage"])
-            summaries.setdefault(stage.split("/")[0], {})[stage] = str(event["summary"])
+            stage = str(event.get("stage", ""))
+            summaries.setdefault(stage.split("/")[0], {})[stage] = str(event.get("summary", ""))
     return [
         {"name": name, "seconds": seconds, "summaries": list(summaries.get(name, {}).values())}
         for name, seconds in files.metrics["timing"].items()

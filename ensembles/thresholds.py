@@ -113,7 +113,7 @@ def estimated_threshold(
     interval = binomial_interval(found, len(scores), confidence=confidence)
     grouped = " (as if images of one group were independent)" if num_units < len(scores) else ""
     reason = (
-        f"no guarantee: the threshold is an estimate on {len(scores)} out-of-fold positives, of which it finds "
+        f"the threshold is an estimate on {len(scores)} out-of-fold positives, of which it finds "
         f"{found / len(scores):.3f} [{interval[0]:.3f}, {interval[1]:.3f}]{grouped}; those were scored by one fold "
         f"model each and new images by all; {how}"
     )

@@ -19,7 +19,8 @@ from configs.errors import InputError
 from configs.load import dump_config
 from configs.schema import DataConfig, ModelConfig, RunConfig
 from trainers import atomic, prepare
-from trainers.provenance import derive_seed, digest, file_digest
+from trainers.provenance import code_version, derive_seed, digest, file_digest
+from trainers.source import read_truth
 from trainers.stages import Stage, StageOutcome, StageRecord, locked, log_event, run_stage
 from trainers.table import ImageTable, read_table
 
@@ -93,7 +94,7 @@ def _prepare(pipeline: Pipeline) -> None:
             "seed": config.seed,
             "source": prepare.source_fingerprint(config.data),
         },
-        ("table.parquet", "rejected.csv", *(("images",) if config.data.cache else ())),
+        ("table.parquet", "rejected.csv", "images"),
     )
 
     def work(partial: Path) -> StageOutcome:
@@ -238,7 +239,6 @@ def _predict_one(pipeline: Pipeline, table: ImageTable, model: ModelConfig, fold
 
 def _ensemble(pipeline: Pipeline) -> None:
     from ensembles import ensemble, evaluation
-    from trainers.source import read_truth
 
     config, run_dir = pipeline.config, pipeline.run_dir
     table = read_table(run_dir / "table.parquet")
@@ -263,7 +263,6 @@ def _ensemble(pipeline: Pipeline) -> None:
         return StageOutcome(result.summary, {})
 
     blended = pipeline.stage(Stage("ensemble", inputs, ("ensemble",)), blend)
-    truth = None if config.data.truth is None else read_truth(config.data.truth)
 
     def evaluate(partial: Path) -> StageOutcome:
         metrics = evaluation.run(
@@ -271,7 +270,7 @@ def _ensemble(pipeline: Pipeline) -> None:
             ensemble=run_dir / "ensemble",
             table=table,
             metrics=config.metrics,
-            truth=truth,
+            truth=_read_truth(config.data),
             timing=pipeline.seconds(),
             pool=_pool_sentence(table),
             optimistic=[model.name for model in config.models if config.train_for(model).keep == "best"],
@@ -287,7 +286,7 @@ def _ensemble(pipeline: Pipeline) -> None:
             {
                 **inputs,
                 "metrics": config.metrics.model_dump(),
-                "truth": None if config.data.truth is None else file_digest(config.data.truth),
+                "truth": _truth_digest(config.data),
                 "keep": [config.train_for(model).keep for model in config.models],
                 "seed": config.seed,
             },
@@ -338,12 +337,14 @@ def _report(pipeline: Pipeline) -> None:
 
     config, run_dir = pipeline.config, pipeline.run_dir
     table = read_table(run_dir / "table.parquet")
+    shown = ("metrics.json", "ensemble/scores.parquet", "table.parquet", "rejected.csv")
     stage = Stage(
         "report",
         {
-            "metrics": file_digest(run_dir / "metrics.json"),
-            "scores": file_digest(run_dir / "ensemble" / "scores.parquet"),
+            "files": {name: file_digest(run_dir / name) for name in shown},
+            "truth": _truth_digest(config.data),
             "report": config.report.model_dump(),
+            "code_version": code_version(),  # rendering takes seconds, so a new template is worth them
         },
         ("report.html",),
     )
@@ -354,6 +355,7 @@ def _report(pipeline: Pipeline) -> None:
             report=config.report,
             metrics=config.metrics,
             pixels=open_pixels(run_dir, config.data, table).__getitem__,
+            truth=_read_truth(config.data),
             seed=config.seed,
             out=partial,
         )
@@ -418,6 +420,14 @@ def _drop_foreign_predictions(folder: Path, config: RunConfig, table: ImageTable
     for path in folder.rglob("*.parquet"):
         if path not in wanted:
             path.unlink()
+
+
+def _read_truth(data: DataConfig) -> pd.DataFrame | None:
+    return None if data.truth is None else read_truth(data.truth)
+
+
+def _truth_digest(data: DataConfig) -> str | None:
+    return None if data.truth is None else digest(read_truth(data.truth).to_dict("list"))
 
 
 def _read_rejected(run_dir: Path) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Files that are either the old ones or the new ones, never half: temporary name, fsync, rename, fsync of the folder."""
+"""Files that are the old ones or the new ones, never half: temporary name, fsync, rename, fsync of the folder."""
 
 import json
 import os

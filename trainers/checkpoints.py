@@ -4,8 +4,8 @@
       latest.json            {"folder": "step-00000400"}, replaced, never unlinked
       step-00000400/         *.safetensors, state.json, manifest.json (sizes and SHA-256, written last)
 
-A folder without a manifest, or one whose files differ from it, is not a checkpoint: `load_latest` then falls back to the
-newest one that verifies. The previous checkpoint is removed only after the new one was read back.
+A folder without a manifest, or one whose files differ from it, is not a checkpoint: `load_latest` then falls back to
+the newest one that verifies. The previous checkpoint is removed only after the new one was read back.
 """
 
 import json

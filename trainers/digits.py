@@ -14,7 +14,6 @@ from PIL import Image
 from configs.errors import InputError
 from trainers import atomic
 
-
 POSITIVE = 8
 
 
@@ -45,7 +44,9 @@ def write_digits(out: Path, *, split: DigitsSplit | None = None, seed: int = 0) 
             kind = "positives" if is_positive else "negatives"
             raise InputError(f"digits: {sum(counts.values())} {kind} asked for, there are {len(candidates)} ({counts})")
         names = np.repeat(list(counts), list(counts.values()))
-        chosen.append(pd.DataFrame({"row": candidates[: len(names)], "part": names, "label": "eight" if is_positive else "other"}))
+        chosen.append(
+            pd.DataFrame({"row": candidates[: len(names)], "part": names, "label": "eight" if is_positive else "other"})
+        )
     frame = pd.concat(chosen).sample(frac=1.0, random_state=seed).reset_index(drop=True)
     frame["id"] = [f"{part}-{number:04d}" for number, part in enumerate(frame["part"])]
     frame["path"] = "images/" + frame["id"] + ".png"

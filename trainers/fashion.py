@@ -1,8 +1,8 @@
 """The rare-fashion benchmark: Fashion-MNIST's real 28x28 images as a rare-positive problem on disk.
 
 Written are one shuffled IDX file of images, `table.csv` (labelled rows and an unlabelled pool), `test.csv`, `truth.csv`
-(binary truth of pool and test, which nothing but evaluation reads) and `sample_submission.csv`. The ten-class labels are
-written nowhere. Data: Xiao, Rasul & Vollgraf 2017, https://arxiv.org/abs/1708.07747.
+(binary truth of pool and test, which nothing but evaluation reads) and `sample_submission.csv`. The ten-class labels
+are written nowhere. Data: Xiao, Rasul & Vollgraf 2017, https://arxiv.org/abs/1708.07747.
 """
 
 import struct
@@ -46,8 +46,8 @@ def write_rare_fashion(out: Path, settings: RareFashion, *, idx: Path = DEBIAN_F
     unknown = [name for name in (settings.positive, *settings.unseen) if name not in CLASSES]
     if unknown or settings.positive in settings.unseen:
         raise InputError(
-            f"rare-fashion: {unknown or settings.positive!r} cannot be used; the positive class and the unseen ones are "
-            f"different ones of: {', '.join(CLASSES)}"
+            f"rare-fashion: {unknown or settings.positive!r} cannot be used; the positive class and the unseen "
+            f"ones are different ones of: {', '.join(CLASSES)}"
         )
     train_images, train_labels = _read(idx, "train")
     test_images, test_labels = _read(idx, "t10k")
@@ -87,8 +87,8 @@ def _read(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
         path = next((candidate for candidate in candidates if candidate.exists()), None)
         if path is None:
             raise InputError(
-                f"{folder}: no {name}[.gz] there. On Debian or Ubuntu: apt-get install dataset-fashion-mnist; elsewhere "
-                "fetch the four IDX files of Fashion-MNIST and name their folder with --idx"
+                f"{folder}: no {name}[.gz] there. On Debian or Ubuntu: apt-get install dataset-fashion-mnist; "
+                "elsewhere fetch the four IDX files of Fashion-MNIST and name their folder with --idx"
             )
         found.append(path)
     images, labels = read_idx_images(found[0]), read_idx_labels(found[1])

@@ -1,7 +1,7 @@
 """Batches of uint8 images for training and scoring, the same for any number of loader processes.
 
-Training items are (row position, draw): the policy's randomness comes from them and the seed alone, so neither the order
-in which workers run nor their number changes a pixel.
+Training items are (row position, draw): the policy's randomness comes from them and the seed alone, so neither the
+order in which workers run nor their number changes a pixel.
 """
 
 from collections.abc import Sequence

@@ -121,10 +121,11 @@ def _check_rejected(rejected: pd.DataFrame, num_rows: int, data: DataConfig) -> 
         return
     lines = [f"{place_of(row)}, id {row.id!r}, path {row.path!r}: {row.reason}" for row in rejected.itertuples()]
     roots = ", ".join(f"data.{origin}: {image_roots(data)[origin]}" for origin in rejected["origin"].unique())
+    allowed = f"more than data.max_rejected ({data.max_rejected:.1%})"
+    excess = allowed if len(rejected) < num_rows else "so none is left"
     raise InputError(
-        f"{len(rejected)} of {num_rows} images ({len(rejected) / num_rows:.1%}) cannot be used, more than "
-        f"data.max_rejected ({data.max_rejected:.1%}); paths are relative to {roots}. Mend them, or raise "
-        f"data.max_rejected to leave them out\n"
+        f"{len(rejected)} of {num_rows} images ({len(rejected) / num_rows:.1%}) cannot be used, {excess}; "
+        f"paths are relative to {roots}. Mend them, or raise data.max_rejected to leave them out\n"
         f"{listed(lines)}"
     )
 

@@ -1,8 +1,8 @@
 """Run a stage once: skip it when its fingerprint is the finished one's, and swap new outputs in only when complete.
 
 A stage works in `<run>/.partial/<stage>/`; what it wrote there is moved to its place when it is done, and the record in
-`<run>/.stages/` is written last. An interrupted move is finished by the next run. A half-done stage that has resume points
-is continued under the same fingerprint and refused under another one; without resume points it starts afresh.
+`<run>/.stages/` is written last. An interrupted move is finished by the next run. A half-done stage that has resume
+points is continued under the same fingerprint and refused under another one; without resume points it starts afresh.
 """
 
 import fcntl

@@ -6,23 +6,21 @@
       curves.csv     step, loss, lr, seconds, ap
       tensorboard/
 
-`run` is resumable: batches, augmentations, mixing and dropout are functions of (seed, step), and weights, moving average,
-optimiser and scaler come back from the newest verified checkpoint, so that on a CPU an interrupted training ends with the
-very weights of an uninterrupted one.
+`run` is resumable: batches, augmentations, mixing and dropout are functions of (seed, step), and weights, moving
+average, optimiser and scaler come back from the newest verified checkpoint, so that on a CPU an interrupted training
+ends with the very weights of an uninterrupted one.
 """
 
 import shutil
 import time
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from augment.mixing import mix_batch
 from augment.policies import build_policy
@@ -32,11 +30,9 @@ from trainers import atomic
 from trainers.backbones import Backbone, build_backbone, to_input
 from trainers.checkpoints import (
     Checkpoint,
-    flatten_optimizer,
     load_latest,
     read_checkpoint,
     save_latest,
-    unflatten_optimizer,
     write_checkpoint,
 )
 from trainers.devices import build_accelerator, launch, num_devices, num_workers
@@ -48,12 +44,10 @@ from trainers.provenance import code_version, derive_seed
 from trainers.samplers import BatchSampler, StepBatches, build_sampler
 from trainers.scoring import score_rows
 from trainers.torchvision_ops import declare_missing_ops
+from trainers.training_state import TrainingState, build_training, resume, snapshot, take_step
 
 declare_missing_ops()
 
-from timm.optim import create_optimizer_v2  # noqa: E402  (after the operators timm looks up exist)
-from timm.scheduler import CosineLRScheduler  # noqa: E402
-from timm.utils import ModelEmaV3  # noqa: E402
 from torch.utils.tensorboard import SummaryWriter  # noqa: E402
 from torchmetrics.functional.classification import (  # noqa: E402
     binary_average_precision,
@@ -109,28 +103,6 @@ class TrainResult:
 
     final: Path
     facts: dict[str, Any]
-
-
-@dataclass
-class _Training:
-    """What changes while training, and what a resume point must bring back."""
-
-    accelerator: Accelerator
-    network: nn.Module
-    """the bare network; `forward` is the same one wrapped for several devices or compiled"""
-    forward: nn.Module
-    optimizer: Any
-    schedule: CosineLRScheduler
-    ema: ModelEmaV3 | None
-    step: int = 0
-    seconds: float = 0.0
-    best: float = float("-inf")
-    best_weights: dict[str, Tensor] | None = None
-    curves: list[dict[str, float | None]] = field(default_factory=list)
-
-    @property
-    def predictor(self) -> nn.Module:
-        return self.network if self.ema is None else self.ema.module
 
 
 def run(task: FoldTask) -> TrainResult:
@@ -190,8 +162,8 @@ def _train(task: FoldTask) -> None:
         image_size=task.image_size,
     )
     mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (backbone.mean, backbone.std))
-    state = _build_training(backbone.model, train, accelerator)
-    for problem in _resume(state, task.out / "checkpoints"):
+    state = build_training(backbone.model, train, accelerator)
+    for problem in resume(state, task.out / "checkpoints"):
         ERROR_CONSOLE.print(f"[yellow]{problem}; an older resume point is used")
 
     sampler = _sampler(train, data, seed=seed)
@@ -241,7 +213,7 @@ def _train(task: FoldTask) -> None:
                 probability=augment.mix_probability,
                 generator=torch.Generator().manual_seed(derive_seed(seed, "mixing", state.step, rank)),
             )
-            recent.append(_step(state, train, inputs, batch_targets, loss_function))
+            recent.append(take_step(state, train, inputs, batch_targets, loss_function))
             bar.advance()
             state.seconds = time.perf_counter() - started
 
@@ -256,7 +228,7 @@ def _train(task: FoldTask) -> None:
                 _evaluate(state, task, mean, std, writer)
             bar.advance(0, note=_note(state))
             if save and rank == 0:
-                save_latest(task.out / "checkpoints", state.step, _snapshot(state))
+                save_latest(task.out / "checkpoints", state.step, snapshot(state))
                 _write_curves(state, task.out)
     state.seconds = time.perf_counter() - started
     if writer is not None:
@@ -265,62 +237,7 @@ def _train(task: FoldTask) -> None:
     accelerator.wait_for_everyone()
 
 
-def _build_training(network: nn.Module, train: TrainConfig, accelerator: Accelerator) -> _Training:
-    network = network.to(accelerator.device)
-    if train.channels_last:
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = create_optimizer_v2(
-        network, opt=train.optimizer, lr=train.lr, weight_decay=train.weight_decay, momentum=train.momentum
-    )
-    schedule = CosineLRScheduler(
-        optimizer,
-        t_initial=train.steps - train.warmup_steps,
-        lr_min=train.lr * train.min_lr_fraction,
-        warmup_t=train.warmup_steps,
-        warmup_prefix=True,
-        t_in_epochs=False,
-    )
-    # The warm-up of the average keeps a short training from averaging in its random start.
-    ema = ModelEmaV3(network, decay=train.ema_decay, use_warmup=True) if train.ema_decay else None
-    forward, optimizer = accelerator.prepare(network, optimizer)
-    if train.compile:
-        forward = torch.compile(forward)
-    return _Training(accelerator, network, forward, optimizer, schedule, ema)
-
-
-def _step(
-    state: _Training,
-    train: TrainConfig,
-    inputs: Tensor,
-    targets: Tensor,
-    loss_function: Any,
-) -> Tensor:
-    """One optimiser step, in micro-batches if asked; the mean loss of the batch, still on the device."""
-    state.schedule.step_update(state.step)
-    micro = train.micro_batch or len(inputs)
-    total = torch.zeros((), device=inputs.device)
-    pieces = list(zip(inputs.split(micro), targets.split(micro), strict=True))
-    for number, (piece, piece_targets) in enumerate(pieces, start=1):
-        synchronise = number == len(pieces)
-        with nullcontext() if synchronise else state.accelerator.no_sync(state.forward):
-            with state.accelerator.autocast():
-                logits = state.forward(piece)
-            if logits.shape[1] == 1:
-                logits = logits[:, 0]  # (batch,)
-            loss = loss_function(logits.float(), piece_targets) * (len(piece) / len(inputs))
-            state.accelerator.backward(loss)
-        total += loss.detach()
-    if train.clip_norm:
-        state.accelerator.clip_grad_norm_(state.network.parameters(), train.clip_norm)
-    state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
-    state.step += 1
-    if state.ema is not None:
-        state.ema.update(state.network, step=state.step)
-    return total
-
-
-def _log(state: _Training, recent: list[Tensor], writer: SummaryWriter | None, out: Path) -> None:
+def _log(state: TrainingState, recent: list[Tensor], writer: SummaryWriter | None, out: Path) -> None:
     losses = torch.stack(recent).cpu()
     bad = torch.nonzero(~torch.isfinite(losses)).flatten()
     if len(bad):
@@ -344,7 +261,7 @@ def _log(state: _Training, recent: list[Tensor], writer: SummaryWriter | None, o
         writer.add_scalar("train/lr", row["lr"], state.step)
 
 
-def _evaluate(state: _Training, task: FoldTask, mean: Tensor, std: Tensor, writer: SummaryWriter | None) -> None:
+def _evaluate(state: TrainingState, task: FoldTask, mean: Tensor, std: Tensor, writer: SummaryWriter | None) -> None:
     """Average precision on the held-out fold, every process a share of its rows, pooled before the metric."""
     data, rank, world = task.data, state.accelerator.process_index, state.accelerator.num_processes
     own = score_rows(
@@ -386,55 +303,6 @@ def _watched_average_precision(logits: np.ndarray, targets: np.ndarray, num_clas
     return float(multiclass_average_precision(torch.softmax(scores, dim=1), truth, num_classes))
 
 
-def _snapshot(state: _Training) -> Checkpoint:
-    optimizer_tensors, optimizer_rest = flatten_optimizer(state.optimizer.state_dict())
-    tensors = {"model": state.network.state_dict(), "optimizer": optimizer_tensors}
-    if state.ema is not None:
-        tensors["ema"] = state.ema.module.state_dict()
-    if state.best_weights is not None:
-        tensors["best"] = state.best_weights
-    scaler = state.accelerator.scaler
-    return Checkpoint(
-        tensors,
-        {
-            "step": state.step,
-            "seconds": state.seconds,
-            "best": None if state.best_weights is None else state.best,
-            "curves": state.curves,
-            "optimizer": optimizer_rest,
-            "scaler": None if scaler is None else scaler.state_dict(),
-        },
-    )
-
-
-def _resume(state: _Training, folder: Path) -> list[str]:
-    """Bring back the newest verified resume point, if any; what was wrong with newer ones."""
-    checkpoint, problems = load_latest(folder)
-    if checkpoint is None:
-        return problems
-    tensors, facts = checkpoint.tensors, checkpoint.state
-    state.network.load_state_dict(tensors["model"])
-    if state.ema is not None:
-        state.ema.module.load_state_dict(tensors["ema"])
-    state.optimizer.load_state_dict(unflatten_optimizer(tensors["optimizer"], facts["optimizer"]))
-    _match_layout(state.optimizer)
-    if facts["scaler"] is not None and state.accelerator.scaler is not None:
-        state.accelerator.scaler.load_state_dict(facts["scaler"])
-    if facts["best"] is not None:
-        device = state.accelerator.device
-        state.best, state.best_weights = facts["best"], {k: v.to(device) for k, v in tensors["best"].items()}
-    state.step, state.seconds, state.curves = facts["step"], facts["seconds"], facts["curves"]
-    return problems
-
-
-def _match_layout(optimizer: Any) -> None:
-    """Give restored moments the memory layout of their parameters, so that the same kernels run as before."""
-    for parameter, values in optimizer.state.items():
-        for key, value in values.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-
 def _facts(task: FoldTask, class_shares: np.ndarray, backbone: Backbone) -> dict[str, Any]:
     """Everything needed to use the weights and to know where they come from."""
     model, train, counts = task.model, task.train, task.data.class_counts
@@ -463,7 +331,7 @@ def _facts(task: FoldTask, class_shares: np.ndarray, backbone: Backbone) -> dict
     }
 
 
-def _finish(state: _Training, facts: dict[str, Any], out: Path) -> None:
+def _finish(state: TrainingState, facts: dict[str, Any], out: Path) -> None:
     """Write the predicting weights; the resume points have served."""
     weights = state.predictor.state_dict() if state.best_weights is None else state.best_weights
     _write_curves(state, out)
@@ -481,11 +349,11 @@ def _finish(state: _Training, facts: dict[str, Any], out: Path) -> None:
         shutil.rmtree(out / "checkpoints")
 
 
-def _write_curves(state: _Training, out: Path) -> None:
+def _write_curves(state: TrainingState, out: Path) -> None:
     atomic.write_csv(out / "curves.csv", pd.DataFrame(state.curves, columns=list(CURVE_COLUMNS)))
 
 
-def _note(state: _Training) -> str:
+def _note(state: TrainingState) -> str:
     row = state.curves[-1]
     evaluated = [entry["ap"] for entry in state.curves if entry["ap"] is not None]
     return f"loss {row['loss']:.4f}" + (f"  held-out AP {evaluated[-1]:.3f}" if evaluated else "")

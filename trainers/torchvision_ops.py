@@ -1,8 +1,8 @@
 """Let `import torchvision` work beside a torch it was not built for.
 
-PyPI's torchvision wheels are CUDA builds. Beside a CPU-only torch their extension does not load, and importing them dies
-with "operator torchvision::nms does not exist", which takes timm and torchmetrics down too. Declaring the two operators
-that are looked up at import, and only when they are absent, is enough: nothing here calls them.
+PyPI's torchvision wheels are CUDA builds. Beside a CPU-only torch their extension does not load, and importing them
+dies with "operator torchvision::nms does not exist", which takes timm and torchmetrics down too. Declaring the two
+operators that are looked up at import, and only when they are absent, is enough: nothing here calls them.
 """
 
 import importlib
@@ -14,7 +14,7 @@ _DECLARED: list[torch.library.Library] = []  # the declarations live as long as 
 
 
 def declare_missing_ops() -> None:
-    """Declare `torchvision::nms` and `qnms` if no loaded library has them. Call before importing timm or torchmetrics."""
+    """Declare `torchvision::nms` and `qnms` if they are absent. Call before importing timm or torchmetrics."""
     if _DECLARED or importlib.util.find_spec("torchvision") is None:
         return
     try:

@@ -77,7 +77,7 @@ def test_an_override_reaches_into_a_list_by_position(tmp_path: Path) -> None:
     config = load_config(path, ["models.1.train.steps=300"])
     assert config.train_for(config.models[1]).steps == 300
     assert config.train_for(config.models[0]).steps == TrainConfig().steps
-    with pytest.raises(InputError, match="models.2.name=x.*has 2 entries"):
+    with pytest.raises(InputError, match=r"models\.2\.name=x.*has 2 entries"):
         load_config(path, ["models.2.name=x"])
 
 

@@ -47,4 +47,4 @@ def test_line_ends_in_words_and_values_stay_where_they_are():
 def test_every_field_has_its_meaning_behind_it():
     lines = [line for line in commented_config({}).splitlines() if line.strip()]
     assert len(lines) > 100 and all(re.search(r"\S  # \S", line) for line in lines)
-    assert "#   policy: heavy  # none | light | heavy" in lines
+    assert "#   policy: heavy  # none | light | heavy; how much training images are varied" in lines

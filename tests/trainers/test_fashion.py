@@ -1,4 +1,4 @@
-"""Rare-fashion keeps its promises about counts, unseen classes and hidden labels (on a small invented Fashion-MNIST)."""
+"""Rare-fashion keeps its promises about counts, unseen classes and hidden labels."""
 
 import gzip
 import struct
@@ -15,7 +15,7 @@ from trainers.idx import read_idx_images
 
 @pytest.fixture
 def idx(tmp_path: Path) -> Path:
-    """60 training and 20 test images of each class; every pixel of an image is its class, so the class can be read back."""
+    """An invented Fashion-MNIST: 60 training and 20 test images of each class, whose every pixel is the class."""
     folder = tmp_path / "idx"
     folder.mkdir()
     for part, per_class in (("train", 60), ("t10k", 20)):

@@ -41,9 +41,8 @@ def toy_task(out: Path, *, num_classes: int = 2, train: dict[str, Any] | None = 
     rows = np.arange(96)
     held = rows % 3 == 0
     data = FoldData(rows[~held], targets[~held], rows[held], targets[held], 1 if num_classes == 2 else num_classes)
-    settings = {
-        "steps": STEPS, "batch_size": 16, "warmup_steps": 2, "lr": 3e-3, "checkpoint_every_steps": 5, "log_every_steps": 4
-    }  # fmt: skip
+    settings = {"steps": STEPS, "batch_size": 16, "warmup_steps": 2, "lr": 3e-3}
+    settings |= {"checkpoint_every_steps": 5, "log_every_steps": 4}
     task = FoldTask(
         model=ModelConfig(backbone="test_resnet", options={"drop_rate": 0.1}),
         train=TrainConfig.model_validate(settings | (train or {})),
@@ -82,14 +81,14 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    real: Callable[..., Any] = supervised._step
+    real: Callable[..., Any] = supervised.take_step
 
     def stopping(state: Any, *arguments: Any) -> Any:
         if state.step == step:
             raise KeyboardInterrupt
         return real(state, *arguments)
 
-    monkeypatch.setattr(supervised, "_step", stopping)
+    monkeypatch.setattr(supervised, "take_step", stopping)
 
 
 def test_training_learns_and_hands_over_what_scoring_needs(tmp_path: Path) -> None:
@@ -168,13 +167,13 @@ def test_a_finished_training_is_not_run_again(tmp_path: Path, monkeypatch: pytes
 def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_last_good_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real: Callable[..., Any] = supervised._step
+    real: Callable[..., Any] = supervised.take_step
 
     def diverging(state: Any, *arguments: Any) -> Any:
         loss = real(state, *arguments)
         return loss * float("nan") if state.step >= 7 else loss
 
-    monkeypatch.setattr(supervised, "_step", diverging)
+    monkeypatch.setattr(supervised, "take_step", diverging)
     with pytest.raises(NonFiniteLoss, match=r"loss became nan at step 7; the checkpoint of step 5 is kept.*train\.lr"):
         supervised.run(toy_task(tmp_path))
     checkpoint, _ = load_latest(tmp_path / "checkpoints")

@@ -1,0 +1,155 @@
+"""The state of a training: network, moving average, optimiser, schedule; one step of it, and resume points.
+
+Loops own their batches and losses; what is built, stepped, saved and brought back is the same for all of them.
+"""
+
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from configs.schema import TrainConfig
+from trainers.checkpoints import Checkpoint, flatten_optimizer, load_latest, unflatten_optimizer
+from trainers.torchvision_ops import declare_missing_ops
+
+declare_missing_ops()
+
+from timm.optim import create_optimizer_v2  # noqa: E402  (after the operators timm looks up exist)
+from timm.scheduler import CosineLRScheduler  # noqa: E402
+from timm.utils import ModelEmaV3  # noqa: E402
+
+
+@dataclass
+class TrainingState:
+    """What changes while training, and what a resume point must bring back.
+
+    `network` is the bare one; `forward` is the same, wrapped for several devices or compiled. `curves` are rows of
+    curves.csv; `best` is the highest watched metric and `best_weights` are the weights it was reached with.
+    """
+
+    accelerator: Accelerator
+    network: nn.Module
+    forward: nn.Module
+    optimizer: Any
+    schedule: CosineLRScheduler
+    ema: ModelEmaV3 | None
+    step: int = 0
+    seconds: float = 0.0
+    best: float = float("-inf")
+    best_weights: dict[str, Tensor] | None = None
+    curves: list[dict[str, float | None]] = field(default_factory=list)
+
+    @property
+    def predictor(self) -> nn.Module:
+        """The network that predicts: the moving average where there is one."""
+        return self.network if self.ema is None else self.ema.module
+
+
+def build_training(network: nn.Module, train: TrainConfig, accelerator: Accelerator) -> TrainingState:
+    """Put the network on its device and make what trains it, at step 0."""
+    network = network.to(accelerator.device)
+    if train.channels_last:
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = create_optimizer_v2(
+        network, opt=train.optimizer, lr=train.lr, weight_decay=train.weight_decay, momentum=train.momentum
+    )
+    schedule = CosineLRScheduler(
+        optimizer,
+        t_initial=train.steps - train.warmup_steps,
+        lr_min=train.lr * train.min_lr_fraction,
+        warmup_t=train.warmup_steps,
+        warmup_prefix=True,
+        t_in_epochs=False,
+    )
+    # The warm-up of the average keeps a short training from averaging in its random start.
+    ema = ModelEmaV3(network, decay=train.ema_decay, use_warmup=True) if train.ema_decay else None
+    forward, optimizer = accelerator.prepare(network, optimizer)
+    if train.compile:
+        forward = torch.compile(forward)
+    return TrainingState(accelerator, network, forward, optimizer, schedule, ema)
+
+
+def take_step(
+    state: TrainingState,
+    train: TrainConfig,
+    inputs: Tensor,
+    targets: Tensor,
+    loss_function: Any,
+) -> Tensor:
+    """One optimiser step, in micro-batches if asked; the mean loss of the batch, still on the device."""
+    state.schedule.step_update(state.step)
+    micro = train.micro_batch or len(inputs)
+    total = torch.zeros((), device=inputs.device)
+    pieces = list(zip(inputs.split(micro), targets.split(micro), strict=True))
+    for number, (piece, piece_targets) in enumerate(pieces, start=1):
+        synchronise = number == len(pieces)
+        with nullcontext() if synchronise else state.accelerator.no_sync(state.forward):
+            with state.accelerator.autocast():
+                logits = state.forward(piece)
+            if logits.shape[1] == 1:
+                logits = logits[:, 0]  # (batch,)
+            loss = loss_function(logits.float(), piece_targets) * (len(piece) / len(inputs))
+            state.accelerator.backward(loss)
+        total += loss.detach()
+    if train.clip_norm:
+        state.accelerator.clip_grad_norm_(state.network.parameters(), train.clip_norm)
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    state.step += 1
+    if state.ema is not None:
+        state.ema.update(state.network, step=state.step)
+    return total
+
+
+def snapshot(state: TrainingState) -> Checkpoint:
+    """Everything that `resume` brings back."""
+    optimizer_tensors, optimizer_rest = flatten_optimizer(state.optimizer.state_dict())
+    tensors = {"model": state.network.state_dict(), "optimizer": optimizer_tensors}
+    if state.ema is not None:
+        tensors["ema"] = state.ema.module.state_dict()
+    if state.best_weights is not None:
+        tensors["best"] = state.best_weights
+    scaler = state.accelerator.scaler
+    return Checkpoint(
+        tensors,
+        {
+            "step": state.step,
+            "seconds": state.seconds,
+            "best": None if state.best_weights is None else state.best,
+            "curves": state.curves,
+            "optimizer": optimizer_rest,
+            "scaler": None if scaler is None else scaler.state_dict(),
+        },
+    )
+
+
+def resume(state: TrainingState, folder: Path) -> list[str]:
+    """Bring back the newest verified resume point, if any; what was wrong with newer ones."""
+    checkpoint, problems = load_latest(folder)
+    if checkpoint is None:
+        return problems
+    tensors, facts = checkpoint.tensors, checkpoint.state
+    state.network.load_state_dict(tensors["model"])
+    if state.ema is not None:
+        state.ema.module.load_state_dict(tensors["ema"])
+    state.optimizer.load_state_dict(unflatten_optimizer(tensors["optimizer"], facts["optimizer"]))
+    _match_layout(state.optimizer)
+    if facts["scaler"] is not None and state.accelerator.scaler is not None:
+        state.accelerator.scaler.load_state_dict(facts["scaler"])
+    if facts["best"] is not None:
+        device = state.accelerator.device
+        state.best, state.best_weights = facts["best"], {k: v.to(device) for k, v in tensors["best"].items()}
+    state.step, state.seconds, state.curves = facts["step"], facts["seconds"], facts["curves"]
+    return problems
+
+
+def _match_layout(optimizer: Any) -> None:
+    """Give restored moments the memory layout of their parameters, so that the same kernels run as before."""
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
