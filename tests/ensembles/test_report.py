@@ -15,7 +15,7 @@ from sklearn.datasets import load_sample_image
 
 from configs.load import check_config, dump_config
 from configs.schema import MetricsConfig, ReportConfig, RunConfig
-from ensembles import ensemble, evaluation, report
+from ensembles import ensemble, evaluation, report, report_sections, wording
 from ensembles.predictions import write_predictions
 from trainers.atomic import write_csv, write_text
 from trainers.table import ImageTable, read_table, write_table
@@ -512,11 +512,11 @@ def test_bold_needs_an_interval_above_all_others():
     def rows(*bounds: tuple[float | None, float | None]) -> list[dict[str, Any]]:
         return [{"figures": {"ap_ci": list(bound)}} for bound in bounds]
 
-    assert report._best(rows((0.7, 0.8), (0.4, 0.6), (0.3, 0.69))) == 0
-    assert report._best(rows((0.4, 0.6), (0.7, 0.8))) == 1
-    assert report._best(rows((0.6, 0.8), (0.4, 0.61))) is None
-    assert report._best(rows((0.6, 0.8), (None, None))) is None
-    assert report._best(rows((0.6, 0.8))) is None
+    assert report_sections._best(rows((0.7, 0.8), (0.4, 0.6), (0.3, 0.69))) == 0
+    assert report_sections._best(rows((0.4, 0.6), (0.7, 0.8))) == 1
+    assert report_sections._best(rows((0.6, 0.8), (0.4, 0.61))) is None
+    assert report_sections._best(rows((0.6, 0.8), (None, None))) is None
+    assert report_sections._best(rows((0.6, 0.8))) is None
 
 
 def test_duplicates_across_splits_are_counted(changed_run, plain_page):
@@ -545,26 +545,26 @@ def test_a_page_of_large_colour_images_stays_below_three_megabytes(tmp_path):
 @pytest.mark.parametrize(
     ("got", "expected"),
     [
-        (report.number(0.64519), "0.645"),
-        (report.number(None), "–"),
-        (report.number(float("nan")), "–"),
-        (report.number(-1.5, 2), "−1.50"),
-        (report.percent(0.876), "88%"),
-        (report.percent(0.0553), "5.5%"),
-        (report.percent(0.0021), "0.21%"),
-        (report.percent(0.99), "99%"),
-        (report.percent(0.99996), "99.9%"),
-        (report.percent(1.0), "100%"),
-        (report.span([0.5, 0.75]), "0.500 to 0.750"),
-        (report.span([None, None]), "–"),
-        (report.counted(1, "fold"), "1 fold"),
-        (report.counted(1200, "image"), "1,200 images"),
-        (report.duration(3.21), "3.2 s"),
-        (report.duration(59.97), "1 min 00 s"),
-        (report.duration(7322), "2 h 02 min"),
-        (report.listing(["a", "b", "c"]), "a, b and c"),
-        (report.listing([]), ""),
-        (report.sentence("no guarantee: too few."), "No guarantee: too few."),
+        (wording.number(0.64519), "0.645"),
+        (wording.number(None), "–"),
+        (wording.number(float("nan")), "–"),
+        (wording.number(-1.5, 2), "−1.50"),
+        (wording.percent(0.876), "88%"),
+        (wording.percent(0.0553), "5.5%"),
+        (wording.percent(0.0021), "0.21%"),
+        (wording.percent(0.99), "99%"),
+        (wording.percent(0.99996), "99.9%"),
+        (wording.percent(1.0), "100%"),
+        (wording.span([0.5, 0.75]), "0.500 to 0.750"),
+        (wording.span([None, None]), "–"),
+        (wording.counted(1, "fold"), "1 fold"),
+        (wording.counted(1200, "image"), "1,200 images"),
+        (wording.duration(3.21), "3.2 s"),
+        (wording.duration(59.97), "1 min 00 s"),
+        (wording.duration(7322), "2 h 02 min"),
+        (wording.listing(["a", "b", "c"]), "a, b and c"),
+        (wording.listing([]), ""),
+        (wording.sentence("no guarantee: too few."), "No guarantee: too few."),
     ],
 )
 def test_numbers_read_well(got, expected):

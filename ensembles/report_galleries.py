@@ -1,0 +1,64 @@
+"""The report's galleries: the images that a person should look at first."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ensembles import figures
+from ensembles.run_files import RunFiles
+
+
+def galleries(files: RunFiles, num: int, pixels: Callable[[int], np.ndarray]) -> list[dict[str, Any]]:
+    """The images of each gallery that has any, as data URIs with their id, what is known of them, and a tag."""
+    chosen = _binary_galleries(files, num) if files.table.is_binary else _class_galleries(files, num)
+    chosen = {name: rows for name, rows in chosen.items() if len(rows)}
+    side = figures.thumbnail_side(sum(len(rows) for rows in chosen.values()), files.config.data.channels)
+    galleries = []
+    for name, rows in chosen.items():
+        images = []
+        for row in rows.to_dict("records"):
+            image = pixels(int(row["row"]))
+            # a small image is enlarged by the page, which should show its pixels and not a blur
+            small = max(image.shape[:2]) <= figures.THUMBNAIL_SIDE // 2
+            images.append({**row, "uri": figures.thumbnail(image, side=side), "small": small})
+        galleries.append({"name": name, "images": images})
+    return galleries
+
+
+def _binary_galleries(files: RunFiles, num: int) -> dict[str, pd.DataFrame]:
+    threshold = files.ensemble["threshold"]
+    scores = files.scores[["row", "id", "kind", "fold", "score", "target"]].copy()
+    scores["flagged"] = False if threshold is None else scores["score"] >= threshold
+    labelled = scores[scores["kind"].isin(["oof", "holdout"])]
+    return {
+        "hardest": labelled[labelled["target"] == 1].sort_values("score", kind="stable").head(num),
+        "negatives": _highest(labelled[labelled["target"] == 0], num),
+        "test": _highest(scores[scores["kind"] == "test"], num),
+        "pool": _highest(scores[scores["kind"] == "pool"], num),
+    }
+
+
+def _class_galleries(files: RunFiles, num: int) -> dict[str, pd.DataFrame]:
+    classes, scores = files.table.classes, files.scores
+    values = files.class_scores(scores)
+    named = values.argmax(axis=1)
+    truth = scores["target"].to_numpy()
+    rarest, _ = files.rarest_class()
+    chosen = scores[["row", "id", "kind", "fold"]].assign(
+        truth=pd.Categorical.from_codes(truth, pd.Index(classes)),
+        named=pd.Categorical.from_codes(named, pd.Index(classes)),
+        own=values[np.arange(len(scores)), np.maximum(truth, 0)],
+        score=values[:, classes.index(rarest)],
+    )
+    wrong = chosen[chosen["kind"].isin(["oof", "holdout"]) & (truth >= 0) & (named != truth)]
+    return {
+        "mistakes": wrong.sort_values("own", kind="stable").head(num),
+        "test": _highest(chosen[chosen["kind"] == "test"], num),
+        "pool": _highest(chosen[chosen["kind"] == "pool"], num),
+    }
+
+
+def _highest(rows: pd.DataFrame, num: int) -> pd.DataFrame:
+    return rows.sort_values("score", ascending=False, kind="stable").head(num)

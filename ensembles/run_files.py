@@ -1,0 +1,115 @@
+"""The files of a run folder, read together for the report."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from configs.load import load_config
+from configs.schema import RunConfig
+from ensembles.blending import score_columns
+from ensembles.ensemble import StoredEnsemble, read_ensemble
+from ensembles.predictions import read_predictions
+from trainers.table import ImageTable, read_table
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What the report reads. `curves` are training curves by (arm, model) and fold; `truth` has targets by test id."""
+
+    run_dir: Path
+    config: RunConfig
+    table: ImageTable
+    rejected: pd.DataFrame
+    predictions: pd.DataFrame
+    stored: StoredEnsemble
+    metrics: dict[str, Any]
+    curves: dict[tuple[str, str], dict[int, pd.DataFrame]]
+    events: list[dict[str, Any]]
+    truth: dict[str, int]
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """The ensemble's scores, with `row` and `group` of the table, and `target` -1 where it is unknown."""
+        position = pd.Series(np.arange(len(self.table)), index=self.table.frame["id"])
+        scores = self.stored.scores.reset_index(drop=True)
+        scores["row"] = position.loc[scores["id"]].to_numpy()
+        scores["group"] = self.table.frame["group"].to_numpy()[scores["row"]]
+        scores["target"] = scores["target"].astype("Int64").fillna(-1).astype(np.int64)
+        known_truth = scores["id"].map(self.truth).fillna(-1).astype(np.int64)
+        scores["target"] = scores["target"].where(scores["kind"] != "test", known_truth)
+        return scores
+
+    def judged(self, kind: str) -> pd.DataFrame:
+        """The rows of `scores` of a kind whose target is known."""
+        return self.scores[(self.scores["kind"] == kind) & (self.scores["target"] >= 0)]
+
+    def class_scores(self, rows: pd.DataFrame) -> np.ndarray:
+        """Scores that rank the rows within each output: (rows, outputs)."""
+        columns = score_columns(self.stored.blend.num_outputs)
+        return self.stored.blend.class_scores(rows[columns].to_numpy(dtype=np.float64))
+
+    @cached_property
+    def ensemble(self) -> dict[str, Any]:
+        """The ensemble's part of metrics.json."""
+        return self.metrics["ensemble"]
+
+    def chance(self, block: dict[str, Any]) -> float | None:
+        """AP of a random order: the prevalence, or its mean over the classes that occur, of a part of metrics.json."""
+        if self.table.is_binary:
+            return block["prevalence"]
+        occurring = sum(1 for count in block["num_per_class"].values() if count)
+        return 1 / occurring if occurring else None
+
+    def model_index(self, model: str) -> int:
+        """The model's number, which gives its colour and dashes in all figures."""
+        return list(self.metrics["models"]).index(model)
+
+    def rarest_class(self) -> tuple[str, int]:
+        """The rarest class of the rows that judge (binary: the positives), and its number of rows."""
+        counts = np.bincount(self.judged("oof")["target"], minlength=len(self.table.classes))
+        position = 1 if self.table.is_binary else int(counts.argmin())
+        return self.table.classes[position], int(counts[position])
+
+
+def read_run(run_dir: Path, *, truth: pd.DataFrame | None = None) -> RunFiles:
+    """All inputs of the report; training curves, rejected rows and the log may be missing."""
+    table = read_table(run_dir / "table.parquet")
+    curves: dict[tuple[str, str], dict[int, pd.DataFrame]] = {}
+    for path in sorted(run_dir.glob("train/*/*/fold*/curves.csv")):
+        arm, model, fold = path.parts[-4:-1]
+        fold_number = int(fold.removeprefix("fold"))
+        if fold_number < table.num_folds:  # others are of an earlier config
+            curves.setdefault((arm, model), {})[fold_number] = pd.read_csv(path)
+    log, rejected = run_dir / "log.jsonl", run_dir / "rejected.csv"
+    known = {} if truth is None else dict(zip(truth["id"], truth["label"], strict=True))
+    return RunFiles(
+        run_dir=run_dir,
+        config=load_config(run_dir / "config.yaml"),
+        table=table,
+        rejected=pd.read_csv(rejected, dtype=str, keep_default_na=False)
+        if rejected.exists()
+        else pd.DataFrame({"split": [], "reason": []}),
+        predictions=read_predictions(run_dir / "predictions", table=table),
+        stored=read_ensemble(run_dir / "ensemble"),
+        metrics=json.loads((run_dir / "metrics.json").read_text(encoding="utf-8")),
+        curves=curves,
+        events=_read_events(log.read_text(encoding="utf-8")) if log.exists() else [],
+        truth={id_: table.classes.index(label) for id_, label in known.items() if label in table.classes},
+    )
+
+
+def _read_events(text: str) -> list[dict[str, Any]]:
+    """The events of a log; a line that a crash cut, or that is being written, is left out."""
+    events = []
+    for line in text.splitlines():
+        try:
+            event = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        events.append(event)
+    return events
