@@ -14,6 +14,8 @@ from configs.schema import RunConfig, TrainConfig, merged
 # Written in a file they are relative to the file; typed as an override, to where the user is.
 PATH_FIELDS = ("data.source", "data.pool", "data.test", "data.truth", "data.root", "submit.sample")
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+# A key that is a list, a date that does not exist and endless nesting fail outside YAML's own errors.
+YAML_ERRORS = (yaml.YAMLError, TypeError, ValueError, RecursionError)
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -76,7 +78,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from None
     try:
         values = yaml.load(text, Loader=_UniqueKeyLoader)  # a SafeLoader: tags that would run code are errors
-    except yaml.YAMLError as error:
+    except YAML_ERRORS as error:
         raise InputError(f"{path}: not a YAML config: {error}") from None
     if values is None:
         return {}
@@ -91,10 +93,12 @@ def _overridden(values: dict[str, Any], text: str) -> dict[str, Any]:
     if not equals or not key:
         raise InputError(f"override {text!r}: expected key=value with a dotted key, e.g. train.lr=0.001")
     try:
-        value = yaml.load(value_text, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as error:
+        is_path = key in (*PATH_FIELDS, "out") and value_text not in ("", "null")  # YAML would cut it at " #"
+        value = value_text if is_path else yaml.load(value_text, Loader=_UniqueKeyLoader)
+    except YAML_ERRORS as error:
         raise InputError(f"override {text!r}: the value is not YAML: {error}") from None
-    if isinstance(value, str) and (key in PATH_FIELDS or value.endswith(WEIGHT_SUFFIXES)):
+    is_weights = key.endswith(".pretrained") and str(value).endswith(WEIGHT_SUFFIXES)
+    if isinstance(value, str) and (key in PATH_FIELDS or is_weights):
         value = str(Path(value).absolute())
     path = key.split(".")
     if path[0] == "models" and len(path) > 1 and "models" not in values:

@@ -246,7 +246,8 @@ class EnsembleConfig(Section):
     """How the models' scores become one."""
 
     method: Literal["logits", "ranks"] = Field(
-        "logits", description="equal-weight mean of logits, or of ranks through stored out-of-fold quantile maps"
+        "logits",
+        description="equal-weight mean of logits, or (two classes only) of ranks through out-of-fold quantile maps",
     )
 
 

@@ -11,6 +11,11 @@ from configs.errors import InputError
 
 EXIT_INPUT = 2
 EXIT_STOPPED = 130
+# A disk that is full, a place that cannot be written to, a file where a folder should be.
+USER_ERRORS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR,
+    errno.EEXIST,
+}  # fmt: skip
 
 
 def new_app(**settings: Any) -> typer.Typer:
@@ -34,7 +39,7 @@ def guarded(app: Callable[[], Any]) -> None:
     except KeyboardInterrupt:
         _fail("stopped; the same command goes on from the newest saved state", EXIT_STOPPED)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG):
+        if error.errno not in USER_ERRORS:
             raise
         _fail(f"error: {error.filename or 'a file'}: {error.strerror}; nothing that existed was changed", EXIT_INPUT)
 

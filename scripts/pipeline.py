@@ -15,13 +15,14 @@ import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 
-from configs.errors import InputError
-from configs.load import dump_config
+from configs.errors import InputError, listed
+from configs.load import WEIGHT_SUFFIXES, dump_config
 from configs.schema import DataConfig, ModelConfig, RunConfig
 from trainers import atomic, prepare
+from trainers.decode import RULES_VERSION
 from trainers.provenance import code_version, derive_seed, digest, file_digest
 from trainers.source import read_truth
-from trainers.stages import Stage, StageOutcome, StageRecord, locked, log_event, run_stage
+from trainers.stages import Stage, StageOutcome, StageRecord, finished, forget, locked, log_event, run_stage
 from trainers.table import ImageTable, read_table
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 STAGES = ("prepare", "train", "predict", "ensemble", "submit", "report")
 ARM = "supervised"
+# Fields of `train` that change when something is written or shown, not what is learnt.
+NOT_TRAINED = {"log_every_steps", "checkpoint_every_steps"}
+TRAINED_COLUMNS = ("id", "label", "fold", "sha256")
 TABLE_COLUMNS = ("id", "path", "label", "split", "group", "fold", "sha256")
 # What decides the pixels of an image once its bytes are given.
 PIXEL_FIELDS = ("image_size", "channels", "resize", "grey_bits", "multi_frame")
@@ -73,14 +77,30 @@ def run_pipeline(config: RunConfig, *, until: str = "report", restart: bool = Fa
         raise InputError(
             "data.source is not set: name the table or folder with your labelled images (`rarefind init DATA_DIR` does)"
         )
+    _check_files(config)
+    wanted = STAGES[: STAGES.index(until) + 1]
     with locked(config.run_dir):
         pipeline = Pipeline(config, restart)
-        atomic.write_text(config.run_dir / "config.yaml", dump_config(config))
-        for name in STAGES:
+        for name in wanted:
+            if name == wanted[-1]:  # not before: it tells what the outputs were made with
+                atomic.write_text(config.run_dir / "config.yaml", dump_config(config))
             STEPS[name](pipeline)
-            if name == until:
-                break
     return pipeline
+
+
+def _check_files(config: RunConfig) -> None:
+    """A file that is missing is told at once, not when its stage comes, hours later."""
+    data = config.data
+    named = {f"data.{key}": getattr(data, key) for key in ("source", "pool", "test", "truth", "root")}
+    named["submit.sample"] = config.submit.sample
+    for position, model in enumerate(config.models):
+        if model.pretrained and model.pretrained.endswith(WEIGHT_SUFFIXES):
+            named[f"models.{position}.pretrained"] = Path(model.pretrained)
+    missing = [f"{key}: {path} does not exist" for key, path in named.items() if path is not None and not path.exists()]
+    if missing:
+        raise InputError(f"{len(missing)} file(s) that the config names are not there\n{listed(missing)}")
+    if data.truth is not None:
+        read_truth(data.truth)
 
 
 def _prepare(pipeline: Pipeline) -> None:
@@ -93,9 +113,11 @@ def _prepare(pipeline: Pipeline) -> None:
             "holdout": config.guarantee.holdout,
             "seed": config.seed,
             "source": prepare.source_fingerprint(config.data),
+            "rules": RULES_VERSION,
         },
         ("table.parquet", "rejected.csv", "images"),
     )
+    _forget_damaged_pixels(pipeline, stage)
 
     def work(partial: Path) -> StageOutcome:
         result = prepare.run(
@@ -114,64 +136,102 @@ def _prepare(pipeline: Pipeline) -> None:
     _say("prepare", [record], run_dir, "table.parquet")
 
 
+def _forget_damaged_pixels(pipeline: Pipeline, stage: Stage) -> None:
+    """Prepare again when the stored pixels are gone or cut short."""
+    from trainers.pixels import open_pixels
+
+    if finished(pipeline.run_dir, stage) is None:
+        return
+    try:
+        open_pixels(pipeline.run_dir, pipeline.config.data, read_table(pipeline.run_dir / "table.parquet"))
+    except InputError as error:
+        CONSOLE.print(f"[yellow]warning:[/] {escape(str(error).split(';')[0])}; preparing again")
+        forget(pipeline.run_dir, stage)
+
+
 def _train(pipeline: Pipeline) -> None:
     from trainers.supervised import setting_warnings
 
     config, run_dir = pipeline.config, pipeline.run_dir
     table = read_table(run_dir / "table.parquet")
+    log_event(run_dir, "started", stage="train")  # warnings of earlier attempts are not those of this one
     for model in config.models:
         warnings = setting_warnings(config.train_for(model), _fold_data(table, 0))
         _warn(pipeline, [f"{model.name}: {warning}" for warning in warnings], stage="train")
-    folds = range(table.num_folds)
-    records = [_train_one(pipeline, table, model, fold) for model in config.models for fold in folds]
+    stages = [_TrainStage(pipeline, table, model, fold) for model in config.models for fold in range(table.num_folds)]
+    if any(finished(run_dir, work.stage) is None for work in stages):
+        _try_backbones(config, table)
+    records = [pipeline.stage(work.stage, work.run) for work in stages]
     _say("train", records, run_dir, "train/", summary=_train_line(config, table, records))
 
 
-def _train_one(pipeline: Pipeline, table: ImageTable, model: ModelConfig, fold: int) -> StageRecord:
-    from trainers import supervised
-    from trainers.pixels import open_pixels
+class _TrainStage:
+    """The training of one model on one fold: its stage, and the work when it has to be done."""
 
-    config, run_dir = pipeline.config, pipeline.run_dir
-    train = config.train_for(model)
-    folder = _train_folder(model, fold)
-    data = _fold_data(table, fold)
-    stage = Stage(
-        folder,
-        {
-            "model": model.model_dump(mode="json", exclude={"train", "name"}),
-            "weights": _pretrained_digest(model),
-            "train": train.model_dump(mode="json"),
-            "augment": config.augment.model_dump(mode="json"),
-            "pixels": _pixel_settings(config.data),
-            "seed": config.seed,
-            "learnt": _rows_digest(table, data.train_rows),
-            "held_out": _rows_digest(table, data.held_rows),
-        },
-        (folder,),
-        resume_points=(f"{folder}/checkpoints/step-*", f"{folder}/final"),
-    )
+    def __init__(self, pipeline: Pipeline, table: ImageTable, model: ModelConfig, fold: int) -> None:
+        self.config, self.run_dir = pipeline.config, pipeline.run_dir
+        self.table, self.model, self.fold = table, model, fold
+        self.train = self.config.train_for(model)
+        self.data = _fold_data(table, fold)
+        self.folder = _train_folder(model, fold)
+        weights = _pretrained_digest(model)
+        ignored = NOT_TRAINED | (set() if self.train.keep == "best" else {"eval_every_steps"})
+        self.stage = Stage(
+            self.folder,
+            {
+                "model": model.model_dump(
+                    mode="json", exclude={"train", "name"} | ({"pretrained"} if weights else set())
+                ),
+                "weights": weights,
+                "train": self.train.model_dump(mode="json", exclude=ignored),
+                "augment": self.config.augment.model_dump(mode="json"),
+                "pixels": _pixel_settings(self.config.data),
+                "seed": self.config.seed,
+                "learnt": _rows_digest(table, self.data.train_rows, TRAINED_COLUMNS),
+                "held_out": _rows_digest(table, self.data.held_rows, TRAINED_COLUMNS),
+            },
+            (self.folder, f"{self.folder}/final/manifest.json"),
+            resume_points=(f"{self.folder}/checkpoints/step-*", f"{self.folder}/final"),
+        )
 
-    def work(partial: Path) -> StageOutcome:
+    def run(self, partial: Path) -> StageOutcome:
+        from trainers import supervised
+        from trainers.pixels import open_pixels
+
+        config, name = self.config, self.model.name
         result = supervised.run(
             supervised.FoldTask(
-                model=model,
-                train=train,
+                model=self.model,
+                train=self.train,
                 augment=config.augment,
                 compute=config.compute,
-                data=data,
-                pixels=open_pixels(run_dir, config.data, table),
+                data=self.data,
+                pixels=open_pixels(self.run_dir, config.data, self.table),
                 image_size=config.data.image_size,
                 channels=config.data.channels,
-                seed=derive_seed(config.seed, model.name, fold),
-                out=partial / folder,
-                description=f"train {model.name} fold {fold + 1}/{table.num_folds}",
+                seed=derive_seed(config.seed, name, self.fold),
+                out=partial / self.folder,
+                description=f"train {name} fold {self.fold + 1}/{self.table.num_folds}",
             )
         )
         facts = {key: result.facts[key] for key in ("held_out_ap", "device")}
-        summary = f"{train.steps} steps on {len(data.train_rows)} rows"
+        summary = f"{self.train.steps} steps on {len(self.data.train_rows)} rows"
         return StageOutcome(summary, facts, result.facts["seconds"])
 
-    return pipeline.stage(stage, work)
+
+def _try_backbones(config: RunConfig, table: ImageTable) -> None:
+    """Build every network once, so that a wrong one is told before the first is trained for hours."""
+    from trainers.backbones import build_backbone
+
+    for model in config.models:
+        build_backbone(
+            model.backbone,
+            channels=config.data.channels,
+            num_outputs=table.num_outputs,
+            pretrained=model.pretrained,
+            options=model.options,
+            image_size=config.data.image_size,
+        )
 
 
 def _predict(pipeline: Pipeline) -> None:
@@ -179,6 +239,7 @@ def _predict(pipeline: Pipeline) -> None:
     table = read_table(run_dir / "table.parquet")
     folds = range(table.num_folds)
     records = [_predict_one(pipeline, table, model, fold) for model in config.models for fold in folds]
+    _drop_foreign_predictions(run_dir / "predictions", config, table)
     images = sum(record.facts["num_images"] for record in records)
     _say(
         "predict", records, run_dir, "predictions/", summary=f"{images} scores of held-out, holdout, pool and test rows"
@@ -187,7 +248,7 @@ def _predict(pipeline: Pipeline) -> None:
 
 def _predict_one(pipeline: Pipeline, table: ImageTable, model: ModelConfig, fold: int) -> StageRecord:
     from ensembles.predictions import write_predictions
-    from trainers.devices import build_accelerator, num_workers
+    from trainers.devices import device_type, num_workers
     from trainers.pixels import open_pixels
     from trainers.scoring import load_scorer, score_rows
 
@@ -207,8 +268,8 @@ def _predict_one(pipeline: Pipeline, table: ImageTable, model: ModelConfig, fold
     )
 
     def work(partial: Path) -> StageOutcome:
-        accelerator = build_accelerator(config.compute)
-        scorer = load_scorer(final, device=accelerator.device)
+        # In float32: with eight bits of bf16 a third of the scores would be ties.
+        scorer = load_scorer(final, device=device_type(config.compute))
         logits = score_rows(
             scorer.model,
             open_pixels(run_dir, config.data, table),
@@ -218,7 +279,6 @@ def _predict_one(pipeline: Pipeline, table: ImageTable, model: ModelConfig, fold
             batch_size=config.predict.batch_size,
             views=config.predict.views,
             workers=num_workers(config.compute),
-            autocast=accelerator.autocast,
             description=f"score {model.name} fold {fold + 1}/{table.num_folds}",
         )
         write_predictions(
@@ -243,9 +303,8 @@ def _ensemble(pipeline: Pipeline) -> None:
     config, run_dir = pipeline.config, pipeline.run_dir
     table = read_table(run_dir / "table.parquet")
     predictions = run_dir / "predictions"
-    _drop_foreign_predictions(predictions, config, table)
     inputs = {
-        "predictions": _folder_digests(predictions),
+        "predictions": _folder_digests(predictions, "*.parquet"),
         "ensemble": config.ensemble.model_dump(),
         "guarantee": config.guarantee.model_dump(),
         "rows": _rows_digest(table, np.arange(len(table.frame))),
@@ -289,6 +348,7 @@ def _ensemble(pipeline: Pipeline) -> None:
                 "truth": _truth_digest(config.data),
                 "keep": [config.train_for(model).keep for model in config.models],
                 "seed": config.seed,
+                "code_version": code_version(),
             },
             ("metrics.json",),
         ),
@@ -304,7 +364,9 @@ def _submit(pipeline: Pipeline) -> None:
     table = read_table(run_dir / "table.parquet")
     rejected = _read_rejected(run_dir)
     if not submission.has_test(table, rejected):
-        CONSOLE.print("submit    no test images (data.test), so there is nothing to submit")
+        CONSOLE.print("[bold]submit   [/] no test images (data.test), so there is nothing to submit")
+        if (run_dir / "submission.csv").exists():
+            os.replace(run_dir / "submission.csv", run_dir / "submission-of-an-earlier-test-set.csv")
         return
     sample = config.submit.sample
     stage = Stage(
@@ -342,8 +404,9 @@ def _report(pipeline: Pipeline) -> None:
         "report",
         {
             "files": {name: file_digest(run_dir / name) for name in shown},
+            "curves": _folder_digests(run_dir / "train", "curves.csv"),
             "truth": _truth_digest(config.data),
-            "report": config.report.model_dump(),
+            "config": config.model_dump(mode="json"),
             "code_version": code_version(),  # rendering takes seconds, so a new template is worth them
         },
         ("report.html",),
@@ -381,7 +444,11 @@ def _train_folder(model: ModelConfig, fold: int) -> str:
 def _fold_data(table: ImageTable, fold: int) -> "FoldData":
     from trainers.supervised import FoldData
 
-    learnt, held = table.rows("train", not_fold=fold), table.rows("train", fold=fold)
+    ids = table.frame["id"].to_numpy()
+    # In the order of their ids, so that sorting the table another way trains the same networks.
+    learnt, held = (
+        rows[np.argsort(ids[rows])] for rows in (table.rows("train", not_fold=fold), table.rows("train", fold=fold))
+    )
     return FoldData(learnt, table.targets[learnt], held, table.targets[held], table.num_outputs)
 
 
@@ -394,13 +461,13 @@ def _rows_to_score(table: ImageTable, fold: int, *, pool: bool) -> tuple[np.ndar
     return np.concatenate(list(parts.values())), kinds
 
 
-def _rows_digest(table: ImageTable, rows: np.ndarray) -> str:
-    frame = table.frame.iloc[rows][list(TABLE_COLUMNS)].astype("string").fillna("\0")
+def _rows_digest(table: ImageTable, rows: np.ndarray, columns: Sequence[str] = TABLE_COLUMNS) -> str:
+    frame = table.frame.iloc[rows][list(columns)].astype("string").fillna("\0")
     return digest([table.classes, len(frame), pd.util.hash_pandas_object(frame, index=False).tolist()])
 
 
 def _pixel_settings(data: DataConfig) -> dict[str, Any]:
-    return data.model_dump(mode="json", include=set(PIXEL_FIELDS))
+    return {**data.model_dump(mode="json", include=set(PIXEL_FIELDS)), "rules": RULES_VERSION}
 
 
 def _pretrained_digest(model: ModelConfig) -> str | None:
@@ -408,8 +475,8 @@ def _pretrained_digest(model: ModelConfig) -> str | None:
     return file_digest(path) if path is not None and path.is_file() else None
 
 
-def _folder_digests(folder: Path) -> dict[str, str]:
-    return {path.relative_to(folder).as_posix(): file_digest(path) for path in sorted(folder.rglob("*.parquet"))}
+def _folder_digests(folder: Path, pattern: str) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in sorted(folder.rglob(pattern))}
 
 
 def _drop_foreign_predictions(folder: Path, config: RunConfig, table: ImageTable) -> None:
@@ -460,15 +527,18 @@ def _train_line(config: RunConfig, table: ImageTable, records: Sequence[StageRec
 
 def _headline(metrics: dict[str, Any]) -> str:
     ensemble, test = metrics["ensemble"], metrics.get("test", {}).get("ensemble")
-    line = f"out-of-fold AP {_with_interval(ensemble)}, prevalence {metrics['prevalence']:.3f}"
-    return line + (f"; test AP {_with_interval(test)}" if test else "")
+    name = "AP" if metrics["prevalence"] is not None else "macro AP"
+    line = f"out-of-fold {name} {_with_interval(ensemble)}"
+    if metrics["prevalence"] is not None:
+        line += f", prevalence {metrics['prevalence']:.3f}"
+    return line + (f"; test {name} {_with_interval(test)}" if test else "")
 
 
 def _with_interval(scores: dict[str, Any]) -> str:
     if scores["ap"] is None:
         return "unknown"
-    low, high = scores["ap_ci"]
-    return f"{scores['ap']:.3f} [{low:.3f}, {high:.3f}]"
+    interval = "" if None in scores["ap_ci"] else " [{:.3f}, {:.3f}]".format(*scores["ap_ci"])
+    return f"{scores['ap']:.3f}{interval}"
 
 
 def _warn(pipeline: Pipeline, warnings: Sequence[str], *, stage: str) -> None:

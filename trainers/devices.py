@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import multiprocessing
+from torch.multiprocessing import ProcessExitedException
 
 from configs.errors import InputError
 from configs.schema import ComputeConfig
@@ -47,18 +49,26 @@ def num_workers(compute: ComputeConfig) -> int:
     return 0 if device_type(compute) == "cpu" else min(MAX_WORKERS, os.cpu_count() or 1)
 
 
-def num_devices(compute: ComputeConfig) -> int:
-    """Processes that train one fold together: as set, else one per visible GPU, one on a CPU."""
-    if compute.num_devices is not None:
-        available = torch.cuda.device_count() if device_type(compute) == "cuda" else os.cpu_count() or 1
-        if compute.num_devices > available:
-            raise InputError(f"compute.num_devices is {compute.num_devices}, but there are {available} here")
-        return compute.num_devices
-    return max(1, torch.cuda.device_count()) if device_type(compute) == "cuda" else 1
+def num_devices(compute: ComputeConfig, *, batch_size: int) -> int:
+    """Processes that train one fold together: as set, else one on a CPU, else as many GPUs as share a batch evenly."""
+    on_gpu = device_type(compute) == "cuda"
+    if compute.num_devices is None:
+        return max(n for n in range(1, max(1, torch.cuda.device_count()) + 1) if batch_size % n == 0) if on_gpu else 1
+    available = torch.cuda.device_count() if on_gpu else os.cpu_count() or 1
+    if compute.num_devices > available:
+        raise InputError(f"compute.num_devices is {compute.num_devices}, but there are {available} here")
+    if batch_size % compute.num_devices:
+        fitting = batch_size - batch_size % compute.num_devices + compute.num_devices
+        raise InputError(
+            f"train.batch_size {batch_size} cannot be shared evenly by {compute.num_devices} devices; set it to "
+            f"{fitting}, or set compute.num_devices to a divisor of it"
+        )
+    return compute.num_devices
 
 
 def build_accelerator(compute: ComputeConfig) -> Accelerator:
     """The Accelerator of this process; under `launch` it joins the others."""
+    AcceleratorState._reset_state()  # or the precision of an earlier run in this process would be kept
     return Accelerator(mixed_precision=precision(compute), cpu=device_type(compute) == "cpu")
 
 
@@ -73,10 +83,18 @@ def launch(function: Callable[..., None], arguments: tuple[Any, ...], *, num_pro
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    multiprocessing.spawn(_join, (num_processes, port, function, arguments), nprocs=num_processes)
+    errors = multiprocessing.get_context("spawn").SimpleQueue()
+    try:
+        multiprocessing.spawn(_join, (num_processes, port, errors, function, arguments), nprocs=num_processes)
+    except ProcessExitedException:
+        if errors.empty():
+            raise
+        raise errors.get() from None
 
 
-def _join(rank: int, world: int, port: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _join(
+    rank: int, world: int, port: int, errors: Any, function: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
     # Accelerate and torch.distributed find their peers through these variables and through nothing else.
     os.environ |= {
         "RANK": str(rank),
@@ -87,6 +105,10 @@ def _join(rank: int, world: int, port: int, function: Callable[..., None], argum
         "MASTER_PORT": str(port),
     }
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
-    function(*arguments)
+    try:
+        function(*arguments)
+    except (InputError, OSError) as error:  # what a user can mend is told by the process that the user started
+        errors.put(error)
+        raise SystemExit(1) from None
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

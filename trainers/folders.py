@@ -112,7 +112,8 @@ def list_images(folder: Path) -> tuple[list[str], list[str]]:
     """
     paths, ignored, problems = [], [], []
     real_root = folder.resolve()
-    for parent, folders, files in os.walk(folder):
+    unread: list[OSError] = []
+    for parent, folders, files in os.walk(folder, onerror=unread.append):
         below = Path(parent).relative_to(folder)
         folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
         problems += [
@@ -132,6 +133,7 @@ def list_images(folder: Path) -> tuple[list[str], list[str]]:
                 problems.append(f"{path!r} is a symbolic link that leads out of the folder")
             else:
                 paths.append(path)
+    problems += [f"{error.filename!r} cannot be listed ({error.strerror})" for error in unread]
     if problems:
         raise InputError(
             f"{folder}: {len(problems)} name(s) cannot be used; put the files themselves below the folder, or name the "

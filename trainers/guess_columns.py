@@ -134,9 +134,10 @@ def _guess_format(texts: dict[str, pd.Series], files: ImageFiles, table_name: st
 
 def _guess_label(texts: dict[str, pd.Series], hint: str | None) -> str | None:
     classes = {name: values.nunique() for name, values in texts.items()}
-    names = [*LABEL_NAMES, hint.lower()] if hint else list(LABEL_NAMES)
+    names = list(dict.fromkeys([*([hint.lower()] if hint else []), *LABEL_NAMES]))  # the hint first
     known = [name for name in _likely(texts, names) if name.lower() in names and 2 <= classes[name] <= MAX_CLASSES]
     few = [
         name for name in reversed(list(texts)) if 2 <= classes[name] <= MAX_CLASSES and len(texts[name]) > classes[name]
     ]
+    few.sort(key=lambda name: classes[name] > 2)  # two classes are likelier than many
     return next(iter([*known, *few]), None)

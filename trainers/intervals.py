@@ -30,8 +30,8 @@ Counts = tuple[np.ndarray, np.ndarray]  # positives and negatives per distinct p
 class Interval:
     """An estimate and its interval; nan where it is undefined.
 
-    `sd` is the bootstrap standard deviation of the estimate, `num_units` the number of positives, or of groups with
-    one.
+    `sd` is the bootstrap standard deviation of the estimate, from `replicates` resamples. `num_units` is the number of
+    positives or of negatives, whichever is smaller; of groups with one where rows come in groups.
     """
 
     estimate: float
@@ -40,6 +40,7 @@ class Interval:
     sd: float
     num_units: int
     confidence: float
+    replicates: int = 0
 
 
 @dataclass(frozen=True)
@@ -130,14 +131,14 @@ def average_precision_interval(
     ranking = Ranking.of(targets, scores)
     codes = group_codes(groups, len(ranking.cells))
     num_units = _num_units(ranking.is_positive, codes)
-    if not num_units or ranking.is_positive.all():
-        estimate = 1.0 if num_units else float("nan")
+    if not num_units:
+        estimate = 1.0 if ranking.is_positive.any() else float("nan")
         return Interval(estimate, float("nan"), float("nan"), float("nan"), num_units, confidence)
     estimate = _average_precision(ranking)
     values = _bootstrap(_precisions, [ranking], codes, ~ranking.is_positive, replicates=replicates, rng=rng)
     sd = _sd(values[0])
     low, high = _logit_interval(estimate, sd, num_units, unseen_share(num_units, confidence), confidence)
-    return Interval(estimate, low, high, sd, num_units, confidence)
+    return Interval(estimate, low, high, sd, num_units, confidence, values.shape[1])
 
 
 def macro_average_precision_interval(
@@ -152,7 +153,7 @@ def macro_average_precision_interval(
     """Interval of the mean one-vs-rest AP over the classes that occur: (rows,) class numbers, (rows, classes) scores.
 
     Every class is resampled separately and all curves are taken from the same resample; groups are stratified by the
-    rarest class in each.
+    rarest class in each, so a resample may lack a class, and its mean is then over the others.
     """
     labels, scores = np.asarray(targets), np.asarray(class_scores, dtype=np.float64)
     present = sorted(np.unique(labels), key=lambda label: int((labels == label).sum()))  # rarest first
@@ -166,12 +167,13 @@ def macro_average_precision_interval(
     strata = np.zeros(len(labels), dtype=np.int64)
     for order, label in enumerate(present):
         strata[labels == label] = order
-    values = _bootstrap(_precisions, rankings, codes, strata, replicates=replicates, rng=rng).mean(axis=0)
+    per_class = _bootstrap(_precisions, rankings, codes, strata, replicates=replicates, rng=rng)
+    values = np.nanmean(per_class, axis=0)  # every resample has rows, hence a class
     sd = _sd(values)
     # what was not seen moves the mean most when all of it is in the rarest class
     unseen = unseen_share(num_units, confidence) / len(present)
     low, high = _logit_interval(estimate, sd, num_units, unseen, confidence)
-    return Interval(estimate, low, high, sd, num_units, confidence)
+    return Interval(estimate, low, high, sd, num_units, confidence, len(values))
 
 
 def paired_difference(
@@ -189,7 +191,7 @@ def paired_difference(
     is_positive = rankings[0].is_positive
     codes = group_codes(groups, len(is_positive))
     num_units = _num_units(is_positive, codes)
-    if not num_units or is_positive.all():
+    if not num_units:
         return Interval(float("nan"), float("nan"), float("nan"), float("nan"), num_units, confidence)
     difference = _average_precision(rankings[0]) - _average_precision(rankings[1])
     values = _bootstrap(_precisions, rankings, codes, ~is_positive, replicates=replicates, rng=rng)
@@ -198,7 +200,7 @@ def paired_difference(
     if not sd and not np.array_equal(np.asarray(scores), np.asarray(other_scores)):
         half = unseen_share(num_units, confidence)  # they agree on these rows, which says little about others
     low, high = max(-1.0, difference - half), min(1.0, difference + half)
-    return Interval(difference, low, high, sd, num_units, confidence)
+    return Interval(difference, low, high, sd, num_units, confidence, values.shape[1])
 
 
 def precision_recall_band(
@@ -222,7 +224,7 @@ def precision_recall_band(
     ranking = Ranking.of(targets, scores)
     codes = group_codes(groups, len(ranking.cells))
     num_units = _num_units(ranking.is_positive, codes)
-    if not num_units or ranking.is_positive.all():
+    if not num_units:
         return PrecisionBand(grid, *(np.full(len(grid), np.nan) for _ in range(3)))
 
     def precision_at_grid(counts: Sequence[Counts]) -> np.ndarray:
@@ -244,12 +246,24 @@ def precision_recall_band(
     return PrecisionBand(grid, observed, low, high)
 
 
-def binomial_interval(successes: int, total: int, *, confidence: float = 0.95) -> tuple[float, float]:
-    """Exact (Clopper-Pearson) interval of a share, such as a recall; nan for a share of nothing."""
+def share_interval(found: ArrayLike, *, groups: Groups = None, confidence: float = 0.95) -> tuple[float, float]:
+    """Exact (Clopper-Pearson) interval of the share of True in `found`, such as a recall; nan for a share of nothing.
+
+    Where rows come in groups they count as the number of independent ones that would know the share as well
+    (Korn & Graubard 1998): the variance is that of the sum over groups, with Student's t for its own uncertainty.
+    """
+    is_found = np.asarray(found, dtype=np.float64)
+    total = float(len(is_found))
     if not total:
         return float("nan"), float("nan")
-    bounds = scipy.stats.binomtest(successes, total).proportion_ci(confidence_level=confidence, method="exact")
-    return float(bounds.low), float(bounds.high)
+    share = float(is_found.mean())
+    codes = group_codes(groups, len(is_found))
+    if codes is not None:
+        total = _effective_number(is_found, codes, confidence)
+    successes, failures, tail = share * total, (1.0 - share) * total, (1.0 - confidence) / 2
+    low = float(scipy.stats.beta.ppf(tail, successes, failures + 1.0)) if successes > 0 else 0.0
+    high = float(scipy.stats.beta.ppf(1.0 - tail, successes + 1.0, failures)) if failures > 0 else 1.0
+    return low, high
 
 
 def unseen_share(num_units: int, confidence: float) -> float:
@@ -324,11 +338,30 @@ def _average_precision(ranking: Ranking) -> float:
 
 
 def _num_units(is_positive: np.ndarray, groups: np.ndarray | None) -> int:
-    return int(is_positive.sum()) if groups is None else len(np.unique(groups[is_positive]))
+    """The smaller number of positives and negatives, or of groups with one: the rarer side limits what is known."""
+    rows = np.arange(len(is_positive)) if groups is None else groups
+    return min(len(np.unique(rows[is_positive])), len(np.unique(rows[~is_positive])))
+
+
+def _effective_number(values: np.ndarray, groups: np.ndarray, confidence: float) -> float:
+    """How many independent rows would know the mean of 0/1 `values` as well as these rows in groups do."""
+    num_rows, share = len(values), float(values.mean())
+    sizes = np.bincount(groups)
+    num_groups = len(sizes)
+    if num_groups < 2 or share in (0.0, 1.0):
+        return float(num_groups)  # no variance to be seen: as if the rows of a group were copies
+    residuals = np.bincount(groups, weights=values - share)
+    variance = num_groups / (num_groups - 1) * float((residuals**2).sum()) / num_rows**2
+    tail = (1 + confidence) / 2
+    student = scipy.stats.t.ppf(tail, num_rows - 1) / scipy.stats.t.ppf(tail, num_groups - 1)
+    number = share * (1.0 - share) / variance * float(student) ** 2 if variance > 0 else num_rows
+    return min(float(num_rows), number)
 
 
 def _sd(values: np.ndarray) -> float:
     sd = float(values.std(ddof=1))
+    if np.isnan(sd):
+        raise ValueError(f"the statistic is undefined in {int(np.isnan(values).sum())} of {len(values)} resamples")
     return sd if sd > 1e-12 else 0.0  # equal replicates differ by rounding
 
 

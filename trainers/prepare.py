@@ -189,14 +189,13 @@ def _overlap_warnings(frame: pd.DataFrame) -> list[str]:
         ("holdout", "pool"),
     ):
         left_rows, right_rows = frame[frame["split"] == left], frame[frame["split"] == right]
-        pairs = left_rows[["id", "sha256"]].merge(
-            right_rows[["id", "sha256"]], on="sha256", suffixes=("_left", "_right")
-        )
+        # One id a side stands for all copies of an image: their pairs may be millions.
+        one_of_each = (rows.groupby("sha256", sort=False)["id"].first() for rows in (left_rows, right_rows))
+        pairs = pd.concat(one_of_each, axis=1, join="inner", keys=["left", "right"])
         if len(pairs):
-            lines = [f"{left} {a!r} = {right} {b!r}" for a, b in zip(pairs["id_left"], pairs["id_right"], strict=True)]
+            lines = [f"{left} {row.left!r} = {right} {row.right!r}" for row in pairs.itertuples()]
             warnings.append(
-                f"{len(pairs)} pair(s) of byte-identical images are in both {left} and {right}\n"
-                f"{listed(lines, cap=MAX_PAIRS)}"
+                f"{len(pairs)} byte-identical image(s) are in both {left} and {right}\n{listed(lines, cap=MAX_PAIRS)}"
             )
         shared = sorted(set(left_rows["group"].dropna()) & set(right_rows["group"].dropna()))
         if shared and right == "test":

@@ -165,7 +165,7 @@ def _read_table(data: DataConfig, origin: str) -> _Part:
             "path": column(names.path) if path_format is None else format_paths(sheet, path_format, names.id),
             "label": [label.strip() for label in column(names.label)],
             "split": [split.strip() for split in column(names.split)],
-            "group": column(names.group),
+            "group": [group.strip() for group in column(names.group)],
             "origin": origin,
             "file": str(place),
             "row": sheet.rows,

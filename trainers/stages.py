@@ -15,11 +15,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from configs.errors import InputError, listed
 from trainers import atomic
 from trainers.provenance import code_version, digest
+
+ORPHAN_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ def run_stage(
     _finish_interrupted_commit(run_dir, partial)
     done = finished(run_dir, stage)
     if done is not None:
+        if (partial / ".old").exists():  # a kill came while the last commit was tidied up
+            shutil.rmtree(partial)
         return done
     _claim(partial, stage, restart=restart)
     log_event(run_dir, "started", stage=stage.name)
@@ -110,6 +114,11 @@ def finished(run_dir: Path, stage: Stage) -> StageRecord | None:
     return StageRecord(stage.name, record["seconds"], record["summary"], record["facts"], skipped=True)
 
 
+def forget(run_dir: Path, stage: Stage) -> None:
+    """Take back that the stage is finished, because its outputs turned out to be damaged; they stay where they are."""
+    (run_dir / ".stages" / f"{stage.folder}.json").unlink(missing_ok=True)
+
+
 def log_event(run_dir: Path, event: str, **fields: Any) -> None:
     """Append one line to log.jsonl."""
     line = json.dumps({"time": _now(), "event": event, **fields}, ensure_ascii=False)
@@ -121,39 +130,70 @@ def log_event(run_dir: Path, event: str, **fields: Any) -> None:
 def locked(run_dir: Path) -> Iterator[None]:
     """Hold the run folder for this process; a second one is refused with the host and pid that hold it.
 
-    The kernel frees the lock when its process dies, so there are no stale locks to clean up.
+    The kernel frees the lock when its process dies, so there are no stale locks to clean up. Loader processes of a
+    killed one hold it for the seconds that they take to notice, which are waited for.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / ".lock").open("a+") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.seek(0)
-            raise InputError(
-                f"{run_dir}: another rarefind process works on this run ({stream.read().strip() or 'unknown'}); "
-                "wait for it, stop it, or choose another `name`"
-            ) from None
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        stream = (run_dir / ".lock").open("a+")
+    except OSError as error:
+        raise InputError(
+            f"{run_dir}: the run folder cannot be made or written to ({error.strerror}); set `out`"
+        ) from None
+    with stream:
+        _take_lock(stream, run_dir)
         stream.truncate(0)
         stream.write(f"host {os.uname().nodename}, pid {os.getpid()}\n")
         stream.flush()
         yield
 
 
+def _take_lock(stream: IO[str], run_dir: Path) -> None:
+    give_up = time.monotonic() + ORPHAN_SECONDS
+    while True:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            stream.seek(0)
+            holder = stream.read().strip()
+        if not _is_dead(holder) or time.monotonic() > give_up:
+            raise InputError(
+                f"{run_dir}: another rarefind process works on this run ({holder or 'unknown'}); wait for it, stop it, "
+                "or choose another `name`"
+            )
+        time.sleep(0.2)
+
+
+def _is_dead(holder: str) -> bool:
+    """Whether the process named in a lock file was on this host and is gone."""
+    host, _, pid = holder.removeprefix("host ").partition(", pid ")
+    if host != os.uname().nodename or not pid.isdecimal():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
 def _claim(partial: Path, stage: Stage, *, restart: bool) -> None:
     claim = partial / "stage.json"
     resumable = claim.exists() and any(any(partial.glob(pattern)) for pattern in stage.resume_points)
-    if partial.exists() and (restart or not resumable):
-        shutil.rmtree(partial)
-    if claim.exists():
-        before = json.loads(claim.read_text(encoding="utf-8"))
-        differences = list(_differences(before, stage.inputs))
-        if differences:
+    if resumable:
+        differences = list(_differences(json.loads(claim.read_text(encoding="utf-8")), stage.inputs))
+        if not differences:
+            return
+        if not restart:
             raise InputError(
                 f"{partial}: stage {stage.name} was begun with other settings or inputs and is half done\n"
                 f"{listed(differences)}\n"
                 "Run it to its end with the old ones, or add --restart to throw the half-done work away."
             )
-        return
+    if partial.exists():
+        shutil.rmtree(partial)
     partial.mkdir(parents=True)
     atomic.write_json(claim, stage.inputs)
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from rich.markup import escape
 from torch import Tensor
 
 from augment.mixing import mix_batch
@@ -44,7 +45,7 @@ from trainers.provenance import code_version, derive_seed
 from trainers.samplers import BatchSampler, StepBatches, build_sampler
 from trainers.scoring import score_rows
 from trainers.torchvision_ops import declare_missing_ops
-from trainers.training_state import TrainingState, build_training, resume, snapshot, take_step
+from trainers.training_state import TrainingState, build_training, is_finite, resume, snapshot, take_step
 
 declare_missing_ops()
 
@@ -110,10 +111,10 @@ def run(task: FoldTask) -> TrainResult:
 
     Raises InputError for settings that do not fit each other, NonFiniteLoss (naming the step) when training diverges.
     """
-    world = num_devices(task.compute)
-    if task.train.batch_size % world:
-        raise InputError(f"train.batch_size {task.train.batch_size} cannot be shared evenly by {world} devices")
+    world = num_devices(task.compute, batch_size=task.train.batch_size)
     task.out.mkdir(parents=True, exist_ok=True)
+    for leftover in task.out.glob(".*.tmp"):  # of a save that was killed
+        shutil.rmtree(leftover)
     final = task.out / "final"
     if not final.exists():
         launch(_train, (task,), num_processes=world)
@@ -164,7 +165,8 @@ def _train(task: FoldTask) -> None:
     mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (backbone.mean, backbone.std))
     state = build_training(backbone.model, train, accelerator)
     for problem in resume(state, task.out / "checkpoints"):
-        ERROR_CONSOLE.print(f"[yellow]{problem}; an older resume point is used")
+        used = f"the resume point of step {state.step} is used" if state.step else "training starts from the beginning"
+        ERROR_CONSOLE.print(f"[yellow]warning:[/] {escape(problem)}; {used}")
 
     sampler = _sampler(train, data, seed=seed)
     policy = build_policy(
@@ -227,6 +229,8 @@ def _train(task: FoldTask) -> None:
             if evaluate and len(data.held_rows):
                 _evaluate(state, task, mean, std, writer)
             bar.advance(0, note=_note(state))
+            if save or at_end:
+                _check_finite(state, task.out)
             if save and rank == 0:
                 save_latest(task.out / "checkpoints", state.step, snapshot(state))
                 _write_curves(state, task.out)
@@ -242,12 +246,7 @@ def _log(state: TrainingState, recent: list[Tensor], writer: SummaryWriter | Non
     bad = torch.nonzero(~torch.isfinite(losses)).flatten()
     if len(bad):
         step = state.step - len(losses) + int(bad[0]) + 1
-        good, _ = load_latest(out / "checkpoints")
-        kept = f"the checkpoint of step {good.state['step']} is kept" if good else "no checkpoint had been saved yet"
-        raise NonFiniteLoss(
-            f"{out}: the loss became {float(losses[bad[0]])} at step {step}; {kept}. "
-            "Lower train.lr, lengthen train.warmup_steps or set train.clip_norm, then run again with --restart"
-        )
+        raise _diverged(out, f"the loss became {float(losses[bad[0]])} at step {step}")
     row = {
         "step": state.step,
         "loss": float(losses.double().mean()),
@@ -261,9 +260,27 @@ def _log(state: TrainingState, recent: list[Tensor], writer: SummaryWriter | Non
         writer.add_scalar("train/lr", row["lr"], state.step)
 
 
+def _check_finite(state: TrainingState, out: Path) -> None:
+    """The last loss is that of the weights before the update, so weights are looked at before they are kept."""
+    if not is_finite(state):
+        raise _diverged(out, f"the weights are not finite after step {state.step}")
+
+
+def _diverged(out: Path, what: str) -> NonFiniteLoss:
+    good, _ = load_latest(out / "checkpoints")
+    kept = f"the checkpoint of step {good.state['step']} is kept" if good else "no checkpoint had been saved yet"
+    return NonFiniteLoss(
+        f"{out}: {what}; {kept}. Lower train.lr, lengthen train.warmup_steps or set train.clip_norm, then run again "
+        "with --restart"
+    )
+
+
 def _evaluate(state: TrainingState, task: FoldTask, mean: Tensor, std: Tensor, writer: SummaryWriter | None) -> None:
     """Average precision on the held-out fold, every process a share of its rows, pooled before the metric."""
     data, rank, world = task.data, state.accelerator.process_index, state.accelerator.num_processes
+    if world > 1:  # batch statistics differ between processes; those of the first are the ones that are saved
+        for buffer in state.predictor.buffers():
+            torch.distributed.broadcast(buffer, 0)
     own = score_rows(
         state.predictor,
         task.pixels,

@@ -51,6 +51,14 @@ class ImageTable:
         folds = self.frame["fold"].dropna()
         return int(folds.max()) + 1 if len(folds) else 0
 
+    @cached_property
+    def units(self) -> np.ndarray:
+        """Number of each row's independent unit, int64 (num_rows,): rows of one group or of the same bytes share it."""
+        from trainers.folds import joined_groups  # here, because scikit-learn takes a second to import
+
+        hashes = self.frame["sha256"].where(self.frame["sha256"].notna(), self.frame["id"])
+        return joined_groups(list(self.frame["group"]), list(hashes))
+
     def rows(self, split: str, *, fold: int | None = None, not_fold: int | None = None) -> np.ndarray:
         """Row positions (int64) of a split, of `train` also those in one fold, or in all the others."""
         if split not in SPLITS:

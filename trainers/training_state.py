@@ -81,10 +81,11 @@ def take_step(
     loss_function: Any,
 ) -> Tensor:
     """One optimiser step, in micro-batches if asked; the mean loss of the batch, still on the device."""
-    state.schedule.step_update(state.step)
+    state.schedule.step_update(state.step + 1)  # so that the first step is not wasted on a rate of zero
     micro = train.micro_batch or len(inputs)
     total = torch.zeros((), device=inputs.device)
-    pieces = list(zip(inputs.split(micro), targets.split(micro), strict=True))
+    num_pieces = -(-len(inputs) // micro)  # of nearly equal size: one image alone has no batch statistics
+    pieces = list(zip(inputs.tensor_split(num_pieces), targets.tensor_split(num_pieces), strict=True))
     for number, (piece, piece_targets) in enumerate(pieces, start=1):
         synchronise = number == len(pieces)
         with nullcontext() if synchronise else state.accelerator.no_sync(state.forward):
@@ -103,6 +104,13 @@ def take_step(
     if state.ema is not None:
         state.ema.update(state.network, step=state.step)
     return total
+
+
+def is_finite(state: TrainingState) -> bool:
+    """Whether every weight and statistic of the network and of its moving average is finite."""
+    networks = [state.network] if state.ema is None else [state.network, state.ema.module]
+    tensors = [tensor for network in networks for tensor in network.state_dict().values() if tensor.is_floating_point()]
+    return bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all())
 
 
 def snapshot(state: TrainingState) -> Checkpoint:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from sklearn.metrics import average_precision_score
 
 from configs.errors import InputError
@@ -169,8 +170,69 @@ def test_a_failed_submission_leaves_every_earlier_output_as_it_was(finished: Pat
     with pytest.raises(InputError, match="nobody"):
         run_pipeline(config_of(data, finished.parent, submit={"sample": str(sample)}))
     changed = [path for path, content in before.items() if path.read_bytes() != content]
-    assert {path.name for path in changed} <= {"log.jsonl", ".lock", "config.yaml"}
+    assert {path.name for path in changed} <= {"log.jsonl", ".lock"}
     assert fresh(run_pipeline(config_of(data, finished.parent))) == []
+
+
+def test_three_classes_go_through_the_same_commands(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for part, folder, num in (("labelled/a", 0, 30), ("labelled/b", 1, 15), ("labelled/c", 2, 9), ("test", 1, 6)):
+        (tmp_path / "images" / part).mkdir(parents=True)
+        for number in range(num):
+            pixels = rng.integers(0, 90, (16, 16)).astype(np.uint8)
+            pixels[:, 5 * folder : 5 * folder + 5] += 120
+            Image.fromarray(pixels).save(tmp_path / "images" / part / f"{number}.png")
+    config = config_of(tmp_path, tmp_path, data={"source": str(tmp_path / "images"), "test": None, "truth": None})
+    changes = {"data": {"positive_label": None}, "submit": {"sample": None}, "train": {"steps": 40}}
+    values = merged(config.model_dump(mode="json"), changes)
+    run_dir = run_pipeline(check_config(values, "test")).run_dir
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    assert metrics["ensemble"]["per_class"].keys() == {"a", "b", "c"}
+    assert metrics["ensemble"]["ap"] > 0.5  # chance is a third
+    submission = pd.read_csv(run_dir / "submission.csv", dtype={"id": str})
+    assert list(submission.columns) == ["id", "a", "b", "c"]
+    assert np.allclose(submission[["a", "b", "c"]].sum(axis=1), 1.0)
+
+
+def test_a_cache_that_was_cut_short_is_made_again(data: Path, finished: Path) -> None:
+    pixels = finished / "images" / "pixels.npy"
+    whole = pixels.read_bytes()
+    pixels.write_bytes(whole[: len(whole) // 2])
+    assert fresh(run_pipeline(config_of(data, finished.parent), until="predict")) == ["prepare"]
+    assert pixels.read_bytes() == whole
+
+
+def test_what_only_writes_or_sorts_does_not_retrain(data: Path, finished: Path) -> None:
+    table = pd.read_csv(data / "table.csv", dtype=str, keep_default_na=False)
+    table.iloc[::-1].to_csv(data / "sorted.csv", index=False)
+    config = config_of(data, finished.parent, data={"source": str(data / "sorted.csv")}, train={"log_every_steps": 2})
+    assert not [name for name in fresh(run_pipeline(config, until="train")) if name.startswith("train")]
+    run_pipeline(config_of(data, finished.parent))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": {"truth": "none.csv"}}, "data.truth: none.csv does not exist"),
+        ({"submit": {"sample": "none.csv"}}, "submit.sample: none.csv does not exist"),
+        ({"models": [{"backbone": "test_resnet"}, {"backbone": "resnett"}]}, "'resnett' is not a timm model"),
+    ],
+)
+def test_what_cannot_work_is_told_before_anything_is_trained(
+    data: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        run_pipeline(config_of(data, tmp_path, **changes))
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_without_a_test_set_no_old_submission_is_left_to_hand_in(data: Path, finished: Path) -> None:
+    config = config_of(data, finished.parent, data={"test": None, "truth": None}, submit={"sample": None})
+    run_pipeline(config)
+    assert not (finished / "submission.csv").exists()
+    assert "submission.csv" not in (finished / "report.html").read_text(encoding="utf-8")
+    run_pipeline(config_of(data, finished.parent))
+    assert (finished / "submission.csv").exists()
 
 
 def test_without_a_source_the_way_out_is_named(tmp_path: Path) -> None:

@@ -221,8 +221,67 @@ def test_band_without_positives_is_nan_and_recall_zero_is_refused():
         intervals.precision_recall_band([1, 0], [0.2, 0.1], recalls=[0.0, 0.5], rng=rng)
 
 
-def test_binomial_interval_is_clopper_pearson():
-    low, high = intervals.binomial_interval(18, 20)
+def test_interval_of_a_share_is_clopper_pearson():
+    low, high = intervals.share_interval([True] * 18 + [False] * 2)
     assert low == pytest.approx(beta.ppf(0.025, 18, 3), abs=1e-9)
     assert high == pytest.approx(beta.ppf(0.975, 19, 2), abs=1e-9)
-    assert math.isnan(intervals.binomial_interval(0, 0)[0])
+    assert intervals.share_interval([True] * 20)[1] == 1.0 and intervals.share_interval([False] * 20)[0] == 0.0
+    assert math.isnan(intervals.share_interval([])[0])
+
+
+def test_interval_of_a_share_by_group_is_that_of_as_many_rows_as_the_groups_are_worth():
+    found = np.arange(60) % 4 > 0
+    single = intervals.share_interval(found)
+    assert intervals.share_interval(found, groups=list(range(60))) == single
+    copies = intervals.share_interval(np.repeat(found, 5), groups=np.repeat(range(60), 5))
+    assert copies == pytest.approx(single, abs=0.01)
+    alike = intervals.share_interval(np.ones(50, dtype=bool), groups=np.repeat(range(10), 5))
+    assert alike == pytest.approx(intervals.share_interval(np.ones(10, dtype=bool)))
+
+
+def test_negatives_of_few_groups_widen_the_interval_as_positives_of_few_groups_do():
+    targets, scores = toy(40, 600)
+    groups = np.concatenate([np.arange(40), 40 + np.arange(600) % 3])
+    few = interval(targets, scores, groups=groups)
+    assert few.num_units == 3
+    many = interval(targets, scores, groups=np.concatenate([np.arange(40), 40 + np.arange(600) % 300]))
+    assert many.num_units == 40
+    assert few.high - few.low > 2 * (many.high - many.low)
+
+
+def class_of_few_groups(seed=0):
+    """Sixty groups; class 2 is in twelve of them, class 1 in two of those twelve, so resamples may lack class 1."""
+    parts = [[2, 0, 0, 0] + [1] * 10 * (group < 2) if group < 12 else [0] * 4 for group in range(60)]
+    labels = np.concatenate(parts)
+    groups = np.repeat(np.arange(60), [len(part) for part in parts])
+    return labels, np.random.default_rng(seed).normal(size=(len(labels), 3)) + np.eye(3)[labels], groups
+
+
+def test_macro_interval_by_group_survives_resamples_without_a_class():
+    labels, scores, groups = class_of_few_groups()
+    rng = np.random.default_rng(0)
+    found = intervals.macro_average_precision_interval(labels, scores, groups=groups, replicates=400, rng=rng)
+    assert found.sd > 0.01 and found.num_units == 2
+    single = intervals.macro_average_precision_interval(labels, scores, replicates=400, rng=rng)
+    assert found.high - found.low > single.high - single.low
+
+
+def test_undefined_resamples_are_never_taken_for_certainty():
+    with pytest.raises(ValueError, match="undefined in 1 of 3 resamples"):
+        intervals._sd(np.array([0.5, math.nan, 0.6]))
+
+
+def test_perfect_macro_ranking_does_not_promise_perfection():
+    labels = np.repeat(np.arange(3), [200, 80, 20])
+    rng = np.random.default_rng(0)
+    found = intervals.macro_average_precision_interval(labels, np.eye(3)[labels], replicates=200, rng=rng)
+    assert found.estimate == found.high == 1.0
+    assert found.low == pytest.approx(1 - intervals.unseen_share(20, 0.95) / 3, abs=1e-9)
+
+
+def test_interval_says_how_many_resamples_it_is_from(monkeypatch):
+    targets, scores = toy()
+    assert interval(targets, scores, replicates=300).replicates == 300
+    monkeypatch.setattr(intervals, "MIN_REPLICATES", 50)
+    monkeypatch.setattr(intervals, "MAX_DRAWS", 1)
+    assert interval(targets, scores, replicates=300).replicates == 50

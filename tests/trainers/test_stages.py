@@ -123,9 +123,39 @@ def test_a_commit_interrupted_at_any_rename_is_finished_by_the_next_run(
         crashed = True
     monkeypatch.undo()
     assert crashed == (crash_at <= 6)  # claim, commit, folder aside, folder in, file in, record
+    calls.clear()
     assert run_stage(tmp_path, stage_of(2), writer("two", calls)).facts == {"text": "two"}
+    assert calls == (["two"] if crash_at <= 2 else [])  # once the journal is written the work is not done again
     assert (tmp_path / "model" / "weights").read_text() == "two"
     assert (tmp_path / "note.txt").read_text() == "two"
+
+
+def test_restart_keeps_half_done_work_of_the_same_settings(tmp_path: Path) -> None:
+    def interrupted(partial: Path) -> StageOutcome:
+        (partial / "model").mkdir()
+        (partial / "model" / "checkpoint").write_text("step 100")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(tmp_path, stage_of(1), interrupted)
+
+    def resumed(partial: Path) -> StageOutcome:
+        assert (partial / "model" / "checkpoint").exists()
+        return writer("one", [])(partial)
+
+    run_stage(tmp_path, stage_of(1), resumed, restart=True)
+
+
+def test_a_stage_can_be_forgotten_and_what_a_killed_tidying_left_goes(tmp_path: Path) -> None:
+    calls: list[str] = []
+    run_stage(tmp_path, stage_of(1), writer("one", calls))
+    leftover = tmp_path / ".partial" / stage_of(1).folder / ".old" / "model"
+    leftover.mkdir(parents=True)
+    assert run_stage(tmp_path, stage_of(1), writer("one", calls)).skipped
+    assert not leftover.exists()
+    stages.forget(tmp_path, stage_of(1))
+    assert (tmp_path / "note.txt").exists()
+    assert not run_stage(tmp_path, stage_of(1), writer("one", calls)).skipped
 
 
 def test_work_that_knows_its_earlier_attempts_reports_their_time_too(tmp_path: Path) -> None:
@@ -157,8 +187,26 @@ def test_a_second_process_is_refused_with_host_and_pid_and_a_dead_one_holds_noth
         with pytest.raises(InputError, match=f"pid {holder.pid}"), locked(tmp_path):
             pass
         holder.kill()
-    with locked(tmp_path):
+    with locked(tmp_path):  # its children may hold it a moment longer, which is waited for
         assert f"pid {os.getpid()}" in (tmp_path / ".lock").read_text()
+
+
+def test_a_run_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(InputError, match="run folder cannot be made or written to"), locked(tmp_path / "runs" / "x"):
+        pass
+
+
+def test_the_lock_of_a_dead_process_is_waited_for_while_its_children_end(tmp_path: Path) -> None:
+    """The negative control is the test above: a living holder is refused at once."""
+    hold = (
+        "import os, pathlib, time\nfrom trainers.stages import locked\n"
+        f"with locked(pathlib.Path({str(tmp_path)!r})):\n"
+        "    if os.fork() == 0:\n        time.sleep(1.5)\n        os._exit(0)\n    os._exit(0)\n"
+    )
+    subprocess.run([sys.executable, "-c", hold], check=True)
+    with locked(tmp_path):
+        pass
 
 
 def test_json_that_cannot_be_a_fingerprint_is_an_error(tmp_path: Path) -> None:

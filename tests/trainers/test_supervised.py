@@ -182,6 +182,34 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_last_good_checkp
     assert not (tmp_path / "final").exists()
 
 
+@pytest.mark.parametrize(("steps", "kept"), [(5, "no checkpoint had been saved"), (8, "the checkpoint of step 4 is")])
+def test_weights_that_an_update_has_spoilt_are_never_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, kept: str
+) -> None:
+    """The loss of a step is that of the weights before its update, so it looks well when the weights no longer are."""
+    real: Callable[..., Any] = supervised.take_step
+
+    def spoiling(state: Any, *arguments: Any) -> Any:
+        loss = real(state, *arguments)
+        if state.step == steps:
+            next(state.network.parameters()).data.fill_(float("inf"))
+        return loss
+
+    monkeypatch.setattr(supervised, "take_step", spoiling)
+    settings = {"steps": steps, "checkpoint_every_steps": 5 if steps == 5 else 4, "ema_decay": 0.0}
+    with pytest.raises(NonFiniteLoss, match=f"not finite after step {steps}; {kept}"):
+        supervised.run(toy_task(tmp_path, train=settings))
+    assert not (tmp_path / "final").exists()
+    checkpoint, _ = load_latest(tmp_path / "checkpoints")
+    assert checkpoint is None or torch.isfinite(next(iter(checkpoint.tensors["model"].values()))).all()
+
+
+def test_a_mistake_in_one_of_several_processes_is_told_like_in_one(tmp_path: Path) -> None:
+    both = ComputeConfig(device="cpu", workers=0, num_devices=2)
+    with pytest.raises(InputError, match="not a timm model"):
+        supervised.run(toy_task(tmp_path, model=ModelConfig(backbone="resnett"), compute=both))
+
+
 def test_multi_class_goes_through_the_same_code(tmp_path: Path) -> None:
     plain = AugmentConfig(policy="none")  # the place of the bright corner is the class: no flips
     result = supervised.run(toy_task(tmp_path, num_classes=3, train={"steps": 80}, augment=plain))
@@ -193,10 +221,28 @@ def test_multi_class_goes_through_the_same_code(tmp_path: Path) -> None:
     assert len(result.facts["log_odds_shift"]) == 3
 
 
-def test_best_keeps_the_weights_of_the_best_look_and_says_so(tmp_path: Path, uninterrupted: Path) -> None:
-    result = supervised.run(toy_task(tmp_path, train={"keep": "best", "eval_every_steps": 4, "ema_decay": 0.0}))
+def test_best_keeps_the_weights_of_the_best_look_and_says_so(
+    tmp_path: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real: Callable[..., Any] = supervised.take_step
+
+    def turning_bad(state: Any, *arguments: Any) -> Any:
+        loss = real(state, *arguments)
+        if state.step >= 20:
+            state.network.fc.weight.data.zero_()
+        return loss
+
+    monkeypatch.setattr(supervised, "take_step", turning_bad)
+    task = toy_task(tmp_path, train={"keep": "best", "eval_every_steps": 4, "ema_decay": 0.0})
+    result = supervised.run(task)
     curves = pd.read_csv(tmp_path / "curves.csv")
     assert result.facts["best_held_out_ap"] == pytest.approx(curves["ap"].max())
+    scorer = load_scorer(result.final, device="cpu")
+    held = task.data.held_rows
+    logits = score_rows(scorer.model, task.pixels, held, mean=scorer.mean, std=scorer.std, batch_size=64)
+    kept = average_precision_score(task.data.held_targets, logits[:, 0])
+    assert kept == pytest.approx(curves["ap"].max(), abs=1e-6)
+    assert curves["ap"].iloc[-1] < curves["ap"].max()  # otherwise this could not tell best from last
     assert result.facts["keep"] == "best"
     assert supervised.run(toy_task(uninterrupted)).facts["best_held_out_ap"] is None
 
@@ -228,7 +274,7 @@ def test_images_too_small_for_the_network_are_refused_with_the_size(tmp_path: Pa
 
 def test_a_batch_that_devices_cannot_share_is_refused(tmp_path: Path) -> None:
     both = ComputeConfig(device="cpu", num_devices=2)
-    with pytest.raises(InputError, match="batch_size 15 cannot be shared evenly by 2"):
+    with pytest.raises(InputError, match="batch_size 15 cannot be shared evenly by 2 devices; set it to 16"):
         supervised.run(toy_task(tmp_path, train={"batch_size": 15}, compute=both))
 
 

@@ -61,6 +61,14 @@ def test_rows_of_splits_and_folds():
     assert rows("pool").dtype == np.int64
 
 
+def test_rows_of_a_group_or_of_the_same_bytes_are_one_unit():
+    hashes = ["a", "b", "c", "d", "b", "f", "g", "c"]
+    units = table(group=["p1", "p1", None, "p2", None, None, "p2", None], sha256=hashes).units
+    assert units.tolist() == [0, 0, 1, 2, 0, 3, 2, 1]
+    assert len(set(table(group=[None] * 8).units.tolist())) == 8
+    assert len(set(table(group=[None] * 8, sha256=[None] * 8).units.tolist())) == 8
+
+
 def test_unknown_splits_and_folds_are_errors():
     with pytest.raises(ValueError, match="unknown split 'valid'; the splits are train, holdout, pool, test"):
         table().rows("valid")
