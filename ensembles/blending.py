@@ -1,4 +1,4 @@
-"""Blend the scores of several models: the equal-weight mean of logits, or of ranks through stored quantile maps.
+"""Blend the scores of several models: the equal-weight mean of logits, or (two classes) of ranks through quantile maps.
 
 A training row has one out-of-fold score per model; any other row has one per fold model, and their mean is the model's
 score. Ranks are never taken within the batch to be scored: each fold model has a map from its logit to its rank among
@@ -72,21 +72,19 @@ class QuantileMap:
 class Blend:
     """How the models' logits become one score; `weights` sum to 1, `folds` are each model's fold models.
 
-    `maps` has one quantile map per output of each (model, fold); it is empty where logits are averaged.
+    `maps` has the quantile map of each (model, fold); it is empty where logits are averaged.
     """
 
     method: str
     weights: dict[str, float]
     folds: dict[str, list[int]]
     num_outputs: int
-    maps: dict[tuple[str, int], tuple[QuantileMap, ...]]
+    maps: dict[tuple[str, int], QuantileMap]
 
     def transformed(self, model: str, fold: int, logits: np.ndarray) -> np.ndarray:
         """What is averaged, from natural logits (rows, outputs): logits, log-softmax or ranks."""
         if self.maps:
-            values = logits if self.num_outputs == 1 else one_vs_rest_log_odds(logits)
-            maps = self.maps[model, fold]
-            return np.stack([maps[column](values[:, column]) for column in range(self.num_outputs)], axis=1)
+            return self.maps[model, fold](logits)
         return logits if self.num_outputs == 1 else log_softmax(logits, axis=1)
 
     def probabilities(self, scores: np.ndarray) -> np.ndarray:
@@ -97,13 +95,13 @@ class Blend:
 
     def class_scores(self, scores: np.ndarray) -> np.ndarray:
         """Scores that rank rows within each output, for AP: (rows, outputs) -> (rows, outputs)."""
-        return scores if self.maps or self.num_outputs == 1 else one_vs_rest_log_odds(scores)
+        return scores if self.num_outputs == 1 else one_vs_rest_log_odds(scores)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, which `from_json` reads back to the same blend."""
         maps = [
-            {"model": model, "fold": fold, "outputs": [quantile_map.to_json() for quantile_map in outputs]}
-            for (model, fold), outputs in self.maps.items()
+            {"model": model, "fold": fold, **quantile_map.to_json()}
+            for (model, fold), quantile_map in self.maps.items()
         ]
         return {
             "method": self.method,
@@ -115,10 +113,7 @@ class Blend:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Blend":
-        maps = {
-            (entry["model"], int(entry["fold"])): tuple(QuantileMap.from_json(output) for output in entry["outputs"])
-            for entry in value["quantile_maps"]
-        }
+        maps = {(entry["model"], int(entry["fold"])): QuantileMap.from_json(entry) for entry in value["quantile_maps"]}
         return cls(value["method"], dict(value["weights"]), dict(value["folds"]), int(value["num_outputs"]), maps)
 
 
@@ -128,16 +123,21 @@ def fit_logits(predictions: pd.DataFrame) -> Blend:
 
 
 def fit_ranks(predictions: pd.DataFrame) -> Blend:
-    """The mean of ranks; each (model, fold) gets its map from the out-of-fold logits of that very fold model."""
+    """The mean of ranks; each (model, fold) gets its map from the out-of-fold logits of that very fold model.
+
+    Raises InputError in multi-class work: ranks within a class say which image is more of it, not which class an image
+    is of, so perfect networks would name the wrong one.
+    """
+    columns = numbered(list(predictions.columns), "logit")
+    if len(columns) > 1:
+        raise InputError(f"ensemble.method: ranks is for two classes, here are {len(columns)}; use logits")
     maps = {}
     oof = predictions[predictions["kind"] == "oof"]
-    columns = numbered(list(predictions.columns), "logit")
     for model, fold in _blocks(predictions):
-        own = oof.loc[(oof["model"] == model) & (oof["fold"] == fold), columns].to_numpy(dtype=np.float64)
+        own = oof.loc[(oof["model"] == model) & (oof["fold"] == fold), columns[0]].to_numpy(dtype=np.float64)
         if not len(own):
             raise InputError(f"model {model}, fold {fold}: no out-of-fold scores, which the quantile map is made from")
-        values = own if len(columns) == 1 else one_vs_rest_log_odds(own)
-        maps[model, fold] = tuple(QuantileMap.fit(values[:, column]) for column in range(len(columns)))
+        maps[model, fold] = QuantileMap.fit(own)
     return _equal_weights("ranks", predictions, maps)
 
 
@@ -180,8 +180,8 @@ def blend_scores(blend: Blend, predictions: pd.DataFrame) -> pd.DataFrame:
     # of the rows of an image everything else is the same, but for the fold
     images = predictions.drop_duplicates("id")[["id", "split", "kind", "fold", "target"]].reset_index(drop=True)
     images["fold"] = images["fold"].astype("Int64").where(images["kind"] == "oof")
-    images[scores] = total.loc[images["id"], scores].to_numpy()
-    return images[["id", "split", "kind", "fold", *scores, "target"]]
+    blended = total.loc[images["id"], scores].reset_index(drop=True)
+    return pd.concat([images.drop(columns="target"), blended, images["target"]], axis=1)
 
 
 def blend_images(blend: Blend, logits: Mapping[tuple[str, int], np.ndarray]) -> np.ndarray:
@@ -203,9 +203,7 @@ def score_columns(num_outputs: int, name: str = "score") -> list[str]:
     return [name] if num_outputs == 1 else [f"{name}_{column}" for column in range(num_outputs)]
 
 
-def _equal_weights(
-    method: str, predictions: pd.DataFrame, maps: dict[tuple[str, int], tuple[QuantileMap, ...]]
-) -> Blend:
+def _equal_weights(method: str, predictions: pd.DataFrame, maps: dict[tuple[str, int], QuantileMap]) -> Blend:
     folds: dict[str, list[int]] = {}
     for model, fold in _blocks(predictions):
         folds.setdefault(model, []).append(fold)

@@ -6,7 +6,7 @@ ensemble.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +68,11 @@ def run(
     blend = fit_blend(chosen, method=config.method)
     scores = _in_table_order(blend_scores(blend, chosen), table)
     columns = score_columns(blend.num_outputs)
-    probabilities = blend.probabilities(scores[columns].to_numpy())
-    scores[score_columns(blend.num_outputs, "probability")] = probabilities
+    probabilities = pd.DataFrame(
+        blend.probabilities(scores[columns].to_numpy()), columns=score_columns(blend.num_outputs, "probability")
+    )
     threshold = _threshold(scores, table, guarantee)
-    ordered = ["id", "split", "kind", "fold", *columns, *score_columns(blend.num_outputs, "probability"), "target"]
-    scores = scores[ordered]
+    scores = pd.concat([scores.drop(columns="target"), probabilities, scores["target"]], axis=1)
     provenance = _provenance(predictions, chosen, scores)
     write_json(
         out / ENSEMBLE_FILE,
@@ -112,6 +112,7 @@ def guarantee_json(threshold: RecallThreshold) -> dict[str, Any]:
         "confidence": threshold.confidence,
         "num_positives": threshold.num_positives,
         "num_independent": threshold.num_units,
+        "unit": threshold.unit,
         "reason": threshold.reason,
         "estimate": threshold.estimate,
         "estimate_ci": None if interval is None else list(interval),
@@ -127,32 +128,23 @@ def _threshold(scores: pd.DataFrame, table: ImageTable, guarantee: GuaranteeConf
     if not table.is_binary:
         reason = "multi-class work has no single threshold; the predicted class is the one with the highest score"
         return RecallThreshold(None, None, guarantee.confidence, 0, 0, None, None, reason)
-    groups = pd.Series(table.frame["group"].to_numpy(), index=table.frame["id"])
+    units = pd.Series(table.units, index=table.frame["id"])
     is_positive = (scores["target"] == 1).fillna(False).to_numpy(dtype=bool)
 
     def positives(kind: str) -> tuple[np.ndarray, list[object]]:
         rows = scores[is_positive & (scores["kind"] == kind).to_numpy()]
-        return rows["score"].to_numpy(), groups.loc[rows["id"]].tolist()
+        return rows["score"].to_numpy(), units.loc[rows["id"]].tolist()
 
     goal = {"recall": guarantee.recall, "confidence": guarantee.confidence}
-    held_out, held_out_groups = positives("holdout")
-    certified = certified_threshold(held_out, groups=held_out_groups, **goal)
+    held_out, held_out_units = positives("holdout")
+    certified = certified_threshold(held_out, groups=held_out_units, **goal)
     if certified.threshold is not None:
         return certified
-    oof, oof_groups = positives("oof")
-    estimated = estimated_threshold(oof, groups=oof_groups, **goal)
+    oof, oof_units = positives("oof")
+    estimated = estimated_threshold(oof, groups=oof_units, **goal)
     if not len(held_out):
         return estimated
-    return RecallThreshold(
-        estimated.threshold,
-        None,
-        estimated.confidence,
-        estimated.num_positives,
-        estimated.num_units,
-        estimated.estimate,
-        estimated.estimate_interval,
-        f"{certified.reason}; {estimated.reason}",
-    )
+    return replace(estimated, reason=f"{certified.reason}; {estimated.reason}")
 
 
 def _provenance(folder: Path, chosen: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Any]:
@@ -183,4 +175,7 @@ def _summary(arm: str, blend: Blend, scores: pd.DataFrame, threshold: RecallThre
         return line
     if threshold.recall is None:
         return f"{line}; threshold {threshold.threshold:.4g}, recall there {threshold.estimate:.3f} (an estimate)"
-    return f"{line}; threshold {threshold.threshold:.4g}, recall {threshold.recall:g} guaranteed"
+    promise = f"recall {threshold.recall:g} guaranteed"
+    if threshold.unit == "groups":
+        promise = f"guaranteed that {threshold.recall:g} of the groups have all their positives found"
+    return f"{line}; threshold {threshold.threshold:.4g}, {promise}"

@@ -1,7 +1,8 @@
 """Every reported number: metrics.json from predictions/, ensemble/ and the truth of test and pool rows where known.
 
 Models and ensemble are judged on out-of-fold rows; holdout, test and pool rows with known labels get the same figures
-in blocks of their own. What is undefined (no positives) is null.
+in blocks of their own. A threshold that holdout rows certify is judged on those (`threshold_rows`), because it is on
+the scale of all fold models together, and an out-of-fold score is of one. What is undefined (no positives) is null.
 """
 
 import math
@@ -24,13 +25,15 @@ from trainers.atomic import write_json
 from trainers.intervals import (
     Groups,
     average_precision_interval,
-    binomial_interval,
     macro_average_precision_interval,
+    paired_difference,
+    share_interval,
 )
 from trainers.provenance import code_version, derive_seed
 from trainers.table import ImageTable
 
 METRICS_FILE = "metrics.json"
+MIN_SCALE_GAIN = 0.01  # AP that ranking every fold by itself must gain before the folds' scales are worth a warning
 
 
 def run(
@@ -86,11 +89,13 @@ def run(
             "threshold": stored.threshold,
             "recall_guarantee": stored.recall_guarantee,
             **oof["ensemble"],
+            **judge.decisions(stored),
         },
+        "warnings": judge.scale_warnings(stored),
         "pool": dict(pool),
         "timing": dict(timing),
         "confidence": metrics.confidence,
-        "replicates": metrics.replicates,
+        "replicates": oof["ensemble"]["replicates"],
         "seed": seed,
         "code_version": code_version(),
     }
@@ -114,7 +119,6 @@ class _Judge:
         self.table, self.metrics, self.seed = table, metrics, seed
         self.known = known  # target of each row of the table, -1 = unknown
         self.ids = pd.Index(table.frame["id"])
-        self.groups = table.frame["group"].to_numpy(dtype=object)
 
     def known_of(self, kind: str, scores: pd.DataFrame) -> np.ndarray:
         """Targets of the scored rows of a kind that are known."""
@@ -126,7 +130,7 @@ class _Judge:
         """Figures of one scoring on the rows of `kind` whose labels are known."""
         rows, targets = self._rows(kind, scores)
         values = blend.class_scores(rows[score_columns(blend.num_outputs)].to_numpy(dtype=np.float64))
-        groups = self.groups[self.ids.get_indexer(pd.Index(rows["id"]))]
+        groups = self._units(rows)
         rng = np.random.default_rng(derive_seed(self.seed, "evaluation"))
         if self.table.is_binary:
             figures = binary_figures(targets, values[:, 0], metrics=self.metrics, groups=groups, rng=rng)
@@ -154,8 +158,48 @@ class _Judge:
             numbers = np.arange(len(self.table.classes))
             figures["confusion"] = sklearn.metrics.confusion_matrix(targets, predicted, labels=numbers).tolist()
         elif stored.threshold is not None:
-            figures |= at_threshold(targets, rows["score"].to_numpy(), threshold=stored.threshold, metrics=self.metrics)
+            figures |= self._at_threshold(rows, targets, stored.threshold)
         return figures
+
+    def decisions(self, stored: StoredEnsemble) -> dict[str, Any]:
+        """What the threshold does to the rows that it belongs to, with their kind as `threshold_rows`; may be empty."""
+        if stored.threshold is None:
+            return {}
+        kind = "oof" if stored.recall_guarantee["recall"] is None else "holdout"
+        rows, targets = self._rows(kind, stored.scores)
+        return {"threshold_rows": kind, **self._at_threshold(rows, targets, stored.threshold)}
+
+    def scale_warnings(self, stored: StoredEnsemble) -> list[str]:
+        """A line when the fold models' scores are on different scales, which hurts only rows of different folds."""
+        if not self.table.is_binary or stored.blend.method == "ranks":
+            return []
+        rows, targets = self._rows("oof", stored.scores)
+        ranks = rows.groupby(rows["fold"].to_numpy(dtype=np.int64))["score"].rank(pct=True).to_numpy()
+        pooled = rows["score"].to_numpy()
+        gain = paired_difference(
+            targets,
+            ranks,
+            pooled,
+            groups=self._units(rows),
+            replicates=self.metrics.replicates,
+            confidence=self.metrics.confidence,
+            rng=np.random.default_rng(derive_seed(self.seed, "scales")),
+        )
+        if not (gain.low > 0 and gain.estimate > MIN_SCALE_GAIN):  # false for nan, too
+            return []
+        of_ranks = metric.average_precision(targets, ranks)
+        return [
+            f"the fold models' scores are on different scales: the out-of-fold AP is {of_ranks - gain.estimate:.3f}, "
+            f"and {of_ranks:.3f} when the images are ranked within their folds; the pooled figure understates the "
+            "ensemble, and no one threshold fits all folds; ensemble.method: ranks removes the difference"
+        ]
+
+    def _at_threshold(self, rows: pd.DataFrame, targets: np.ndarray, threshold: float) -> dict[str, Any]:
+        groups, scores = self._units(rows), rows["score"].to_numpy()
+        return at_threshold(targets, scores, threshold=threshold, groups=groups, metrics=self.metrics)
+
+    def _units(self, rows: pd.DataFrame) -> np.ndarray:
+        return self.table.units[self.ids.get_indexer(pd.Index(rows["id"]))]
 
     def _rows(self, kind: str, scores: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
         rows = scores[scores["kind"] == kind]
@@ -188,7 +232,13 @@ def binary_figures(
         targets, scores, groups=groups, replicates=metrics.replicates, confidence=metrics.confidence, rng=rng
     )
     figures = _figures(targets, scores, metrics)
-    return {"ap": figures.pop("ap"), "ap_ci": [interval.low, interval.high], "ap_sd": interval.sd, **figures}
+    return {
+        "ap": figures.pop("ap"),
+        "ap_ci": [interval.low, interval.high],
+        "ap_sd": interval.sd,
+        "replicates": interval.replicates,
+        **figures,
+    }
 
 
 def class_figures(
@@ -224,6 +274,7 @@ def class_figures(
         "ap": _mean([figures["ap"] for figures in occurring]),
         "ap_ci": [interval.low, interval.high],
         "ap_sd": interval.sd,
+        "replicates": interval.replicates,
         "roc_auc": _mean([figures["roc_auc"] for figures in occurring]),
         "partial_auc": _mean([figures["partial_auc"] for figures in occurring]),
     }
@@ -249,18 +300,18 @@ def class_figures(
 
 
 def at_threshold(
-    targets: np.ndarray, scores: np.ndarray, *, threshold: float, metrics: MetricsConfig
+    targets: np.ndarray, scores: np.ndarray, *, threshold: float, groups: Groups, metrics: MetricsConfig
 ) -> dict[str, Any]:
     """What the decision score >= threshold does to these rows."""
     counts = metric.confusion(targets, scores, threshold=threshold)
-    num_positives = counts.true_positives + counts.false_negatives
+    is_positive = targets == 1
+    of_positives = None if groups is None else np.asarray(groups, dtype=object)[is_positive]
+    interval = share_interval(scores[is_positive] >= threshold, groups=of_positives, confidence=metrics.confidence)
     return {
         "balanced_accuracy": metric.balanced_accuracy(targets, scores, threshold=threshold),
         "confusion": asdict(counts),
         "recall_at_threshold": counts.recall,
-        "recall_at_threshold_ci": list(
-            binomial_interval(counts.true_positives, num_positives, confidence=metrics.confidence)
-        ),
+        "recall_at_threshold_ci": list(interval),
         "precision_at_threshold": counts.precision,
     }
 

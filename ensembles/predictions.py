@@ -76,9 +76,8 @@ def write_predictions(
         raise ValueError(f"{path}: the model of fold {fold} was trained on these rows\n{listed(seen)}")
     targets = pd.arrays.IntegerArray(table.targets[rows], table.targets[rows] < 0)
     columns = {"id": chosen["id"], "split": chosen["split"], "arm": arm, "model": model, "fold": fold, "kind": kind}
-    frame = pd.DataFrame(columns).reset_index(drop=True)
-    for number, column in enumerate(logit_columns(values.shape[1])):
-        frame[column] = values[:, number]
+    logit_frame = pd.DataFrame(values, columns=logit_columns(values.shape[1]))
+    frame = pd.concat([pd.DataFrame(columns).reset_index(drop=True), logit_frame], axis=1)
     frame["target"] = targets
     metadata = {
         "arm": arm,
@@ -107,8 +106,8 @@ def read_predictions(folder: Path, *, table: ImageTable | None = None) -> pd.Dat
 
     Raises InputError naming files and ids when a column is missing, a logit is not finite, an (arm, model, fold, id)
     repeats, a training row does not have exactly one oof row per (arm, model), or one fold of a model lacks rows that
-    another has. With `table`, they must also have its ids, splits and labels and score all its holdout and test rows;
-    without, the models are compared with each other.
+    another has. With `table`, they must also have its ids, splits, labels and folds and score all its holdout and test
+    rows; without, the models are compared with each other.
     """
     files = prediction_files(folder)
     if not files:
@@ -210,6 +209,14 @@ def _differences(predictions: pd.DataFrame, table: ImageTable) -> list[str]:
     kind = table.frame["split"].map(KIND_OF_SPLIT).to_numpy()[rows]
     moved = known["kind"].to_numpy() != kind
     problems += [f"id {id!r} is in another split in the image table" for id in known["id"][moved].unique()]
+    # NA is of a row that is not in training, and that is told above
+    other_fold = (known["fold"].to_numpy() != table.frame["fold"].array[rows]).fillna(False).to_numpy(dtype=bool)
+    trained_on = other_fold & (known["kind"] == "oof").to_numpy()
+    problems += [
+        f"id {row['id']!r} has an out-of-fold score from model {row['model']}, fold {row['fold']}, and is in another "
+        "fold in the image table"
+        for row in known[trained_on].to_dict("records")
+    ]
     return problems
 
 

@@ -102,6 +102,7 @@ def _template() -> Template:
         "number": wording.number,
         "whole": wording.whole,
         "percent": wording.percent,
+        "exact": wording.exact_percent,
         "span": wording.span,
         "counted": wording.counted,
         "duration": wording.duration,

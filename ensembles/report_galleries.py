@@ -30,7 +30,11 @@ def galleries(files: RunFiles, num: int, pixels: Callable[[int], np.ndarray]) ->
 def _binary_galleries(files: RunFiles, num: int) -> dict[str, pd.DataFrame]:
     threshold = files.ensemble["threshold"]
     scores = files.scores[["row", "id", "kind", "fold", "score", "target"]].copy()
-    scores["flagged"] = False if threshold is None else scores["score"] >= threshold
+    # a threshold certified on the holdout is on the scale of all fold models together, an out-of-fold score of one
+    other_kind = "oof" if files.threshold_kind == "holdout" else "holdout"
+    comparable = scores["kind"] != other_kind
+    scores["flagged"] = False if threshold is None else comparable & (scores["score"] >= threshold)
+    scores["missed"] = False if threshold is None else comparable & (scores["score"] < threshold)
     labelled = scores[scores["kind"].isin(["oof", "holdout"])]
     return {
         "hardest": labelled[labelled["target"] == 1].sort_values("score", kind="stable").head(num),

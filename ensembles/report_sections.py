@@ -38,6 +38,7 @@ def alarms(files: RunFiles) -> dict[str, Any]:
     rarest, count = files.rarest_class()
     return {
         "optimistic": optimistic,
+        "evaluation": files.metrics["warnings"],
         "like_chance": chance is not None and low is not None and low <= chance,
         "few": {"name": rarest, "count": count} if count < FEW_POSITIVES else None,
         "empty_folds": [entry["fold"] for entry in files.ensemble["folds"] if entry["ap"] is None],
@@ -94,7 +95,10 @@ def _known(table: ImageTable, split: str) -> np.ndarray:
 
 
 def binary_ranking(files: RunFiles, metrics: MetricsConfig, rng: np.random.Generator) -> dict[str, Any]:
-    """Curves of the models (thin), of the ensemble (with its band) and, where the truth is known, of the test set."""
+    """Curves of the models (thin), of the ensemble (with its band), of the test set and the holdout where they count.
+
+    The point of the threshold lies on the curve of the rows that it is judged on.
+    """
     ensemble, rows = files.ensemble, files.judged("oof")
     if ensemble["ap"] is None:
         return {"figure": None, "legend": []}
@@ -102,7 +106,7 @@ def binary_ranking(files: RunFiles, metrics: MetricsConfig, rng: np.random.Gener
     band = precision_recall_band(
         targets,
         scores,
-        groups=rows["group"].tolist(),
+        groups=rows["unit"].to_numpy(),
         replicates=metrics.replicates,
         confidence=metrics.confidence,
         rng=rng,
@@ -122,13 +126,15 @@ def binary_ranking(files: RunFiles, metrics: MetricsConfig, rng: np.random.Gener
     num_models = len(lines)
     line = _steps(precision_recall_curve(targets, scores), "ensemble", width=2.2)
     lines.append((line, "ensemble", f"AP {wording.number(ensemble['ap'])}"))
-    test = files.judged("test")
-    if (test["target"] == 1).any():
-        curve = precision_recall_curve(test["target"].to_numpy(), test["score"].to_numpy())
-        ap = files.metrics["test"]["ensemble"]["ap"] if "test" in files.metrics else None
-        lines.append(
-            (_steps(curve, "test", width=1.3, dashes=(3, 1.5)), "ensemble on the test set", f"AP {wording.number(ap)}")
-        )
+    further = [("test", "test", (3.0, 1.5), "ensemble on the test set")]
+    if files.threshold_kind == "holdout":
+        further.append(("holdout", "ensemble", (5.0, 2.0), "ensemble on the holdout"))
+    for kind, role, dashes, name in further:
+        own = files.judged(kind)
+        if (own["target"] == 1).any():
+            curve = precision_recall_curve(own["target"].to_numpy(), own["score"].to_numpy())
+            ap = files.metrics[kind]["ensemble"]["ap"] if kind in files.metrics else None
+            lines.append((_steps(curve, role, width=1.3, dashes=dashes), name, f"AP {wording.number(ap)}"))
     point = None
     if ensemble.get("precision_at_threshold") is not None:
         point = (ensemble["recall_at_threshold"], ensemble["precision_at_threshold"])
@@ -184,7 +190,8 @@ def _legend(line: figures.Curve, name: str, text: str) -> dict[str, Any]:
 
 
 def distribution(files: RunFiles) -> dict[str, Any] | None:
-    rows = files.judged("oof")
+    """Scores of the rows that the threshold is judged on."""
+    rows = files.judged(files.threshold_kind)
     if rows.empty:
         return None
     scores, is_positive = rows["score"].to_numpy(), rows["target"].to_numpy() == 1
@@ -299,7 +306,7 @@ def _fewest(rows: pd.DataFrame, files: RunFiles) -> int:
 def _fold_interval(
     files: RunFiles, rows: pd.DataFrame, metrics: MetricsConfig, rng: np.random.Generator
 ) -> tuple[float | None, float | None]:
-    targets, values, groups = rows["target"].to_numpy(), files.class_scores(rows), rows["group"].tolist()
+    targets, values, groups = rows["target"].to_numpy(), files.class_scores(rows), rows["unit"].to_numpy()
     settings: dict[str, Any] = {"replicates": metrics.replicates, "confidence": metrics.confidence, "rng": rng}
     if files.table.is_binary:
         interval = average_precision_interval(targets, values[:, 0], groups=groups, **settings)

@@ -34,11 +34,12 @@ class RunFiles:
 
     @cached_property
     def scores(self) -> pd.DataFrame:
-        """The ensemble's scores, with `row` and `group` of the table, and `target` -1 where it is unknown."""
+        """The ensemble's scores, with `row`, `group` and `unit` of the table, and `target` -1 where it is unknown."""
         position = pd.Series(np.arange(len(self.table)), index=self.table.frame["id"])
         scores = self.stored.scores.reset_index(drop=True)
         scores["row"] = position.loc[scores["id"]].to_numpy()
         scores["group"] = self.table.frame["group"].to_numpy()[scores["row"]]
+        scores["unit"] = self.table.units[scores["row"]]
         scores["target"] = scores["target"].astype("Int64").fillna(-1).astype(np.int64)
         known_truth = scores["id"].map(self.truth).fillna(-1).astype(np.int64)
         scores["target"] = scores["target"].where(scores["kind"] != "test", known_truth)
@@ -68,6 +69,11 @@ class RunFiles:
     def model_index(self, model: str) -> int:
         """The model's number, which gives its colour and dashes in all figures."""
         return list(self.metrics["models"]).index(model)
+
+    @property
+    def threshold_kind(self) -> str:
+        """The kind of labelled rows that the threshold is judged on: holdout where it is certified, else oof."""
+        return self.ensemble.get("threshold_rows", "oof")
 
     def rarest_class(self) -> tuple[str, int]:
         """The rarest class of the rows that judge (binary: the positives), and its number of rows."""
@@ -106,7 +112,7 @@ def read_run(run_dir: Path, *, truth: pd.DataFrame | None = None) -> RunFiles:
 def _read_events(text: str) -> list[dict[str, Any]]:
     """The events of a log; a line that a crash cut, or that is being written, is left out."""
     events = []
-    for line in text.splitlines():
+    for line in text.split("\n"):  # not splitlines, which also cuts at U+2028 and U+0085
         try:
             event = json.loads(line)
         except json.JSONDecodeError:

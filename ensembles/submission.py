@@ -74,10 +74,14 @@ def run(
         if id_column in names:
             raise InputError(f"two columns of the submission would be called {id_column!r}; change submit.id_column")
         frame = values.set_axis(names, axis="columns").rename_axis(id_column).reset_index()
+    _check_writable(frame, id_column)
     path = out / SUBMISSION_FILE
     # as text, because a reader of the file must get the very same floats
-    texts = {name: [repr(float(value)) for value in frame[name]] for name in frame.columns if name != id_column}
-    write_csv(path, frame.assign(**texts))
+    texts = {
+        name: frame[name] if name == id_column else [repr(float(value)) for value in frame[name]]
+        for name in frame.columns
+    }
+    write_csv(path, pd.DataFrame(texts))
     lowest = [id for id in frame[id_column] if id in set(unreadable)]
     return SubmissionResult(path, len(frame), list(frame.columns), lowest)
 
@@ -96,6 +100,17 @@ def strictly_ordered(values: np.ndarray, scores: np.ndarray) -> np.ndarray:
     apart = np.maximum.accumulate(bits - position) + position
     highest = np.ones(1).view(np.int64)[0] - position[::-1]
     return np.minimum(apart, highest).view(np.float64)[inverse]
+
+
+def _check_writable(frame: pd.DataFrame, id_column: str) -> None:
+    """Raise InputError for texts that a reader of the CSV would take for the end of a line."""
+    texts = [("column", str(name)) for name in frame.columns] + [("id", str(id)) for id in frame[id_column]]
+    problems = [f"{what} {text!r}" for what, text in texts if "\r" in text]
+    if problems:
+        raise InputError(
+            f"{len(problems)} names with a carriage return, which readers of CSV take for the end of a line; expected "
+            f"ids and classes without; rename them in the table\n{listed(problems)}"
+        )
 
 
 def _unreadable(rejected: pd.DataFrame, submit: SubmitConfig) -> list[str]:
@@ -139,8 +154,11 @@ def _like_sample(
 ) -> tuple[str, pd.DataFrame]:
     """The id column and `values` with the sample's columns, ids and order; unreadable images only where it has them."""
     sheet = read_sheet(path, text_columns=(submit.id_column,))
+    id_column = submit.id_column
+    if id_column not in sheet.frame.columns:
+        id_column = str(sheet.frame.columns[0])
+        sheet = read_sheet(path, text_columns=(id_column,))
     sample = sheet.frame
-    id_column = submit.id_column if submit.id_column in sample.columns else str(sample.columns[0])
     targets = [str(name) for name in sample.columns if name != id_column]
     if table.is_binary:
         if len(targets) != 1:

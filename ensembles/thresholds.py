@@ -8,22 +8,25 @@ unseen positives these are.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.stats import binom
 
-from trainers.intervals import binomial_interval
+from ensembles.wording import exact_percent
+from trainers.intervals import share_interval
 
 
 @dataclass(frozen=True)
 class RecallThreshold:
     """A threshold (score >= threshold is positive) and what may be said about the recall there.
 
-    `recall` is the guaranteed one, None when there is no guarantee; `estimate` and its interval are of the positives
-    the threshold was taken from. `threshold` is None when nothing could be taken. `num_units` counts independent
-    positives: groups where rows come in groups.
+    `recall` is the guaranteed one, None when there is no guarantee; where `unit` is `groups` it is the share of groups
+    that have all their positives found, which says nothing of the share of images. `estimate` and its interval are of
+    the positive images that the threshold was taken from. `threshold` is None when nothing could be taken. `num_units`
+    counts independent positives: groups where rows come in groups.
     """
 
     threshold: float | None
@@ -34,6 +37,7 @@ class RecallThreshold:
     estimate: float | None
     estimate_interval: tuple[float, float] | None
     reason: str
+    unit: Literal["images", "groups"] = "images"
 
 
 def certifiable_rank(num_positives: int, *, recall: float, confidence: float) -> int:
@@ -71,17 +75,18 @@ def certified_threshold(
     scores = np.asarray(positive_scores, dtype=np.float64)
     units = _lowest_per_group(scores, groups)
     grouped = len(units) < len(scores)
+    unit: Literal["images", "groups"] = "groups" if grouped else "images"
     what = f"{len(units)} groups with holdout positives" if grouped else f"{len(units)} holdout positives"
     rank = certifiable_rank(len(units), recall=recall, confidence=confidence)
     if not rank:
         needed = positives_needed(recall=recall, confidence=confidence)
         reason = (
-            f"{what} cannot certify a recall of {recall:g} with {confidence:.0%} confidence: at least {needed} are "
-            "needed; raise guarantee.holdout, label more, or ask for less (guarantee.recall)"
+            f"{what} cannot certify a recall of {recall:g} with {exact_percent(confidence)} confidence: at least "
+            f"{needed} are needed; raise guarantee.holdout, label more, or ask for less (guarantee.recall)"
         )
-        return RecallThreshold(None, None, confidence, len(scores), len(units), None, None, reason)
+        return RecallThreshold(None, None, confidence, len(scores), len(units), None, None, reason, unit)
     threshold = float(np.sort(units)[rank - 1])
-    found = int((scores >= threshold).sum())
+    found = scores >= threshold
     holds = float(binom.sf(rank - 1, len(units), 1.0 - recall))
     whose = "of the groups have all their positives found" if grouped else "of the positives are found"
     reason = (
@@ -89,9 +94,10 @@ def certified_threshold(
         f"score of {what}, which no model, calibrator or weight has seen; it holds for exactly these fold models and "
         "weights, on images drawn like the labelled ones"
     )
-    interval = binomial_interval(found, len(scores), confidence=confidence)
-    estimate = found / len(scores)
-    return RecallThreshold(threshold, recall, confidence, len(scores), len(units), estimate, interval, reason)
+    interval = share_interval(found, groups=groups, confidence=confidence)
+    return RecallThreshold(
+        threshold, recall, confidence, len(scores), len(units), float(found.mean()), interval, reason, unit
+    )
 
 
 def estimated_threshold(
@@ -103,21 +109,20 @@ def estimated_threshold(
     needed = positives_needed(recall=recall, confidence=confidence)
     how = (
         f"for a guarantee set guarantee.holdout so that at least {needed} positives are held out (recall {recall:g}, "
-        f"{confidence:.0%} confidence)"
+        f"{exact_percent(confidence)} confidence)"
     )
     if not len(scores):
         return RecallThreshold(None, None, confidence, 0, 0, None, None, f"there are no labelled positives; {how}")
     rank = math.floor(len(scores) * (1.0 - recall) + 1e-9) + 1
     threshold = float(np.sort(scores)[rank - 1])
-    found = int((scores >= threshold).sum())
-    interval = binomial_interval(found, len(scores), confidence=confidence)
-    grouped = " (as if images of one group were independent)" if num_units < len(scores) else ""
+    found = scores >= threshold
+    interval = share_interval(found, groups=groups, confidence=confidence)
     reason = (
         f"the threshold is an estimate on {len(scores)} out-of-fold positives, of which it finds "
-        f"{found / len(scores):.3f} [{interval[0]:.3f}, {interval[1]:.3f}]{grouped}; those were scored by one fold "
-        f"model each and new images by all; {how}"
+        f"{found.mean():.3f} [{interval[0]:.3f}, {interval[1]:.3f}]; those were scored by one fold model each and new "
+        f"images by all; {how}"
     )
-    estimate = found / len(scores)
+    estimate = float(found.mean())
     return RecallThreshold(threshold, None, confidence, len(scores), num_units, estimate, interval, reason)
 
 

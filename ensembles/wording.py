@@ -40,6 +40,15 @@ def percent(value: float | None) -> str:
     return f"{100 * value:.2g}%"
 
 
+def exact_percent(value: float) -> str:
+    """A configured share in per cent, as it was written.
+
+    >>> exact_percent(0.95), exact_percent(0.975), exact_percent(0.999)
+    ('95%', '97.5%', '99.9%')
+    """
+    return f"{100 * value:.10g}%"
+
+
 def span(bounds: Sequence[float | None] | None, *, as_percent: bool = False) -> str:
     """Both ends of an interval, or a dash.
 

@@ -24,6 +24,7 @@ ID_NAMES = (
 )
 PATH_NAMES = ("path", "image_path", "file_path", "filepath", "img_path", "filename", "file_name", "file", "image")
 LABEL_NAMES = ("label", "target", "class", "diagnosis", "category", "benign_malignant", "y")
+PERSON_NAMES = ("sex", "gender", "smoker", "eye", "side", "laterality", "view")
 GROUP_NAMES = (
     "group",
     "patient_id",
@@ -139,5 +140,6 @@ def _guess_label(texts: dict[str, pd.Series], hint: str | None) -> str | None:
     few = [
         name for name in reversed(list(texts)) if 2 <= classes[name] <= MAX_CLASSES and len(texts[name]) > classes[name]
     ]
-    few.sort(key=lambda name: classes[name] > 2)  # two classes are likelier than many
+    # Two classes are likelier than many, except in columns that describe a person.
+    few.sort(key=lambda name: classes[name] > 2 or name.lower() in PERSON_NAMES)
     return next(iter([*known, *few]), None)

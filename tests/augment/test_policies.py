@@ -5,6 +5,7 @@ import subprocess
 import sys
 from functools import cache
 
+import cv2
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -13,6 +14,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch.utils.data import DataLoader, Dataset
 
 from augment.policies import (
+    ELASTIC_CELLS,
     POLICIES,
     Dropout,
     Policy,
@@ -152,11 +154,23 @@ def test_flips_and_turns_reach_what_is_allowed_and_nothing_else(allowed, expecte
     assert min(counts.values()) > 0.5 * sum(counts.values()) / len(expected), "all of them about equally often"
 
 
+def turned_degrees(matrix: np.ndarray, size: int) -> float:
+    """By how much a homography turns the image at its centre: the rotation of its derivative's polar decomposition."""
+    middle = np.array([(size - 1) / 2, (size - 1) / 2, 1.0])
+    step = 1e-4
+    columns = []
+    for direction in np.eye(3)[:2]:
+        ahead, behind = matrix @ (middle + step * direction), matrix @ (middle - step * direction)
+        columns.append((ahead[:2] / ahead[2] - behind[:2] / behind[2]) / (2 * step))
+    derivative = np.stack(columns, axis=1)
+    return float(np.degrees(np.arctan2(derivative[1, 0] - derivative[0, 1], np.trace(derivative))))
+
+
 @pytest.mark.parametrize("name", ["light", "heavy"])
 @pytest.mark.parametrize("strength", [1.0, 2.0])
-def test_the_warp_never_mirrors_and_keeps_the_promised_rotation(name, strength):
-    limits = make_policy(name, strength=strength, rotate_degrees=15.0).recipe.warp
-    assert limits.rotate_degrees <= 15.0
+@pytest.mark.parametrize("degrees", [0.0, 15.0])
+def test_the_warp_never_mirrors_and_keeps_the_promised_rotation(name, strength, degrees):
+    limits = make_policy(name, strength=strength, rotate_degrees=degrees).recipe.warp
     rng = np.random.default_rng(0)
     for _ in range(300):
         shares = rng.choice([-1.0, 0.0, 1.0], size=8).tolist()
@@ -164,10 +178,30 @@ def test_the_warp_never_mirrors_and_keeps_the_promised_rotation(name, strength):
         corners = np.array([[x, y, 1.0] for x in (0, SIZE - 1) for y in (0, SIZE - 1)]).T
         # The sign of a homography's orientation at a point is that of det / denominator^3.
         assert np.linalg.det(matrix) > 0 and (matrix[2] @ corners > 0).all()
-        middle = (SIZE - 1) / 2
-        here, right = (matrix @ np.array(point) for point in ((middle, middle, 1.0), (middle + 1, middle, 1.0)))
-        direction = right[:2] / right[2] - here[:2] / here[2]
-        assert abs(np.degrees(np.arctan2(direction[1], direction[0]))) < 15.0 + 25.0  # perspective and shear lean too
+        assert abs(turned_degrees(matrix, SIZE)) < degrees + 1e-3
+
+
+def test_a_shear_of_one_axis_alone_would_turn_the_image():
+    # the control: the same change of angle, put on the vertical alone
+    size, slope = SIZE, np.tan(np.radians(16.0))
+    sheared = np.array([[1.0, slope, -slope * (size - 1) / 2], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    assert abs(turned_degrees(sheared, size)) > 5.0
+
+
+@pytest.mark.parametrize("strength", [1.0, 2.0])
+def test_elastic_fields_never_fold_the_image(strength):
+    size = 32
+
+    def least_area(reach: float, rng: np.random.Generator) -> float:
+        cells = rng.uniform(-reach, reach, (ELASTIC_CELLS, ELASTIC_CELLS, 2)).astype(np.float32)
+        bend = cv2.resize(cells, (size, size), interpolation=cv2.INTER_CUBIC)
+        along, down = np.diff(bend, axis=1)[:-1], np.diff(bend, axis=0)[:, :-1]  # change of (x, y) per pixel
+        areas = (1 + along[..., 0]) * (1 + down[..., 1]) - along[..., 1] * down[..., 0]
+        return float(areas.min())
+
+    reach = make_policy(strength=strength, image_size=size).recipe.warp.elastic * size
+    assert min(least_area(reach, np.random.default_rng(seed)) for seed in range(1000)) > 0
+    assert min(least_area(0.08 * size, np.random.default_rng(seed)) for seed in range(1000)) < 0  # the control
 
 
 def test_strength_weakens_rotation_but_never_exceeds_it():

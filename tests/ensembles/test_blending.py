@@ -9,6 +9,8 @@ from scipy.stats import rankdata
 from configs.errors import InputError
 from ensembles.blending import BLENDS, Blend, QuantileMap, blend_images, blend_scores, fit_blend
 
+CASES = [("logits", 1), ("ranks", 1), ("logits", 3)]  # ranks are for two classes
+
 
 def toy_predictions(*, num_outputs=1, num_train=120, num_test=40, models=("a", "b"), num_folds=3, seed=0):
     rng = np.random.default_rng(seed)
@@ -32,8 +34,7 @@ def logits_of(predictions, id, num_outputs=1):
     return {(row["model"], row["fold"]): row[columns].to_numpy(dtype=float)[None] for _, row in rows.iterrows()}
 
 
-@pytest.mark.parametrize("method", BLENDS)
-@pytest.mark.parametrize("num_outputs", [1, 3])
+@pytest.mark.parametrize(("method", "num_outputs"), CASES)
 def test_one_image_alone_gets_the_score_that_it_gets_among_all(method, num_outputs):
     predictions = toy_predictions(num_outputs=num_outputs)
     blend = fit_blend(predictions, method=method)
@@ -46,8 +47,7 @@ def test_one_image_alone_gets_the_score_that_it_gets_among_all(method, num_outpu
     assert blend_scores(blend, fewer).set_index("id").loc["test-17", columns].equals(scores.loc["test-17", columns])
 
 
-@pytest.mark.parametrize("method", BLENDS)
-@pytest.mark.parametrize("num_outputs", [1, 3])
+@pytest.mark.parametrize(("method", "num_outputs"), CASES)
 def test_blend_survives_json(method, num_outputs):
     predictions = toy_predictions(num_outputs=num_outputs)
     blend = fit_blend(predictions, method=method)
@@ -55,8 +55,7 @@ def test_blend_survives_json(method, num_outputs):
     pd.testing.assert_frame_equal(blend_scores(restored, predictions), blend_scores(blend, predictions))
 
 
-@pytest.mark.parametrize("method", BLENDS)
-@pytest.mark.parametrize("num_outputs", [1, 3])
+@pytest.mark.parametrize(("method", "num_outputs"), CASES)
 def test_probabilities_are_within_0_and_1_and_every_image_has_one_row(method, num_outputs):
     predictions = toy_predictions(num_outputs=num_outputs)
     blend = fit_blend(predictions, method=method)
@@ -69,12 +68,14 @@ def test_probabilities_are_within_0_and_1_and_every_image_has_one_row(method, nu
 
 @pytest.mark.parametrize("method", BLENDS)
 def test_a_model_of_one_fold_more_weighs_no_more(method):
-    # one model alone, and the same model twice under two names, are the same ensemble
-    single = toy_predictions(models=("a",))
-    double = pd.concat([single, single.assign(model="copy")], ignore_index=True)
-    one = blend_scores(fit_blend(single, method=method), single)
-    two = blend_scores(fit_blend(double, method=method), double)
-    assert np.allclose(one["score"], two["score"], atol=1e-12)
+    few, many = toy_predictions(models=("a",), num_folds=2), toy_predictions(models=("b",), num_folds=5, seed=1)
+    both = pd.concat([few, many], ignore_index=True)
+    alone = [blend_scores(fit_blend(part, method=method), part).set_index("id")["score"] for part in (few, many)]
+    together = blend_scores(fit_blend(both, method=method), both).set_index("id")["score"]
+    assert np.allclose(together, (alone[0] + alone[1].loc[together.index]) / 2, atol=1e-12)
+    # the control: a mean over the fold models of both would weigh the second model more
+    pooled = both[both["kind"] == "test"].groupby("id")["logit"].mean()
+    assert not np.allclose(together.loc[pooled.index], pooled, atol=1e-3)
 
 
 def test_logits_are_averaged_over_folds_and_models_with_equal_weights():
@@ -146,14 +147,16 @@ def test_maps_are_each_fold_models_own():
     own = (changed["model"] == "a") & (changed["fold"] == 0) & (changed["kind"] == "oof")
     changed.loc[own, "logit"] += 5
     before, after = (fit_blend(frame, method="ranks").maps for frame in (predictions, changed))
-    differs = {key for key in before if not np.array_equal(before[key][0].logits, after[key][0].logits)}
+    differs = {key for key in before if not np.array_equal(before[key].logits, after[key].logits)}
     assert differs == {("a", 0)}
 
 
-def test_test_rows_do_not_move_the_maps():
+@pytest.mark.parametrize("kind", ["test", "holdout", "pool"])
+def test_rows_that_are_not_out_of_fold_do_not_move_the_maps(kind):
     predictions = toy_predictions()
+    predictions["kind"] = predictions["kind"].replace("test", kind)
     changed = predictions.copy()
-    changed.loc[changed["kind"] == "test", "logit"] += 100
+    changed.loc[changed["kind"] == kind, "logit"] += 100
     assert fit_blend(predictions, method="ranks").to_json() == fit_blend(changed, method="ranks").to_json()
 
 
@@ -162,6 +165,24 @@ def test_image_that_one_model_did_not_score_is_named():
     broken = predictions[(predictions["id"] != "test-2") | (predictions["model"] != "b")]
     with pytest.raises(InputError, match=r"1 images do not have a score from every model and fold.*\n  - test-2"):
         blend_scores(fit_blend(predictions, method="logits"), broken)
+
+
+def test_ranks_of_several_classes_are_refused():
+    with pytest.raises(InputError, match=r"ensemble\.method: ranks is for two classes, here are 3; use logits"):
+        fit_blend(toy_predictions(num_outputs=3), method="ranks")
+
+
+def test_perfect_networks_name_every_class_right_and_ranks_within_a_class_would_not():
+    rng = np.random.default_rng(0)
+    labels = rng.choice(3, p=[0.9, 0.09, 0.01], size=600)
+    predictions = toy_predictions(num_outputs=3, num_train=600, num_test=0, models=("a",))
+    columns = ["logit_0", "logit_1", "logit_2"]
+    own = predictions["id"].str.removeprefix("train-").astype(int).map(dict(enumerate(labels))).to_numpy()
+    predictions[columns] = 0.5 * rng.normal(size=(600, 3)) + 6 * np.eye(3)[own]
+    scores = blend_scores(fit_blend(predictions, method="logits"), predictions)
+    assert (scores[["score_0", "score_1", "score_2"]].to_numpy().argmax(axis=1) == own).all()
+    ranks = predictions[columns].rank().to_numpy()  # the control
+    assert (ranks.argmax(axis=1) == own).mean() < 0.8
 
 
 def test_unknown_blend_lists_the_known_ones():

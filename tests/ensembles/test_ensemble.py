@@ -172,3 +172,46 @@ def test_only_the_chosen_arm_is_blended(tmp_path):
 def test_a_folder_without_an_ensemble_says_which_command_writes_it(tmp_path):
     with pytest.raises(InputError, match="rarefind ensemble"):
         ensemble.read_ensemble(tmp_path)
+
+
+def test_copies_of_an_image_do_not_certify(tmp_path):
+    table = toy_table(num_holdout=200)  # 40 holdout positives
+    held_out = table.rows("holdout")[table.targets[table.rows("holdout")] == 1]
+    names = dict(zip(held_out.tolist(), [f"copy {number // 5}" for number in range(40)], strict=True))
+    hashes = [names.get(row, f"own {row}") for row in range(len(table))]
+    copied = ImageTable(table.frame.assign(sha256=hashes), table.classes, table.positive_label)
+    write_toy_predictions(tmp_path / "predictions", copied)
+    threshold = run(tmp_path, copied, recall=0.9).threshold
+    assert threshold.recall is None and "8 groups with holdout positives cannot certify" in threshold.reason
+    assert run(tmp_path, table, recall=0.9).threshold.recall == 0.9  # the control: forty different images
+
+
+def test_a_guarantee_by_group_is_not_called_one_of_the_recall(tmp_path):
+    table = toy_table(num_holdout=400)
+    frame = table.frame.assign(group=[f"patient {row // 10}" for row in range(len(table.frame))])
+    grouped = ImageTable(frame, table.classes, table.positive_label)
+    write_toy_predictions(tmp_path / "predictions", grouped)
+    result = run(tmp_path, grouped, recall=0.9)
+    stored = json.loads((tmp_path / "ensemble/ensemble.json").read_text())["recall_guarantee"]
+    assert stored["recall"] == 0.9 and stored["unit"] == "groups"
+    assert "0.9 of the groups have all their positives found" in result.summary
+    run(tmp_path, table, recall=0.9)
+    assert json.loads((tmp_path / "ensemble/ensemble.json").read_text())["recall_guarantee"]["unit"] == "images"
+
+
+def test_holdout_positives_do_not_move_an_estimated_threshold(tmp_path):
+    table = toy_table(num_holdout=50)  # ten holdout positives certify nothing
+    write_toy_predictions(tmp_path / "predictions", table)
+    before = run(tmp_path, table, recall=0.9).threshold.threshold
+    for path in (tmp_path / "predictions").rglob("*.parquet"):
+        frame = pd.read_parquet(path)
+        frame.loc[frame["kind"] == "holdout", "logit"] -= 50.0
+        frame.to_parquet(path)
+    assert run(tmp_path, table, recall=0.9).threshold.threshold == before
+
+
+@pytest.mark.filterwarnings("error::pandas.errors.PerformanceWarning")
+def test_many_classes_are_blended_without_fragmented_tables(tmp_path):
+    table = toy_table(classes=[f"class {number}" for number in range(120)], num_train=360)
+    write_toy_predictions(tmp_path / "predictions", table)
+    assert run(tmp_path, table).scores.shape == (390, 4 + 2 * 120 + 1)

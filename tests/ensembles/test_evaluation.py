@@ -10,6 +10,7 @@ from configs.errors import InputError
 from configs.schema import EnsembleConfig, GuaranteeConfig, MetricsConfig
 from ensembles import ensemble, evaluation
 from ensembles.predictions import write_predictions
+from trainers import intervals
 from trainers.table import ImageTable
 
 METRICS = MetricsConfig(replicates=200, top_k=[20, 60], precision_points=[0.5, 0.9], recall_points=[0.8, 0.95])
@@ -29,7 +30,9 @@ def toy_table(*, classes=("no", "yes"), num_train=240, num_holdout=0, num_test=1
     return table, pd.DataFrame({"id": ids, "label": truth})
 
 
-def write_toy_predictions(folder, table, truth, *, arms=("supervised",), models=("a", "b"), seed=0):
+def write_toy_predictions(
+    folder, table, truth, *, arms=("supervised",), models=("a", "b"), seed=0, fold_shift=0.0, signal=1.2
+):
     rng = np.random.default_rng(seed)
     numbers = pd.Categorical(truth["label"], categories=table.classes).codes
     for arm in arms:
@@ -37,8 +40,8 @@ def write_toy_predictions(folder, table, truth, *, arms=("supervised",), models=
             for fold in range(table.num_folds):
                 splits = [table.rows(split) for split in ("holdout", "pool", "test")]
                 rows = np.concatenate([table.rows("train", fold=fold), *splits])
-                signal = (numbers[rows] == 1)[:, None] if table.is_binary else np.eye(len(table.classes))[numbers[rows]]
-                logits = rng.normal(size=(len(rows), table.num_outputs)) + 1.2 * signal
+                own = (numbers[rows] == 1)[:, None] if table.is_binary else np.eye(len(table.classes))[numbers[rows]]
+                logits = rng.normal(size=(len(rows), table.num_outputs)) + signal * own + fold_shift * fold
                 logits[-20:] = logits[-40:-20]  # test images that are copies of others: their scores tie
                 path = folder / arm / model / f"fold{fold}.parquet"
                 write_predictions(path, table=table, rows=rows, logits=logits, arm=arm, model=model, fold=fold)
@@ -243,18 +246,84 @@ def test_multi_class_figures_are_recomputed_from_the_predictions(tmp_path):
     assert all(figures["ap_ci"][0] < figures["ap"] for figures in ensemble_figures["per_class"].values())
 
 
-@pytest.mark.parametrize("classes", [("no", "yes"), ("x", "y", "z")])
-def test_blended_ranks_are_judged_as_they_are_stored(tmp_path, classes):
-    table, truth = toy_table(classes=classes)
+def test_blended_ranks_are_judged_as_they_are_stored(tmp_path):
+    table, truth = toy_table()
     write_toy_predictions(tmp_path / "predictions", table, truth)
     metrics = evaluate(tmp_path, table, truth, method="ranks")
     scores = pd.read_parquet(tmp_path / "ensemble/scores.parquet").query("kind == 'test'")
     own = truth.set_index("id")["label"].loc[scores["id"]].to_numpy()
-    if len(classes) == 2:
-        expected = sklearn.metrics.average_precision_score(own == "yes", scores["score"])
-    else:
-        columns = enumerate(classes)
-        expected = np.mean(
-            [sklearn.metrics.average_precision_score(own == c, scores[f"score_{k}"]) for k, c in columns]
-        )
+    expected = sklearn.metrics.average_precision_score(own == "yes", scores["score"])
     assert metrics["test"]["ensemble"]["ap"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_decisions_at_a_certified_threshold_are_those_on_the_holdout(tmp_path):
+    table, truth = toy_table(num_holdout=240)
+    write_toy_predictions(tmp_path / "predictions", table, truth)
+    metrics = evaluate(tmp_path, table, None)
+    assert metrics["ensemble"]["recall_guarantee"]["recall"] == 0.8
+    assert metrics["ensemble"]["threshold_rows"] == "holdout"
+    scores = pd.read_parquet(tmp_path / "ensemble/scores.parquet")
+    found = scores["score"] >= metrics["ensemble"]["threshold"]
+    recalls = {kind: found[(scores["kind"] == kind) & (scores["target"] == 1)].mean() for kind in ("oof", "holdout")}
+    assert metrics["ensemble"]["recall_at_threshold"] == pytest.approx(recalls["holdout"])
+    assert recalls["holdout"] != pytest.approx(recalls["oof"])  # the control
+    held = scores["kind"] == "holdout"
+    assert metrics["ensemble"]["confusion"]["false_positives"] == int((found & held & (scores["target"] == 0)).sum())
+    assert metrics["ensemble"]["precision_at_threshold"] == metrics["holdout"]["ensemble"]["precision_at_threshold"]
+    oof = scores[scores["kind"] == "oof"]  # the ranking stays that of the out-of-fold rows
+    assert metrics["ensemble"]["ap"] == pytest.approx(
+        sklearn.metrics.average_precision_score(oof["target"].astype(int), oof["score"])
+    )
+
+
+def test_decisions_at_an_estimated_threshold_are_those_out_of_fold(tmp_path):
+    table, truth = toy_table(num_holdout=30)  # five positives certify nothing
+    write_toy_predictions(tmp_path / "predictions", table, truth)
+    figures = evaluate(tmp_path, table, None)["ensemble"]
+    assert figures["threshold_rows"] == "oof" and figures["recall_at_threshold"] == pytest.approx(0.8)
+    assert sum(figures["confusion"].values()) == 240
+
+
+def test_folds_on_different_scales_are_warned_of_and_folds_on_one_are_not(tmp_path):
+    table, truth = toy_table()
+    for name, shift, method, expected in (
+        ("same", 0, "logits", 0),
+        ("apart", 2, "logits", 1),
+        ("ranks", 2, "ranks", 0),
+    ):
+        write_toy_predictions(tmp_path / name / "predictions", table, truth, fold_shift=shift, signal=2.5)
+        metrics = evaluate(tmp_path / name, table, None, method=method)
+        assert len(metrics["warnings"]) == expected, name
+        if expected:
+            assert f"{metrics['ensemble']['ap']:.3f}" in metrics["warnings"][0]
+            assert "ensemble.method: ranks" in metrics["warnings"][0]
+
+
+def test_copies_of_an_image_are_one_unit_like_rows_of_a_group(tmp_path):
+    table, truth = toy_table()
+    write_toy_predictions(tmp_path / "predictions", table, truth)
+    single = evaluate(tmp_path, table, None)["ensemble"]
+    target = table.targets
+    names = [f"{target[row]}-{row // 36}" if target[row] >= 0 else f"row {row}" for row in range(len(target))]
+    copies = evaluate(tmp_path, ImageTable(table.frame.assign(sha256=names), table.classes, "yes"), None)["ensemble"]
+    groups = evaluate(tmp_path, ImageTable(table.frame.assign(group=names), table.classes, "yes"), None)["ensemble"]
+    assert copies["ap_ci"] == groups["ap_ci"] != single["ap_ci"]
+    assert copies["recall_at_threshold_ci"] == groups["recall_at_threshold_ci"] != single["recall_at_threshold_ci"]
+
+
+def test_truth_does_not_overrule_the_labels_of_training_and_holdout_rows(tmp_path):
+    table, truth = toy_table(num_holdout=60)
+    write_toy_predictions(tmp_path / "predictions", table, truth)
+    labelled = truth["id"].str.startswith(("train", "holdout"))
+    wrong = truth.assign(label=truth["label"].where(~labelled, truth["label"].map({"no": "yes", "yes": "no"})))
+    right, flipped = evaluate(tmp_path, table, truth), evaluate(tmp_path, table, wrong)
+    assert flipped == right
+
+
+def test_replicates_are_the_number_that_was_used(tmp_path, monkeypatch):
+    table, truth = toy_table()
+    write_toy_predictions(tmp_path / "predictions", table, truth)
+    assert evaluate(tmp_path, table, None)["replicates"] == 200
+    monkeypatch.setattr(intervals, "MIN_REPLICATES", 50)
+    monkeypatch.setattr(intervals, "MAX_DRAWS", 1)
+    assert evaluate(tmp_path, table, None)["replicates"] == 50

@@ -139,6 +139,18 @@ def test_damaged_predictions_are_refused_with_the_id(tmp_path, name):
     assert message in str(error.value)
 
 
+def test_scores_of_a_run_with_other_folds_are_refused(tmp_path):
+    table = toy_table()
+    write_all(tmp_path, table)
+    frames = [pd.read_parquet(tmp_path / f"supervised/b/fold{fold}.parquet") for fold in (0, 1)]
+    for fold, frame in enumerate(reversed(frames)):  # the files of one model change places
+        frame.assign(fold=fold).to_parquet(tmp_path / f"supervised/b/fold{fold}.parquet")
+    with pytest.raises(InputError) as error:
+        read_predictions(tmp_path, table=table)
+    assert "id '00123' has an out-of-fold score from model b, fold 1, and is in another fold" in str(error.value)
+    assert len(read_predictions(tmp_path)) == 40  # without the table nobody can know
+
+
 def test_models_are_compared_with_each_other_when_there_is_no_table(tmp_path):
     write_all(tmp_path, toy_table())
     assert len(read_predictions(tmp_path)) == 40

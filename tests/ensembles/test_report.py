@@ -299,6 +299,71 @@ def test_a_guarantee_is_told_as_one(tmp_path):
     assert "Recall guaranteed: With probability" in text
     assert "90% guaranteed with 95% confidence" in text
     assert "not guaranteed" not in text
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    held = metrics["holdout"]["ensemble"]["confusion"]
+    positives = held["true_positives"] + held["false_negatives"]
+    assert "On the 200 images of the holdout, which no model has seen, it finds at the threshold" in text
+    assert f"{held['true_positives']} of {positives} positives, interval" in text and "; on the holdout;" in text
+    assert (
+        "Scores, holdout" in text and "ensemble on the holdout" in text and "scored by one fold model each" not in text
+    )
+
+
+def test_a_guarantee_by_group_is_never_read_as_one_of_the_images(tmp_path):
+    write_run(tmp_path / "run", sizes=Sizes(train=300, holdout=700, positives=100), groups=True)
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["ensemble"]["recall_guarantee"]["unit"] == "groups"
+    text = Page(make_report(tmp_path / "run")).text
+    assert "90% of the groups have all their positives found with 95% confidence" in text
+    assert "90% guaranteed" not in text and "Guaranteed by group: " in text
+
+
+def test_only_images_on_the_scale_of_the_threshold_are_called_missed_or_flagged(tmp_path):
+    write_run(tmp_path / "run", sizes=Sizes(train=90, holdout=200, positives=40), seed=1)
+    scores = pd.read_parquet(tmp_path / "run/ensemble/scores.parquet")
+    threshold = json.loads((tmp_path / "run/metrics.json").read_text())["ensemble"]["threshold"]
+    text = make_report(tmp_path / "run", num_thumbnails=200)
+    for heading, target, missed in (("Hardest positives", 1, True), ("Highest-scored negatives", 0, False)):
+        own = scores[scores["kind"].isin(["oof", "holdout"]) & (scores["target"] == target)]
+        tagged = own[(own["score"] < threshold) == missed]
+        expected = int((tagged["kind"] == "holdout").sum())
+        assert len(gallery(text, heading)[1]) == expected < len(tagged)
+
+
+def test_the_band_is_by_group_where_rows_come_in_groups(plain_run, monkeypatch):
+    seen = []
+    band = report_sections.precision_recall_band
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        seen.append(options["groups"])
+        return band(*arguments, **options)
+
+    monkeypatch.setattr(report_sections, "precision_recall_band", watched)
+    make_report(plain_run)
+    table = read_table(plain_run / "table.parquet")
+    assert seen[0].tolist() == table.units[table.rows("train")].tolist()
+
+
+def test_warnings_of_the_evaluation_come_first(changed_run):
+    metrics = json.loads((changed_run / "metrics.json").read_text())
+    assert "fold models' scores" not in Page(make_report(changed_run)).text
+    metrics["warnings"] = ["the fold models' scores are on different scales"]
+    (changed_run / "metrics.json").write_text(json.dumps(metrics))
+    assert "Read this first The fold models' scores are on different scales." in Page(make_report(changed_run)).text
+
+
+def test_a_line_of_the_log_may_hold_separators_that_are_no_line_ends(changed_run):
+    with (changed_run / "log.jsonl").open("a", encoding="utf-8") as stream:
+        message = "img\x85.jpg\u2028 is grey"
+        stream.write(json.dumps({"event": "warning", "stage": "x", "message": message}, ensure_ascii=False) + "\n")
+    assert "is grey" in Page(make_report(changed_run)).text
+
+
+def test_configured_shares_are_told_as_they_were_written(changed_run):
+    metrics = json.loads((changed_run / "metrics.json").read_text())
+    metrics["confidence"] = 0.975
+    (changed_run / "metrics.json").write_text(json.dumps(metrics))
+    assert "97.5% interval" in Page(make_report(changed_run)).text
 
 
 MISSING_PIECES: dict[str, dict[str, Any]] = {
@@ -555,6 +620,9 @@ def test_a_page_of_large_colour_images_stays_below_three_megabytes(tmp_path):
         (wording.percent(0.99), "99%"),
         (wording.percent(0.99996), "99.9%"),
         (wording.percent(1.0), "100%"),
+        (wording.exact_percent(0.975), "97.5%"),
+        (wording.exact_percent(0.999), "99.9%"),
+        (wording.exact_percent(0.07), "7%"),
         (wording.span([0.5, 0.75]), "0.500 to 0.750"),
         (wording.span([None, None]), "–"),
         (wording.counted(1, "fold"), "1 fold"),

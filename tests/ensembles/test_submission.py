@@ -150,6 +150,28 @@ def test_multi_class_columns_are_matched_by_name(tmp_path):
     assert written(tmp_path)[0] == ["id", "cat", "dog", "owl"]
 
 
+def test_a_class_may_have_any_name(tmp_path):
+    table = make_run(tmp_path, classes=("self", "columns", "value"))
+    submit(tmp_path, table)
+    assert written(tmp_path)[0] == ["id", "self", "columns", "value"]
+
+
+def test_a_carriage_return_in_an_id_is_refused_because_readers_would_split_the_row(tmp_path):
+    table = make_run(tmp_path, test_ids=("a\rb", "c\nd"))
+    with pytest.raises(InputError, match=r"1 names with a carriage return") as error:
+        submit(tmp_path, table)
+    assert repr("a\rb") in str(error.value) and not (tmp_path / "submission.csv").exists()
+
+
+@pytest.mark.parametrize("kind", ["int64", "float64"])
+def test_numbers_in_the_first_column_of_a_parquet_sample_are_ids(tmp_path, kind):
+    table = make_run(tmp_path, test_ids=("1", "2", "10"))
+    path = tmp_path / "sample.parquet"
+    pd.DataFrame({"image": np.array([10, 1, 2], dtype=kind), "p": 0.5}).to_parquet(path)
+    submit(tmp_path, table, sample=path)
+    assert [row[0] for row in written(tmp_path)] == ["image", "10", "1", "2"]
+
+
 def test_multi_class_sample_with_other_classes_names_both_sides(tmp_path):
     table = make_run(tmp_path, classes=("cat", "dog", "owl"))
     sample = write_sample(tmp_path, [[id, 0, 0, 0] for id in TEST_IDS], header=("id", "cat", "dog", "Owl"))

@@ -62,6 +62,20 @@ def test_guarantee_by_group_is_on_finding_all_positives_of_a_group():
     lowest = scores.reshape(100, 2).min(axis=1)
     assert found.threshold == np.sort(lowest)[certifiable_rank(100, recall=0.9, confidence=0.95) - 1]
     assert "groups have all their positives found" in found.reason
+    assert found.unit == "groups"
+    assert certified_threshold(scores, recall=0.9, confidence=0.95).unit == "images"
+
+
+def test_interval_of_an_estimate_knows_that_copies_are_no_new_positives():
+    scores = np.repeat(np.random.default_rng(5).normal(size=40), 5)
+    narrow = estimated_threshold(scores, recall=0.9, confidence=0.95).estimate_interval
+    wide = estimated_threshold(scores, recall=0.9, confidence=0.95, groups=np.repeat(range(40), 5)).estimate_interval
+    assert wide[0] < narrow[0] and wide[1] > narrow[1]
+
+
+def test_confidence_is_told_as_it_was_asked_for():
+    assert "99.9% confidence" in certified_threshold(np.arange(9.0), recall=0.9, confidence=0.999).reason
+    assert "97.5% confidence" in estimated_threshold(np.arange(9.0), recall=0.9, confidence=0.975).reason
 
 
 def test_estimate_finds_the_share_asked_for_and_guarantees_nothing():

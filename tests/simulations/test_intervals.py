@@ -4,7 +4,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from trainers.intervals import average_precision_interval, paired_difference
+from trainers.intervals import average_precision_interval, paired_difference, share_interval
 
 
 def population_ap(shift, prevalence):
@@ -86,3 +86,36 @@ def test_paired_difference_of_equally_good_scorings_contains_zero_and_unpaired_i
         separate.append(average_precision_interval(targets, first, replicates=200, rng=rng).sd * 2**0.5)
     assert covered / 100 >= 0.9
     assert np.mean(widths) < 0.75 * np.mean(separate)
+
+
+def test_interval_with_negatives_of_few_groups_covers():
+    rng = np.random.default_rng(4)
+    num_positives, num_groups, each, draws = 40, 4, 100, 100
+    targets = np.repeat([1, 0], [num_positives, num_groups * each])
+    groups = np.concatenate([np.arange(num_positives), num_positives + np.repeat(np.arange(num_groups), each)])
+    shift, num_covered, narrow = 2.0, 0, 0
+    truth = population_ap(shift, num_positives / len(targets))
+    for _ in range(draws):
+        camera = np.repeat(rng.normal(size=num_groups), each)
+        negatives = 0.7 * camera + np.sqrt(0.51) * rng.normal(size=num_groups * each)
+        scores = np.concatenate([rng.normal(size=num_positives) + shift, negatives])
+        found = average_precision_interval(targets, scores, groups=groups, replicates=200, rng=rng)
+        num_covered += found.low <= truth <= found.high
+        by_image = average_precision_interval(targets, scores, replicates=200, rng=rng)
+        narrow += by_image.low <= truth <= by_image.high
+    assert num_covered / draws >= 0.93
+    assert narrow / draws < 0.85  # the control
+
+
+def test_interval_of_a_recall_by_group_covers_where_the_one_by_image_does_not():
+    rng = np.random.default_rng(5)
+    draws, by_group, by_image = 300, 0, 0
+    groups = np.repeat(np.arange(40), 5)
+    for _ in range(draws):
+        found = 0.8 * np.repeat(rng.normal(size=40), 5) + 0.6 * rng.normal(size=200) > -1.28
+        low, high = share_interval(found, groups=groups)
+        by_group += low <= norm.cdf(1.28) <= high
+        low, high = share_interval(found)
+        by_image += low <= norm.cdf(1.28) <= high
+    assert by_group / draws >= 0.92
+    assert by_image / draws < 0.88  # the control

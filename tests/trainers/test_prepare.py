@@ -179,10 +179,10 @@ def test_identical_images_and_groups_on_both_sides_are_warned_of_with_the_pairs(
     (tmp_path / "test.csv").write_text(text)
     warnings = prepared(data, tmp_path / "run").warnings
     assert warnings == [
-        "1 pair(s) of byte-identical images are in both train and test\n  - train 't5' = test 'x0'",
+        "1 byte-identical image(s) are in both train and test\n  - train 't5' = test 'x0'",
         "1 group(s) are in both train and test, so its scores may flatter: 'g4'",
-        "1 pair(s) of byte-identical images are in both pool and test\n  - pool 'p1' = test 'x2'",
-        "1 pair(s) of byte-identical images are in both train and pool\n  - train 't7' = pool 'p4'",
+        "1 byte-identical image(s) are in both pool and test\n  - pool 'p1' = test 'x2'",
+        "1 byte-identical image(s) are in both train and pool\n  - train 't7' = pool 'p4'",
     ]
 
 
