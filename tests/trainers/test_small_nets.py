@@ -1,0 +1,24 @@
+"""The small networks are built by name, for one and three channels, and shrink an image 8-fold."""
+
+import pytest
+import torch
+
+from trainers.backbones import build_backbone
+from trainers.small_nets import SMALL_NETS
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", SMALL_NETS)
+def test_a_small_net_is_built_by_name_and_keeps_resolution(name: str, channels: int) -> None:
+    model = build_backbone(name, channels=channels, num_outputs=5, image_size=28).model.eval()
+    images = torch.zeros(2, channels, 28, 28)
+    assert model(images).shape == (2, 5)
+    assert model.forward_features(images).shape[-2:] == (4, 4)
+    assert sum(weight.numel() for weight in model.parameters()) < 1_000_000
+
+
+def test_the_two_are_different_networks() -> None:
+    shapes = [
+        {tuple(w.shape) for w in build_backbone(n, channels=1, num_outputs=1).model.parameters()} for n in SMALL_NETS
+    ]
+    assert len(shapes[0] & shapes[1]) < min(map(len, shapes)) / 2
