@@ -204,12 +204,6 @@ def test_weights_that_an_update_has_spoilt_are_never_saved(
     assert checkpoint is None or torch.isfinite(next(iter(checkpoint.tensors["model"].values()))).all()
 
 
-def test_a_mistake_in_one_of_several_processes_is_told_like_in_one(tmp_path: Path) -> None:
-    both = ComputeConfig(device="cpu", workers=0, num_devices=2)
-    with pytest.raises(InputError, match="not a timm model"):
-        supervised.run(toy_task(tmp_path, model=ModelConfig(backbone="resnett"), compute=both))
-
-
 def test_multi_class_goes_through_the_same_code(tmp_path: Path) -> None:
     plain = AugmentConfig(policy="none")  # the place of the bright corner is the class: no flips
     result = supervised.run(toy_task(tmp_path, num_classes=3, train={"steps": 80}, augment=plain))
@@ -270,12 +264,6 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
 def test_images_too_small_for_the_network_are_refused_with_the_size(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"'test_convnext' cannot take images of 16 x 16 pixels.*data\.image_size"):
         supervised.run(toy_task(tmp_path, model=ModelConfig(backbone="test_convnext")))
-
-
-def test_a_batch_that_devices_cannot_share_is_refused(tmp_path: Path) -> None:
-    both = ComputeConfig(device="cpu", num_devices=2)
-    with pytest.raises(InputError, match="batch_size 15 cannot be shared evenly by 2 devices; set it to 16"):
-        supervised.run(toy_task(tmp_path, train={"batch_size": 15}, compute=both))
 
 
 def test_views_are_averaged_by_weight(uninterrupted: Path) -> None:

@@ -1,0 +1,45 @@
+"""Where the work runs: what is asked for and not there is refused, and several processes share a batch evenly."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from configs.errors import InputError
+from configs.load import load_config
+from configs.schema import ComputeConfig
+from trainers.devices import device_type, launch, num_devices, num_workers, precision
+
+
+def test_a_cpu_trains_in_one_process_without_loader_processes() -> None:
+    compute = ComputeConfig(device="cpu")
+    assert (device_type(compute), precision(compute), num_workers(compute)) == ("cpu", "no", 0)
+    assert num_devices(compute, batch_size=64) == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU, so asking for one is no mistake")
+def test_a_device_that_is_not_here_is_refused() -> None:
+    with pytest.raises(InputError, match="compute.device is 'cuda', but torch sees no such device"):
+        device_type(ComputeConfig(device="cuda"))
+
+
+def test_half_precision_on_a_cpu_is_refused() -> None:
+    with pytest.raises(InputError, match="fp16 needs a GPU"):
+        precision(ComputeConfig(device="cpu", precision="fp16"))
+
+
+@pytest.mark.parametrize(("gpus", "used"), [(1, 1), (2, 2), (3, 2), (4, 4), (5, 4), (6, 4), (8, 8)])
+def test_as_many_gpus_as_share_a_batch_evenly(monkeypatch: pytest.MonkeyPatch, gpus: int, used: int) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert num_devices(ComputeConfig(), batch_size=64) == used
+
+
+def test_a_batch_that_the_devices_asked_for_cannot_share_is_refused() -> None:
+    with pytest.raises(InputError, match="batch_size 15 cannot be shared evenly by 2 devices; set it to 16"):
+        num_devices(ComputeConfig(device="cpu", num_devices=2), batch_size=15)
+
+
+def test_a_mistake_in_one_of_several_processes_is_told_as_from_one(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such config file"):
+        launch(load_config, (tmp_path / "none.yaml",), num_processes=2)
