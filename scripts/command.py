@@ -1,6 +1,7 @@
 """Run a command's function from the shell: a user's mistake ends in one message, not in a traceback."""
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -32,6 +33,9 @@ def run_command(main: Callable[..., None]) -> None:
 
 def guarded(app: Callable[[], Any]) -> None:
     """Call the app; print an InputError, a full disk or a stop as a sentence and exit non-zero."""
+    # Read when torch is imported, by the commands. Threads that wait busily, the default, made a training 15 times
+    # slower whenever another program wanted one of the two cores (configs/LOG.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except InputError as error:

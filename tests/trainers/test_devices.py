@@ -19,7 +19,7 @@ def test_a_cpu_trains_in_one_process_without_loader_processes() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU, so asking for one is no mistake")
 def test_a_device_that_is_not_here_is_refused() -> None:
-    with pytest.raises(InputError, match="compute.device is 'cuda', but torch sees no such device"):
+    with pytest.raises(InputError, match=r"compute\.device is 'cuda', but torch sees no such device"):
         device_type(ComputeConfig(device="cuda"))
 
 
