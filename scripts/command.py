@@ -33,9 +33,9 @@ def run_command(main: Callable[..., None]) -> None:
 
 def guarded(app: Callable[[], Any]) -> None:
     """Call the app; print an InputError, a full disk or a stop as a sentence and exit non-zero."""
-    # Read when the commands import torch. Threads that spin as long as they do by default make training up to 30 times
-    # slower when another program wants one of two cores; this short spin costs nothing when none does (configs/LOG.md).
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    # Read when the commands import torch. Threads that spin while they wait, the default, make training over ten times
+    # slower whenever another program wants one of two cores; asleep they cost less than that (configs/LOG.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except InputError as error:
