@@ -44,7 +44,8 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
         values = _absolute_paths(_read_yaml(path), path.resolve().parent)
     for override in overrides:
         values = _overridden(values, override)
-    return check_config(values, str(path) if path else "the config")
+    where = str(path) if path else "the config"
+    return check_config(values, f"{where} with {' '.join(overrides)}" if overrides else where)
 
 
 def check_config(values: dict[str, Any], where: str) -> RunConfig:

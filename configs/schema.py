@@ -168,7 +168,9 @@ class TrainConfig(Section):
     lr: Positive = Field(1e-3, description="peak learning rate")
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.9, description="sgd momentum")
     weight_decay: NonNegative = Field(0.05, description="not applied to biases and norms")
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(100, description="linear warm-up, steps")
+    warmup_steps: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="linear warm-up, steps; null = steps / 10, at most 100"
+    )
     min_lr_fraction: Fraction = Field(0.01, description="final learning rate of the cosine, as a share of lr")
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.995, description="moving average of the weights, which is what predicts; 0 = off"
@@ -178,15 +180,20 @@ class TrainConfig(Section):
         "last", description="best picks the checkpoint on the held-out fold, which makes its score optimistic"
     )
     eval_every_steps: Annotated[int, Field(ge=0)] = Field(0, description="metrics on the held-out fold; 0 = steps / 10")
-    checkpoint_every_steps: Count = Field(500, description="resume points")
+    checkpoint_every_seconds: NonNegative = Field(
+        120.0, description="resume points, beside the one of a Ctrl-C or SIGTERM; 0 = none"
+    )
+    checkpoint_every_steps: Annotated[int, Field(ge=0)] = Field(0, description="resume points by steps; 0 = none")
     log_every_steps: Count = Field(20, description="points of the training curve, and checks that the loss is finite")
     channels_last: bool = Field(True, description="memory layout that convolutions are fastest in")
     compile: bool = Field(False, description="torch.compile")
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainConfig":
-        if self.warmup_steps >= self.steps:
-            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be less than steps ({self.steps})")
+        if self.num_warmup_steps >= self.steps:
+            raise ValueError(
+                f"warmup_steps ({self.warmup_steps}) must be less than steps ({self.steps}); null fits any number"
+            )
         if self.micro_batch is not None and self.micro_batch > self.batch_size:
             raise ValueError(f"micro_batch ({self.micro_batch}) must not exceed batch_size ({self.batch_size})")
         if self.sampler.name == "positives_per_batch" and self.sampler.positives >= self.batch_size:
@@ -194,6 +201,11 @@ class TrainConfig(Section):
                 f"sampler.positives ({self.sampler.positives}) must be less than batch_size ({self.batch_size})"
             )
         return self
+
+    @property
+    def num_warmup_steps(self) -> int:
+        """Steps of the linear warm-up."""
+        return min(100, self.steps // 10) if self.warmup_steps is None else self.warmup_steps
 
     @property
     def eval_steps(self) -> int:

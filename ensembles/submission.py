@@ -4,7 +4,6 @@ Everything is checked before anything is written. The file is CSV with commas; n
 scores that differ stay different and in order.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,9 +39,53 @@ class SubmissionResult:
         return f"{line}; {len(self.lowest)} unreadable images got the lowest score: {', '.join(self.lowest[:10])}"
 
 
+@dataclass(frozen=True)
+class SampleLayout:
+    """What a sample submission prescribes: its columns and ids in their order, and the output in each target column."""
+
+    id_column: str
+    columns: list[str]
+    ids: list[str]
+    outputs: dict[str, int]
+
+
 def has_test(table: ImageTable, rejected: pd.DataFrame | None = None) -> bool:
     """Whether there is a test set to submit, readable or not."""
     return bool(len(table.rows("test"))) or (rejected is not None and bool((rejected["split"] == "test").any()))
+
+
+def match_sample(table: ImageTable, rejected: pd.DataFrame, submit: SubmitConfig) -> SampleLayout:
+    """The layout of `submit.sample`, which needs no scores, so that it can be checked before there are any.
+
+    Raises InputError when the sample has other columns than fit, or other ids than the test images; unreadable ones
+    may be in it or not.
+    """
+    path = submit.sample
+    assert path is not None
+    sheet = read_sheet(path, text_columns=(submit.id_column,))
+    id_column = submit.id_column
+    if id_column not in sheet.frame.columns:
+        id_column = str(sheet.frame.columns[0])
+        sheet = read_sheet(path, text_columns=(id_column,))
+    columns = [str(name) for name in sheet.frame.columns]
+    outputs = _outputs_of(path, id_column, [name for name in columns if name != id_column], table)
+    ids = sheet.frame[id_column].astype(str)
+    readable = pd.Index(table.frame["id"].iloc[table.rows("test")], dtype=object)
+    unreadable = pd.Index(rejected.loc[rejected["split"] == "test", "id"], dtype=object)
+    rows_of = dict(zip(ids, sheet.rows, strict=True))
+    problems = [
+        f"row {row}, id {id!r}: there is an earlier row with this id"
+        for row, id in zip(np.array(sheet.rows)[ids.duplicated()], ids[ids.duplicated()], strict=True)
+    ]
+    strangers = pd.Index(ids).difference(readable.append(unreadable), sort=False)
+    problems += [f"row {rows_of[id]}, id {id!r}: no test image" for id in strangers]
+    problems += [f"test image {id!r}: not in the sample" for id in readable.difference(pd.Index(ids), sort=False)]
+    if problems:
+        raise InputError(
+            f"{path}: {len(problems)} differences between the sample's {len(ids)} ids and the {len(readable)} test "
+            f"images; check data.test and submit.sample\n{listed(problems)}"
+        )
+    return SampleLayout(id_column, columns, ids.tolist(), outputs)
 
 
 def run(
@@ -66,10 +109,11 @@ def run(
         # a column's lowest value, so that nothing that was looked at comes after an image that was not
         unseen = pd.DataFrame([values.min()] * len(unreadable), index=pd.Index(unreadable, dtype=object))
         values = pd.concat([values, unseen])
-    id_column = submit.id_column
     if submit.sample is not None:
-        id_column, frame = _like_sample(values, submit.sample, submit, table, unreadable)
+        sample = match_sample(table, rejected, submit)
+        id_column, frame = sample.id_column, _filled(sample, values)
     else:
+        id_column = submit.id_column
         names = [submit.target_column] if table.is_binary else table.classes
         if id_column in names:
             raise InputError(f"two columns of the submission would be called {id_column!r}; change submit.id_column")
@@ -149,50 +193,30 @@ def _test_values(stored: StoredEnsemble, table: ImageTable, test_ids: list[str],
     return values
 
 
-def _like_sample(
-    values: pd.DataFrame, path: Path, submit: SubmitConfig, table: ImageTable, unreadable: Sequence[str]
-) -> tuple[str, pd.DataFrame]:
-    """The id column and `values` with the sample's columns, ids and order; unreadable images only where it has them."""
-    sheet = read_sheet(path, text_columns=(submit.id_column,))
-    id_column = submit.id_column
-    if id_column not in sheet.frame.columns:
-        id_column = str(sheet.frame.columns[0])
-        sheet = read_sheet(path, text_columns=(id_column,))
-    sample = sheet.frame
-    targets = [str(name) for name in sample.columns if name != id_column]
+def _filled(sample: SampleLayout, values: pd.DataFrame) -> pd.DataFrame:
+    """`values` with the sample's columns, ids and order; unreadable images only where it has them."""
+    rows = values.loc[sample.ids]
+    return pd.DataFrame(
+        {
+            name: sample.ids if name == sample.id_column else rows.iloc[:, sample.outputs[name]].to_numpy()
+            for name in sample.columns
+        }
+    )
+
+
+def _outputs_of(path: Path, id_column: str, targets: list[str], table: ImageTable) -> dict[str, int]:
+    """Which output of the ensemble goes into each column of the sample."""
     if table.is_binary:
         if len(targets) != 1:
             raise InputError(
                 f"{path}: expected one column beside the id column {id_column!r} in binary work, got {len(targets)}: "
                 f"{', '.join(targets) or 'none'}; submit.id_column names the id column"
             )
-        names = {targets[0]: values.columns[0]}
-    else:
-        different = [f"class {name!r} has no column" for name in table.classes if name not in targets]
-        different += [f"column {name!r} is no class" for name in targets if name not in table.classes]
-        if different:
-            raise InputError(
-                f"{path}: expected one column per class beside the id column {id_column!r}, got\n{listed(different)}"
-            )
-        names = dict(zip(table.classes, values.columns, strict=True))
-    ids = sample[id_column].astype(str)
-    rows_of = dict(zip(ids, sheet.rows, strict=True))
-    problems = [
-        f"row {row}, id {id!r}: there is an earlier row with this id"
-        for row, id in zip(np.array(sheet.rows)[ids.duplicated()], ids[ids.duplicated()], strict=True)
-    ]
-    problems += [
-        f"row {rows_of[id]}, id {id!r}: no test image" for id in pd.Index(ids).difference(values.index, sort=False)
-    ]
-    expected = values.index[~values.index.isin(unreadable)]
-    problems += [f"test image {id!r}: not in the sample" for id in expected.difference(pd.Index(ids), sort=False)]
-    if problems:
+        return {targets[0]: 0}
+    different = [f"class {name!r} has no column" for name in table.classes if name not in targets]
+    different += [f"column {name!r} is no class" for name in targets if name not in table.classes]
+    if different:
         raise InputError(
-            f"{path}: {len(problems)} differences between the sample's {len(ids)} ids and the {len(expected)} test "
-            f"images; check data.test and submit.sample\n{listed(problems)}"
+            f"{path}: expected one column per class beside the id column {id_column!r}, got\n{listed(different)}"
         )
-    ordered = values.loc[ids.tolist()]
-    result = {
-        name: ids.tolist() if name == id_column else ordered[names[str(name)]].to_numpy() for name in sample.columns
-    }
-    return id_column, pd.DataFrame(result)
+    return {name: position for position, name in enumerate(table.classes)}

@@ -1,4 +1,4 @@
-"""Run a command's function from the shell: a user's mistake ends in one message, not in a traceback."""
+"""Run a command's function from the shell: a user's mistake or a stop ends in one message, not in a traceback."""
 
 import errno
 import os
@@ -9,13 +9,13 @@ from typing import Any
 import typer
 
 from configs.errors import InputError
+from trainers.stopping import Stopped, stoppable
 
 EXIT_INPUT = 2
-EXIT_STOPPED = 130
-# A disk that is full, a place that cannot be written to, a file where a folder should be.
+# A disk that is full, a place that is not there or cannot be written to, a file where a folder should be.
 USER_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR,
-    errno.EEXIST,
+    errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG,
 }  # fmt: skip
 
 
@@ -37,11 +37,12 @@ def guarded(app: Callable[[], Any]) -> None:
     # slower whenever another program wants one of two cores; asleep they cost less than that (configs/LOG.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        app()
+        with stoppable():
+            app()
     except InputError as error:
         _fail(f"error: {error}", EXIT_INPUT)
-    except KeyboardInterrupt:
-        _fail("stopped; the same command goes on from the newest saved state", EXIT_STOPPED)
+    except Stopped as stop:
+        _fail("stopped; the same command goes on from the newest saved state", stop.exit_code)
     except OSError as error:
         if error.errno not in USER_ERRORS:
             raise

@@ -53,11 +53,12 @@ def decode_all(
         for position, (origin, image) in enumerate(_in_order(read, places, threads=threads)):
             if isinstance(image, UnreadableImage):
                 reasons[position] = str(image)
+                bar.note(f"{len(reasons)} unreadable")
             else:
                 sink.append(image.pixels, sha256=image.sha256, origin=origin, width=image.width, height=image.height)
                 facts.append((image.sha256, image.width, image.height))
                 num_reused += image.reused
-            bar.advance(note=f"{len(reasons)} unreadable" if reasons else None)
+            bar.advance()
     is_rejected = np.zeros(num_rows, dtype=bool)
     is_rejected[list(reasons)] = True
     accepted = frame[~is_rejected].reset_index(drop=True)

@@ -4,8 +4,11 @@ Several GPUs are used by starting one process per GPU for the training of a fold
 """
 
 import os
+import signal
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -16,8 +19,11 @@ from torch.multiprocessing import ProcessExitedException
 
 from configs.errors import InputError
 from configs.schema import ComputeConfig
+from trainers import stopping
 
 MAX_WORKERS = 8
+# To end on a SIGTERM; a batch system kills after 30.
+PATIENCE_SECONDS = 20.0
 
 
 def device_type(compute: ComputeConfig) -> str:
@@ -84,12 +90,29 @@ def launch(function: Callable[..., None], arguments: tuple[Any, ...], *, num_pro
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     errors = multiprocessing.get_context("spawn").SimpleQueue()
+    processes = multiprocessing.spawn(
+        _join, (num_processes, port, errors, function, arguments), nprocs=num_processes, join=False
+    )
     try:
-        multiprocessing.spawn(_join, (num_processes, port, errors, function, arguments), nprocs=num_processes)
+        while not processes.join():
+            pass
     except ProcessExitedException:
         if errors.empty():
             raise
         raise errors.get() from None
+    except stopping.Stopped:
+        _end(processes.processes)
+        raise
+
+
+def _end(processes: Sequence[BaseProcess]) -> None:
+    """Tell processes to save and end; those that do not are killed."""
+    for process in processes:
+        process.terminate()
+    give_up = time.monotonic() + PATIENCE_SECONDS
+    for process in processes:
+        process.join(max(0.0, give_up - time.monotonic()))
+        process.kill()
 
 
 def _join(
@@ -106,9 +129,13 @@ def _join(
     }
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
     try:
-        function(*arguments)
+        with stopping.stoppable():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and passes it on as SIGTERM
+            function(*arguments)
     except (InputError, OSError) as error:  # what a user can mend is told by the process that the user started
         errors.put(error)
         raise SystemExit(1) from None
+    except stopping.Stopped as stop:
+        raise SystemExit(stop.exit_code) from None
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from augment.policies import Policy
+from trainers import stopping
 from trainers.samplers import StepBatches
 
 
@@ -84,6 +85,7 @@ def _as_is(batch: Any) -> Any:
 
 
 def _quiet_worker(worker: int) -> None:
+    stopping.leave_to_parent()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 

@@ -59,10 +59,12 @@ def score_rows(
     workers: int = 0,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     description: str = "",
+    after_batch: Callable[[], object] | None = None,
 ) -> np.ndarray:
     """Logits of the given table rows, float64 (rows, outputs): the weighted mean over the views. Leaves the mode as is.
 
-    `description` names the progress bar; empty = none. Raises ValueError when there are no rows.
+    `description` names the progress bar; empty = none. `after_batch` is called between batches and may raise. Raises
+    ValueError when there are no rows.
     """
     if not len(rows):
         raise ValueError("score_rows: there are no rows to score")
@@ -74,12 +76,16 @@ def score_rows(
     batches: list[Tensor] = []
     was_training = model.training
     model.eval()
-    with progress_bar(description, len(rows), shown=bool(description)) as bar:
-        for images in loader:
-            inputs = to_input(images.to(device, non_blocking=True), mean, std)
-            with autocast():
-                logits = sum(model(VIEWS[view.view](inputs)).float() * view.weight for view in views) / total_weight
-            batches.append(logits.cpu())
-            bar.advance(len(images))
-    model.train(was_training)
+    try:
+        with progress_bar(description, len(rows), shown=bool(description)) as bar:
+            for images in loader:
+                inputs = to_input(images.to(device, non_blocking=True), mean, std)
+                with autocast():
+                    logits = sum(model(VIEWS[view.view](inputs)).float() * view.weight for view in views) / total_weight
+                batches.append(logits.cpu())
+                bar.advance(len(images))
+                if after_batch is not None:
+                    after_batch()
+    finally:
+        model.train(was_training)
     return torch.cat(batches).double().numpy()

@@ -78,8 +78,11 @@ def run_stage(
         if (partial / ".old").exists():  # a kill came while the last commit was tidied up
             shutil.rmtree(partial)
         return done
-    _claim(partial, stage, restart=restart)
-    log_event(run_dir, "started", stage=stage.name)
+    resume_points = _claim(partial, stage, restart=restart)
+    if resume_points:
+        log_event(run_dir, "resumed", stage=stage.name, found=[path.name for path in resume_points])
+    else:
+        log_event(run_dir, "started", stage=stage.name)
     started = time.perf_counter()
     outcome = work(partial)
     missing = [output for output in stage.outputs if not (partial / output).exists()]
@@ -179,13 +182,14 @@ def _is_dead(holder: str) -> bool:
     return False
 
 
-def _claim(partial: Path, stage: Stage, *, restart: bool) -> None:
+def _claim(partial: Path, stage: Stage, *, restart: bool) -> list[Path]:
+    """Make the stage's folder ours; the resume points of an earlier attempt with the same inputs."""
     claim = partial / "stage.json"
-    resumable = claim.exists() and any(any(partial.glob(pattern)) for pattern in stage.resume_points)
-    if resumable:
+    found = [path for pattern in stage.resume_points for path in sorted(partial.glob(pattern))]
+    if claim.exists() and found:
         differences = list(_differences(json.loads(claim.read_text(encoding="utf-8")), stage.inputs))
         if not differences:
-            return
+            return found
         if not restart:
             raise InputError(
                 f"{partial}: stage {stage.name} was begun with other settings or inputs and is half done\n"
@@ -196,6 +200,7 @@ def _claim(partial: Path, stage: Stage, *, restart: bool) -> None:
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
     atomic.write_json(claim, stage.inputs)
+    return []
 
 
 def _differences(before: Any, now: Any, at: str = "") -> Iterator[str]:

@@ -27,7 +27,7 @@ from augment.mixing import mix_batch
 from augment.policies import build_policy
 from configs.errors import InputError
 from configs.schema import AugmentConfig, ComputeConfig, ModelConfig, TrainConfig
-from trainers import atomic
+from trainers import atomic, stopping
 from trainers.backbones import Backbone, build_backbone, to_input
 from trainers.checkpoints import (
     Checkpoint,
@@ -167,6 +167,8 @@ def _train(task: FoldTask) -> None:
     for problem in resume(state, task.out / "checkpoints"):
         used = f"the resume point of step {state.step} is used" if state.step else "training starts from the beginning"
         ERROR_CONSOLE.print(f"[yellow]warning:[/] {escape(problem)}; {used}")
+    if state.step and rank == 0:
+        ERROR_CONSOLE.print(f"{escape(task.description)}: going on from step {state.step} of {train.steps}")
 
     sampler = _sampler(train, data, seed=seed)
     policy = build_policy(
@@ -195,15 +197,18 @@ def _train(task: FoldTask) -> None:
         workers=num_workers(task.compute),
         pin=device.type == "cuda",
     )
+    shift = _log_odds_shift(task, sampler.class_shares)
     loss_function = build_loss(
         train.loss, class_counts=data.class_counts.tolist(), class_shares=sampler.class_shares.tolist()
     )
     writer = SummaryWriter(task.out / "tensorboard", purge_step=state.step) if rank == 0 else None
 
-    recent: list[Tensor] = []
     state.forward.train()
     started = time.perf_counter() - state.seconds
-    with progress_bar(task.description, train.steps, done=state.step, shown=rank == 0) as bar:
+    saved_at = time.perf_counter()
+    with stopping.deferred(), progress_bar(task.description, train.steps, done=state.step, shown=rank == 0) as bar:
+        if _look_is_due(state, task):  # the stop came before or in the middle of it
+            _look(state, task, mean, std, shift, writer)
         for images, batch_targets in loader:
             # Dropout draws from torch's global generator: seeded by the step, it needs no saving to resume exactly.
             torch.manual_seed(derive_seed(seed, "dropout", state.step, rank))
@@ -215,34 +220,59 @@ def _train(task: FoldTask) -> None:
                 probability=augment.mix_probability,
                 generator=torch.Generator().manual_seed(derive_seed(seed, "mixing", state.step, rank)),
             )
-            recent.append(take_step(state, train, inputs, batch_targets, loss_function))
+            state.losses.append(take_step(state, train, inputs, batch_targets, loss_function))
             bar.advance()
             state.seconds = time.perf_counter() - started
 
-            at_end = state.step == train.steps
-            evaluate = state.step % train.eval_steps == 0 or at_end
-            save = state.step % train.checkpoint_every_steps == 0 and not at_end
-            if not (evaluate or save or state.step % train.log_every_steps == 0):
-                continue
-            _log(state, recent, writer, task.out)
-            recent = []
+            evaluate = state.step % train.eval_steps == 0 or state.step == train.steps
+            if evaluate or state.step % train.log_every_steps == 0:
+                _log(state, writer, task.out)
+                bar.note(_note(state))
+            if _stop_is_agreed(state, train):
+                _save(state, task.out)
+                stopping.stop()
             if evaluate and len(data.held_rows):
-                _evaluate(state, task, mean, std, writer)
-            bar.advance(0, note=_note(state))
-            if save or at_end:
-                _check_finite(state, task.out)
-            if save and rank == 0:
-                save_latest(task.out / "checkpoints", state.step, snapshot(state))
-                _write_curves(state, task.out)
-    state.seconds = time.perf_counter() - started
+                _look(state, task, mean, std, shift, writer)
+                bar.note(_note(state))
+            by_time = 0 < train.checkpoint_every_seconds < time.perf_counter() - saved_at
+            by_steps = train.checkpoint_every_steps and state.step % train.checkpoint_every_steps == 0
+            if (by_time or by_steps) and state.step < train.steps:
+                _save(state, task.out)
+                saved_at = time.perf_counter()
+    _check_finite(state, task.out)
     if writer is not None:
         writer.close()
-        _finish(state, _facts(task, sampler.class_shares, backbone), task.out)
+        _finish(state, _facts(task, backbone, shift), task.out)
     accelerator.wait_for_everyone()
+    stopping.raise_if_asked()  # of a signal that came too late to stop the loop
 
 
-def _log(state: TrainingState, recent: list[Tensor], writer: SummaryWriter | None, out: Path) -> None:
-    losses = torch.stack(recent).cpu()
+def _stop_is_agreed(state: TrainingState, train: TrainConfig) -> bool:
+    """Whether to stop here: several processes, of which one may have been told first, ask each other when they log."""
+    if state.accelerator.num_processes == 1:
+        return stopping.asked()
+    if state.step % train.log_every_steps:
+        return False
+    votes = state.accelerator.gather(torch.tensor([stopping.asked()], device=state.accelerator.device))
+    return bool(votes.any())
+
+
+def _save(state: TrainingState, out: Path) -> None:
+    """Write a resume point (the first process does)."""
+    _check_finite(state, out)
+    if state.accelerator.is_main_process:
+        save_latest(out / "checkpoints", state.step, snapshot(state))
+        _write_curves(state, out)
+
+
+def _look_is_due(state: TrainingState, task: FoldTask) -> bool:
+    """Whether the training was stopped between a logged step and its look at the held-out fold."""
+    at_look = state.step > 0 and (state.step % task.train.eval_steps == 0 or state.step == task.train.steps)
+    return at_look and len(task.data.held_rows) > 0 and state.curves[-1]["ap"] is None
+
+
+def _log(state: TrainingState, writer: SummaryWriter | None, out: Path) -> None:
+    losses = torch.stack(state.losses).cpu()
     bad = torch.nonzero(~torch.isfinite(losses)).flatten()
     if len(bad):
         step = state.step - len(losses) + int(bad[0]) + 1
@@ -254,6 +284,7 @@ def _log(state: TrainingState, recent: list[Tensor], writer: SummaryWriter | Non
         "seconds": round(state.seconds, 3),
         "ap": None,
     }
+    state.losses = []
     state.curves.append(row)
     if writer is not None:
         writer.add_scalar("train/loss", row["loss"], state.step)
@@ -275,7 +306,20 @@ def _diverged(out: Path, what: str) -> NonFiniteLoss:
     )
 
 
-def _evaluate(state: TrainingState, task: FoldTask, mean: Tensor, std: Tensor, writer: SummaryWriter | None) -> None:
+def _look(
+    state: TrainingState, task: FoldTask, mean: Tensor, std: Tensor, shift: np.ndarray, writer: SummaryWriter | None
+) -> None:
+    """Judge the network on the held-out fold; a stop in the middle saves, and the look is taken when resumed."""
+    try:
+        _evaluate(state, task, mean, std, shift, writer)
+    except stopping.Stopped:
+        _save(state, task.out)
+        raise
+
+
+def _evaluate(
+    state: TrainingState, task: FoldTask, mean: Tensor, std: Tensor, shift: np.ndarray, writer: SummaryWriter | None
+) -> None:
     """Average precision on the held-out fold, every process a share of its rows, pooled before the metric."""
     data, rank, world = task.data, state.accelerator.process_index, state.accelerator.num_processes
     if world > 1:  # batch statistics differ between processes; those of the first are the ones that are saved
@@ -289,11 +333,12 @@ def _evaluate(state: TrainingState, task: FoldTask, mean: Tensor, std: Tensor, w
         std=std,
         batch_size=max(256, task.train.batch_size),
         autocast=state.accelerator.autocast,
+        after_batch=stopping.raise_if_asked if world == 1 else None,  # or the others would wait for this one
     )
     logits = np.empty((len(data.held_rows), data.num_outputs))
     for other, part in enumerate(_gather(own, world)):
         logits[other::world] = part
-    ap = _watched_average_precision(logits, data.held_targets, data.num_classes)
+    ap = _watched_average_precision(logits - shift, data.held_targets, data.num_classes)
     state.curves[-1]["ap"] = ap
     if writer is not None and ap is not None:
         writer.add_scalar("held_out/average_precision", ap, state.step)
@@ -311,7 +356,7 @@ def _gather(own: np.ndarray, world: int) -> list[np.ndarray]:
 
 
 def _watched_average_precision(logits: np.ndarray, targets: np.ndarray, num_classes: int) -> float | None:
-    """torchmetrics' AP (multi-class: macro); None when a class is missing from the held-out rows."""
+    """torchmetrics' AP (multi-class: macro) of logits at the natural prevalence; None when a class has no held row."""
     if len(np.unique(targets)) < num_classes:
         return None
     scores, truth = torch.from_numpy(logits), torch.from_numpy(targets)
@@ -320,15 +365,20 @@ def _watched_average_precision(logits: np.ndarray, targets: np.ndarray, num_clas
     return float(multiclass_average_precision(torch.softmax(scores, dim=1), truth, num_classes))
 
 
-def _facts(task: FoldTask, class_shares: np.ndarray, backbone: Backbone) -> dict[str, Any]:
-    """Everything needed to use the weights and to know where they come from."""
-    model, train, counts = task.model, task.train, task.data.class_counts
-    shift = log_odds_shift(
+def _log_odds_shift(task: FoldTask, class_shares: np.ndarray) -> np.ndarray:
+    """What sampler, class weights and loss add to the logits, (outputs,)."""
+    loss, counts = task.train.loss, task.data.class_counts
+    return log_odds_shift(
         class_counts=counts,
         class_shares=class_shares,
-        class_weights=class_weights(train.loss.class_weight, counts.tolist()).numpy(),
-        logit_adjustment=logit_adjustment(train.loss),
+        class_weights=class_weights(loss.class_weight, counts.tolist()).numpy(),
+        logit_adjustment=logit_adjustment(loss),
     )
+
+
+def _facts(task: FoldTask, backbone: Backbone, shift: np.ndarray) -> dict[str, Any]:
+    """Everything needed to use the weights and to know where they come from."""
+    model, train = task.model, task.train
     return {
         "backbone": model.backbone,
         "options": model.options,
@@ -340,7 +390,7 @@ def _facts(task: FoldTask, class_shares: np.ndarray, backbone: Backbone) -> dict
         "std": list(backbone.std),
         "channels_last": train.channels_last,
         "log_odds_shift": shift.tolist(),
-        "class_counts": counts.tolist(),
+        "class_counts": task.data.class_counts.tolist(),
         "steps": train.steps,
         "keep": train.keep,
         "seed": task.seed,
@@ -353,9 +403,11 @@ def _finish(state: TrainingState, facts: dict[str, Any], out: Path) -> None:
     weights = state.predictor.state_dict() if state.best_weights is None else state.best_weights
     _write_curves(state, out)
     evaluated = [row for row in state.curves if row["ap"] is not None]
+    kept = state.curves[-1] if state.best_weights is None else max(evaluated, key=lambda row: row["ap"] or 0.0)
     facts = facts | {
         "held_out_ap": evaluated[-1]["ap"] if evaluated else None,
         "best_held_out_ap": state.best if state.best_weights is not None else None,
+        "kept_step": kept["step"],
         "seconds": round(state.seconds, 3),
         "device": str(state.accelerator.device),
         "num_devices": state.accelerator.num_processes,
@@ -373,4 +425,4 @@ def _write_curves(state: TrainingState, out: Path) -> None:
 def _note(state: TrainingState) -> str:
     row = state.curves[-1]
     evaluated = [entry["ap"] for entry in state.curves if entry["ap"] is not None]
-    return f"loss {row['loss']:.4f}" + (f"  held-out AP {evaluated[-1]:.3f}" if evaluated else "")
+    return f"loss {row['loss']:.4f}" + (f" AP {evaluated[-1]:.3f}" if evaluated else "")

@@ -27,8 +27,9 @@ from timm.utils import ModelEmaV3  # noqa: E402
 class TrainingState:
     """What changes while training, and what a resume point must bring back.
 
-    `network` is the bare one; `forward` is the same, wrapped for several devices or compiled. `curves` are rows of
-    curves.csv; `best` is the highest watched metric and `best_weights` are the weights it was reached with.
+    `network` is the bare one; `forward` is the same, wrapped for several devices or compiled. `losses` are those of the
+    steps since the last row of `curves`, the rows of curves.csv; `best` is the highest watched metric and
+    `best_weights` are the weights it was reached with.
     """
 
     accelerator: Accelerator
@@ -41,6 +42,7 @@ class TrainingState:
     seconds: float = 0.0
     best: float = float("-inf")
     best_weights: dict[str, Tensor] | None = None
+    losses: list[Tensor] = field(default_factory=list)
     curves: list[dict[str, float | None]] = field(default_factory=list)
 
     @property
@@ -59,9 +61,9 @@ def build_training(network: nn.Module, train: TrainConfig, accelerator: Accelera
     )
     schedule = CosineLRScheduler(
         optimizer,
-        t_initial=train.steps - train.warmup_steps,
+        t_initial=train.steps - train.num_warmup_steps,
         lr_min=train.lr * train.min_lr_fraction,
-        warmup_t=train.warmup_steps,
+        warmup_t=train.num_warmup_steps,
         warmup_prefix=True,
         t_in_epochs=False,
     )
@@ -128,6 +130,7 @@ def snapshot(state: TrainingState) -> Checkpoint:
             "step": state.step,
             "seconds": state.seconds,
             "best": None if state.best_weights is None else state.best,
+            "losses": [float(loss) for loss in state.losses],
             "curves": state.curves,
             "optimizer": optimizer_rest,
             "scaler": None if scaler is None else scaler.state_dict(),
@@ -152,6 +155,7 @@ def resume(state: TrainingState, folder: Path) -> list[str]:
         device = state.accelerator.device
         state.best, state.best_weights = facts["best"], {k: v.to(device) for k, v in tensors["best"].items()}
     state.step, state.seconds, state.curves = facts["step"], facts["seconds"], facts["curves"]
+    state.losses = [torch.tensor(loss, device=state.accelerator.device) for loss in facts["losses"]]
     return problems
 
 

@@ -1,6 +1,8 @@
 """Every command answers `--help` quickly, and a user's mistake ends in one sentence."""
 
 import importlib
+import json
+import signal
 import subprocess
 import sys
 import time
@@ -8,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+import configs
 from configs.errors import InputError
 from scripts.bench.__main__ import BENCHMARKS
 from scripts.cli import COMMANDS
 from scripts.command import guarded
+from trainers.digits import DigitsSplit, write_digits
 
 HEAVY = ("torch", "timm", "albumentations", "sklearn", "pandas", "matplotlib", "optuna")
 
@@ -48,7 +52,7 @@ def test_a_mistake_is_one_sentence_and_a_non_zero_exit(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_full_disk_and_a_stop_are_sentences_but_a_bug_is_not_hidden(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_is_a_sentence_but_a_bug_is_not_hidden(capsys: pytest.CaptureFixture[str]) -> None:
     def raising(error: BaseException):
         def app() -> None:
             raise error
@@ -58,7 +62,7 @@ def test_a_full_disk_and_a_stop_are_sentences_but_a_bug_is_not_hidden(capsys: py
     for error, message in (
         (InputError("train.csv row 3"), "error: train.csv row 3"),
         (OSError(28, "No space left on device", "runs/x"), "runs/x: No space left on device"),
-        (KeyboardInterrupt(), "goes on from the newest saved state"),
+        (OSError(2, "No such file or directory", "/proc/x"), "/proc/x: No such file or directory"),
     ):
         with pytest.raises(SystemExit) as caught:
             guarded(raising(error))
@@ -66,3 +70,43 @@ def test_a_full_disk_and_a_stop_are_sentences_but_a_bug_is_not_hidden(capsys: py
         assert message in capsys.readouterr().err
     with pytest.raises(ZeroDivisionError):
         guarded(raising(ZeroDivisionError()))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_saves_within_the_fold_and_the_next_run_says_from_where_it_goes_on(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """Real processes and real signals, through the very entry point."""
+    write_digits(tmp_path, split=DigitsSplit(train=(12, 60), pool=(0, 0), test=(2, 4)))
+    command = [
+        sys.executable, "-m", "scripts.cli", "train", str(Path(configs.__file__).parent / "demo.yaml"),
+        f"data.source={tmp_path / 'table.csv'}", f"out={tmp_path / 'runs'}", "folds.num_folds=2",
+        "models=[{backbone: test_resnet}]", "train.batch_size=8", "train.steps=600", "train.eval_every_steps=600",
+    ]  # fmt: skip
+    stopped = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    curves = tmp_path / "runs" / "demo" / ".partial" / "train~supervised~test_resnet~fold0"
+    deadline = time.monotonic() + 120
+    while not list(curves.rglob("events.out*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)  # some steps
+    stopped.send_signal(number)
+    output, errors = stopped.communicate(timeout=30)
+    assert stopped.returncode == 128 + number, errors
+    assert "stopping after this step" in errors
+    assert errors.rstrip().endswith("stopped; the same command goes on from the newest saved state")
+    assert "Traceback" not in errors
+    assert "held-out AP" not in output
+    (saved,) = curves.rglob("checkpoints/step-*")
+    step = int(saved.name.removeprefix("step-"))
+    assert 0 < step < 600
+
+    again = subprocess.Popen([*command, "train.log_every_steps=50"], stderr=subprocess.PIPE, text=True)
+    assert again.stderr is not None
+    assert again.stderr.readline() == f"test_resnet fold 0: going on from step {step} of 600\n"
+    again.kill()
+    again.communicate()
+    log = (tmp_path / "runs" / "demo" / "log.jsonl").read_text().splitlines()
+    resumed = [json.loads(line) for line in log if json.loads(line)["event"] == "resumed"]
+    assert [(event["stage"], event["found"]) for event in resumed] == [
+        ("train/supervised/test_resnet/fold0", [saved.name])
+    ]

@@ -1,6 +1,7 @@
 """The whole pipeline on a few real digits: the contracts of the run folder, skipping, determinism, recomputation."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from sklearn.metrics import average_precision_score
 from configs.errors import InputError
 from configs.load import check_config
 from configs.schema import RunConfig, merged
-from scripts import pipeline as pipeline_module
 from scripts.pipeline import Pipeline, run_pipeline
 from trainers.digits import DigitsSplit, write_digits
 
@@ -240,5 +240,28 @@ def test_without_a_source_the_way_out_is_named(tmp_path: Path) -> None:
         run_pipeline(RunConfig(out=tmp_path))
 
 
-def test_the_steps_cover_the_stages_in_order() -> None:
-    assert tuple(pipeline_module.STEPS) == pipeline_module.STAGES
+def test_a_sample_that_does_not_fit_is_told_before_anything_is_trained(data: Path, tmp_path: Path) -> None:
+    sample = tmp_path / "sample_submission.csv"
+    sample.write_text("id,target\nnobody,0.5\n")
+    with pytest.raises(InputError, match=r"sample_submission\.csv: 37 differences"):
+        run_pipeline(config_of(data, tmp_path, submit={"sample": str(sample)}))
+    assert not (tmp_path / "tiny" / "train").exists()
+
+
+def test_an_unreadable_test_image_is_told_early_and_costs_the_submission_but_not_the_report(
+    data: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    shutil.copytree(finished.parent, tmp_path / "runs")
+    run_dir = tmp_path / "runs" / finished.name
+    for name in ("submission.csv", "report.html"):
+        (run_dir / name).unlink()
+    first = pd.read_csv(tmp_path / "data" / "test.csv", dtype=str)["path"][0]
+    (tmp_path / "data" / first).write_bytes(b"not an image")
+    config = config_of(tmp_path / "data", tmp_path / "runs", data={"max_rejected": 0.5})
+    with pytest.raises(InputError, match="1 test images could not be read"):
+        run_pipeline(config)
+    told = capsys.readouterr().out
+    assert told.index("1 test image(s) cannot be read, so there will be no submission") < told.index("up to date")
+    assert (run_dir / "report.html").exists()
+    assert not (run_dir / "submission.csv").exists()

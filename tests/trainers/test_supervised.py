@@ -1,5 +1,7 @@
 """Supervised training learns, resumes exactly, does not depend on loader processes, and stops when it diverges."""
 
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from sklearn.metrics import average_precision_score
 
 from configs.errors import InputError
 from configs.schema import AugmentConfig, ComputeConfig, ModelConfig, TrainConfig
-from trainers import supervised
+from trainers import stopping, supervised
 from trainers.backbones import to_input
 from trainers.checkpoints import load_latest
 from trainers.scoring import load_scorer, score_rows
@@ -139,6 +141,61 @@ def test_an_interrupted_training_ends_with_the_weights_of_an_uninterrupted_one(
     supervised.run(toy_task(tmp_path))
     assert same(final_weights(tmp_path), final_weights(uninterrupted))
     assert pd.read_csv(tmp_path / "curves.csv")["step"].is_monotonic_increasing
+
+
+def test_a_stop_in_the_middle_of_a_look_loses_neither_steps_nor_the_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"checkpoint_every_steps": 0, "eval_every_steps": 6, "log_every_steps": 4, "keep": "best"}
+    supervised.run(toy_task(tmp_path / "whole", train=settings))
+    real = supervised.score_rows
+    looks: list[int] = []
+
+    def interrupted(*arguments: Any, **keywords: Any) -> Any:
+        looks.append(len(looks))
+        if len(looks) == 2:
+            raise stopping.Stopped(signal.SIGTERM)
+        return real(*arguments, **keywords)
+
+    with monkeypatch.context() as patched, pytest.raises(stopping.Stopped):
+        patched.setattr(supervised, "score_rows", interrupted)
+        supervised.run(toy_task(tmp_path / "stopped", train=settings))
+    checkpoint, _ = load_latest(tmp_path / "stopped" / "checkpoints")
+    assert checkpoint is not None
+    assert checkpoint.state["step"] == 12
+    supervised.run(toy_task(tmp_path / "stopped", train=settings))
+    whole, stopped = (pd.read_csv(tmp_path / name / "curves.csv") for name in ("whole", "stopped"))
+    pd.testing.assert_frame_equal(stopped.drop(columns="seconds"), whole.drop(columns="seconds"), check_exact=True)
+    assert same(final_weights(tmp_path / "stopped"), final_weights(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("step", [1, 11, STEPS])
+def test_a_stop_is_obeyed_after_the_step_and_loses_nothing(
+    tmp_path: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    real: Callable[..., Any] = supervised.take_step
+
+    def signalled(state: Any, *arguments: Any) -> Any:
+        if state.step == step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(state, *arguments)
+
+    settings = {"checkpoint_every_steps": 0}
+    with monkeypatch.context() as patched, pytest.raises(stopping.Stopped), stopping.stoppable():
+        patched.setattr(supervised, "take_step", signalled)
+        supervised.run(toy_task(tmp_path, train=settings))
+    checkpoint, _ = load_latest(tmp_path / "checkpoints")
+    assert checkpoint is not None
+    assert checkpoint.state["step"] == step
+    supervised.run(toy_task(tmp_path, train=settings))
+    assert same(final_weights(tmp_path), final_weights(uninterrupted))
+    curves = [pd.read_csv(out / "curves.csv").drop(columns="seconds") for out in (tmp_path, uninterrupted)]
+    pd.testing.assert_frame_equal(*curves, check_exact=True)
+
+
+def test_resume_points_by_time_change_nothing(tmp_path: Path, uninterrupted: Path) -> None:
+    supervised.run(toy_task(tmp_path, train={"checkpoint_every_seconds": 1e-9}))
+    assert same(final_weights(tmp_path), final_weights(uninterrupted))
 
 
 def test_a_resume_that_forgets_the_position_in_the_stream_is_noticed(

@@ -1,0 +1,97 @@
+"""Predict: every fold model scores its held-out fold, the holdout, the test set and the pool."""
+
+from pathlib import Path
+
+import numpy as np
+
+from configs.schema import ModelConfig, RunConfig
+from scripts.steps.run_state import ARM, Pipeline, pixel_settings, rows_digest, train_folder
+from trainers.provenance import file_digest
+from trainers.stages import Stage, StageOutcome, StageRecord
+from trainers.table import ImageTable, read_table
+
+KIND_NAMES = {"oof": "held-out", "holdout": "holdout", "pool": "pool", "test": "test"}
+
+
+def predict_step(pipeline: Pipeline) -> None:
+    """Bring the scores of all fold models up to date, and drop those of models that the config no longer has."""
+    config, run_dir = pipeline.config, pipeline.run_dir
+    table = read_table(run_dir / "table.parquet")
+    folds = range(table.num_folds)
+    records = [_predict_one(pipeline, table, model, fold) for model in config.models for fold in folds]
+    _drop_foreign_predictions(run_dir / "predictions", config, table)
+    scores = sum(record.facts["num_images"] for record in records)
+    _, kinds = _rows_to_score(table, 0, pool=config.predict.pool)
+    names = [KIND_NAMES[kind] for kind in dict.fromkeys(kinds)]
+    what = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    pipeline.say("predict", records, "predictions/", summary=f"{scores} scores of {what} rows")
+
+
+def _predict_one(pipeline: Pipeline, table: ImageTable, model: ModelConfig, fold: int) -> StageRecord:
+    from ensembles.predictions import write_predictions
+    from trainers.devices import device_type, num_workers
+    from trainers.pixels import open_pixels
+    from trainers.scoring import load_scorer, score_rows
+
+    config, run_dir = pipeline.config, pipeline.run_dir
+    rows, kinds = _rows_to_score(table, fold, pool=config.predict.pool)
+    output = f"predictions/{ARM}/{model.name}/fold{fold}.parquet"
+    final = run_dir / train_folder(model, fold) / "final"
+    stage = Stage(
+        f"predict/{ARM}/{model.name}/fold{fold}",
+        {
+            "weights": file_digest(final / "manifest.json"),
+            "views": [view.model_dump() for view in config.predict.views],
+            "pixels": pixel_settings(config.data),
+            "rows": rows_digest(table, rows),
+        },
+        (output,),
+    )
+
+    def work(partial: Path) -> StageOutcome:
+        # In float32: with eight bits of bf16 a third of the scores would be ties.
+        scorer = load_scorer(final, device=device_type(config.compute))
+        logits = score_rows(
+            scorer.model,
+            open_pixels(run_dir, config.data, table),
+            rows,
+            mean=scorer.mean,
+            std=scorer.std,
+            batch_size=config.predict.batch_size,
+            views=config.predict.views,
+            workers=num_workers(config.compute),
+            description=f"score {model.name} fold {fold}",
+        )
+        write_predictions(
+            partial / output,
+            table=table,
+            rows=rows,
+            kinds=kinds,
+            logits=logits - scorer.log_odds_shift,
+            arm=ARM,
+            model=model.name,
+            fold=fold,
+            log_odds_shift=scorer.log_odds_shift.tolist(),
+        )
+        return StageOutcome(f"{len(rows)} images", {"num_images": len(rows)})
+
+    return pipeline.stage(stage, work)
+
+
+def _rows_to_score(table: ImageTable, fold: int, *, pool: bool) -> tuple[np.ndarray, list[str]]:
+    """Table rows that the models of a fold score, and the kind of each."""
+    parts = {"oof": table.rows("train", fold=fold), "holdout": table.rows("holdout"), "test": table.rows("test")}
+    if pool:
+        parts["pool"] = table.rows("pool")
+    kinds = [kind for kind, rows in parts.items() for _ in rows]
+    return np.concatenate(list(parts.values())), kinds
+
+
+def _drop_foreign_predictions(folder: Path, config: RunConfig, table: ImageTable) -> None:
+    """Forget scores of models or folds that the config no longer has, so that the folder reads as one table."""
+    wanted = {
+        folder / ARM / model.name / f"fold{fold}.parquet" for model in config.models for fold in range(table.num_folds)
+    }
+    for path in folder.rglob("*.parquet"):
+        if path not in wanted:
+            path.unlink()

@@ -1,0 +1,87 @@
+"""Prepare: read, decode and hash the images, draw holdout and folds; told then is what would fail hours later."""
+
+from pathlib import Path
+
+from rich.markup import escape
+
+from configs.errors import InputError
+from scripts.steps.run_state import CONSOLE, Pipeline, read_rejected
+from trainers import prepare
+from trainers.decode import RULES_VERSION
+from trainers.stages import Stage, StageOutcome, finished, forget
+from trainers.table import read_table
+
+# What the prepared table does not depend on.
+NOT_PREPARED = {"truth"}
+
+
+def prepare_step(pipeline: Pipeline) -> None:
+    """Bring table, pixels and folds up to date; raises InputError for bad input."""
+    config, run_dir = pipeline.config, pipeline.run_dir
+    stage = Stage(
+        "prepare",
+        {
+            "data": config.data.model_dump(mode="json", exclude=NOT_PREPARED),
+            "folds": config.folds.model_dump(),
+            "holdout": config.guarantee.holdout,
+            "seed": config.seed,
+            "source": prepare.source_fingerprint(config.data),
+            "rules": RULES_VERSION,
+        },
+        ("table.parquet", "rejected.csv", "images"),
+    )
+    _forget_damaged_pixels(pipeline, stage)
+
+    def work(partial: Path) -> StageOutcome:
+        result = prepare.run(
+            config.data,
+            config.folds,
+            config.guarantee,
+            seed=config.seed,
+            out=partial,
+            threads=config.compute.decode_threads,
+            reuse=run_dir,
+        )
+        return StageOutcome(_counts_line(result), {"warnings": result.warnings})
+
+    record = pipeline.stage(stage, work)
+    pipeline.warn(record.facts["warnings"], stage="prepare")
+    pipeline.say("prepare", [record], "table.parquet")
+
+
+def check_submission(pipeline: Pipeline) -> None:
+    """A sample that does not fit, and test images that have no score, are told before the training and not after it."""
+    from ensembles import submission
+
+    run_dir, submit = pipeline.run_dir, pipeline.config.submit
+    table, rejected = read_table(run_dir / "table.parquet"), read_rejected(run_dir)
+    if not submission.has_test(table, rejected):
+        return
+    if submit.sample is not None:
+        submission.match_sample(table, rejected, submit)
+    num_unreadable = int((rejected["split"] == "test").sum())
+    if num_unreadable and submit.unreadable == "error":
+        message = (
+            f"{num_unreadable} test image(s) cannot be read, so there will be no submission; mend them, or set "
+            "submit.unreadable: lowest to give them the lowest score"
+        )
+        pipeline.warn([message], stage="prepare")
+
+
+def _forget_damaged_pixels(pipeline: Pipeline, stage: Stage) -> None:
+    """Prepare again when the stored pixels are gone or cut short."""
+    from trainers.pixels import open_pixels
+
+    if finished(pipeline.run_dir, stage) is None:
+        return
+    try:
+        open_pixels(pipeline.run_dir, pipeline.config.data, read_table(pipeline.run_dir / "table.parquet"))
+    except InputError as error:
+        CONSOLE.print(f"[yellow]warning:[/] {escape(str(error).split(';')[0])}; preparing again")
+        forget(pipeline.run_dir, stage)
+
+
+def _counts_line(result: prepare.PrepareResult) -> str:
+    splits = ", ".join(f"{count} {split}" for split, count in result.splits.items() if count)
+    positives = "" if result.num_positives is None else f"{result.num_positives} positives, "
+    return f"{result.num_accepted} images ({splits}), {positives}{result.num_rejected} rejected"

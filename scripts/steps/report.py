@@ -1,0 +1,44 @@
+"""Report: one HTML page of everything the run measured."""
+
+from pathlib import Path
+
+from scripts.steps.run_state import Pipeline, folder_digests, truth_digest, truth_of
+from trainers.provenance import code_version, file_digest
+from trainers.stages import Stage, StageOutcome
+from trainers.table import read_table
+
+SHOWN = ("metrics.json", "ensemble/scores.parquet", "table.parquet", "rejected.csv")
+
+
+def report_step(pipeline: Pipeline) -> None:
+    """Bring report.html up to date."""
+    from ensembles import report
+    from trainers.pixels import open_pixels
+
+    config, run_dir = pipeline.config, pipeline.run_dir
+    table = read_table(run_dir / "table.parquet")
+    stage = Stage(
+        "report",
+        {
+            "files": {name: file_digest(run_dir / name) for name in SHOWN},
+            "curves": folder_digests(run_dir / "train", "curves.csv"),
+            "truth": truth_digest(config.data),
+            "config": config.model_dump(mode="json"),
+            "code_version": code_version(),  # rendering takes seconds, so a new template is worth them
+        },
+        ("report.html",),
+    )
+
+    def work(partial: Path) -> StageOutcome:
+        path = report.run(
+            run_dir,
+            report=config.report,
+            metrics=config.metrics,
+            pixels=open_pixels(run_dir, config.data, table).__getitem__,
+            truth=truth_of(config.data),
+            seed=config.seed,
+            out=partial,
+        )
+        return StageOutcome(f"{path.stat().st_size / 1e6:.1f} MB, self-contained", {})
+
+    pipeline.say("report", [pipeline.stage(stage, work)], "report.html")

@@ -1,0 +1,101 @@
+"""A run in progress, and what its stages have in common: their line on the terminal, warnings, digests of inputs."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.markup import escape
+
+from configs.schema import DataConfig, ModelConfig, RunConfig
+from trainers.decode import RULES_VERSION
+from trainers.provenance import digest, file_digest
+from trainers.source import read_truth
+from trainers.stages import Stage, StageOutcome, StageRecord, log_event, run_stage
+from trainers.table import ImageTable
+
+ARM = "supervised"
+TABLE_COLUMNS = ("id", "path", "label", "split", "group", "fold", "sha256")
+# What decides the pixels of an image once its bytes are given.
+PIXEL_FIELDS = ("image_size", "channels", "resize", "grey_bits", "multi_frame")
+CONSOLE = Console(highlight=False, soft_wrap=True)
+
+
+@dataclass
+class Pipeline:
+    """A run in progress: its config and folder, and the records of its stages so far."""
+
+    config: RunConfig
+    restart: bool
+    records: list[StageRecord] = field(default_factory=list)
+
+    @property
+    def run_dir(self) -> Path:
+        return self.config.run_dir
+
+    def stage(self, stage: Stage, work: Callable[[Path], StageOutcome]) -> StageRecord:
+        """Bring one stage up to date."""
+        record = run_stage(self.run_dir, stage, work, restart=self.restart)
+        self.records.append(record)
+        return record
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each family of stages (`train` is the sum over models and folds)."""
+        totals: dict[str, float] = {}
+        for record in self.records:
+            family = record.name.split("/")[0]
+            totals[family] = round(totals.get(family, 0.0) + record.seconds, 3)
+        return totals
+
+    def warn(self, warnings: Sequence[str], *, stage: str) -> None:
+        """Show warnings each time, and keep them in log.jsonl for the report."""
+        for warning in warnings:
+            CONSOLE.print(f"[yellow]warning:[/] {escape(warning)}")
+            log_event(self.run_dir, "warning", stage=stage, message=warning)
+
+    def say(self, name: str, records: Sequence[StageRecord], files: str, *, summary: str | None = None) -> None:
+        """One line per stage: its time, its counts, where its files are."""
+        seconds = sum(record.seconds for record in records)
+        took = "up to date" if all(record.skipped for record in records) else f"{seconds:8.1f} s"
+        where = os.path.join(self.run_dir, files)  # noqa: PTH118 - keeps the slash that marks a folder
+        CONSOLE.print(f"[bold]{name:<9}[/] {took}  {escape(summary or records[-1].summary)}  [dim]{escape(where)}[/]")
+
+
+def train_folder(model: ModelConfig, fold: int) -> str:
+    """The folder of a fold model below the run folder."""
+    return f"train/{ARM}/{model.name}/fold{fold}"
+
+
+def rows_digest(table: ImageTable, rows: np.ndarray, columns: Sequence[str] = TABLE_COLUMNS) -> str:
+    """A hash of table rows, in their order."""
+    frame = table.frame.iloc[rows][list(columns)].astype("string").fillna("\0")
+    return digest([table.classes, len(frame), pd.util.hash_pandas_object(frame, index=False).tolist()])
+
+
+def pixel_settings(data: DataConfig) -> dict[str, Any]:
+    """What decides the pixels of an image once its bytes are given."""
+    return {**data.model_dump(mode="json", include=set(PIXEL_FIELDS)), "rules": RULES_VERSION}
+
+
+def folder_digests(folder: Path, pattern: str) -> dict[str, str]:
+    """The hashes of the files below a folder that match."""
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in sorted(folder.rglob(pattern))}
+
+
+def truth_of(data: DataConfig) -> pd.DataFrame | None:
+    """The known labels that only evaluation reads, if there are any."""
+    return None if data.truth is None else read_truth(data.truth)
+
+
+def truth_digest(data: DataConfig) -> str | None:
+    """A hash of what `truth_of` reads."""
+    return None if data.truth is None else digest(read_truth(data.truth).to_dict("list"))
+
+
+def read_rejected(run_dir: Path) -> pd.DataFrame:
+    """rejected.csv, all text."""
+    return pd.read_csv(run_dir / "rejected.csv", dtype=str, keep_default_na=False)

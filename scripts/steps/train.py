@@ -1,0 +1,181 @@
+"""Train: each model on each fold, one stage each, so that an interrupted run goes on where it was."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.markup import escape
+
+from configs.schema import ModelConfig, RunConfig
+from scripts.steps.run_state import CONSOLE, Pipeline, pixel_settings, rows_digest, train_folder
+from trainers.progress import about
+from trainers.provenance import derive_seed, file_digest
+from trainers.stages import Stage, StageOutcome, StageRecord, finished, log_event
+from trainers.table import ImageTable, read_table
+
+if TYPE_CHECKING:
+    from trainers.supervised import FoldData
+
+# Fields of `train` that change when something is written or shown, not what is learnt.
+NOT_TRAINED = {"log_every_steps", "checkpoint_every_steps", "checkpoint_every_seconds"}
+TRAINED_COLUMNS = ("id", "label", "fold", "sha256")
+
+
+def train_step(pipeline: Pipeline) -> None:
+    """Bring the fold models of every model up to date, and print a line for each that had to be trained."""
+    from trainers.supervised import setting_warnings
+
+    config, run_dir = pipeline.config, pipeline.run_dir
+    table = read_table(run_dir / "table.parquet")
+    log_event(run_dir, "started", stage="train")  # warnings of earlier attempts are not those of this one
+    for model in config.models:
+        warnings = setting_warnings(config.train_for(model), _fold_data(table, 0))
+        pipeline.warn([f"{model.name}: {warning}" for warning in warnings], stage="train")
+    works = [_FoldModel(pipeline, table, model, fold) for model in config.models for fold in range(table.num_folds)]
+    unfinished = [work for work in works if finished(run_dir, work.stage) is None]
+    if unfinished:
+        _try_backbones(config, table)
+        CONSOLE.print(f"[bold]train[/]     {_plan_line(config, table, works, unfinished)}")
+    records: list[StageRecord] = []
+    for work in works:
+        records.append(pipeline.stage(work.stage, work.run))
+        if not records[-1].skipped:
+            CONSOLE.print(f"          {escape(_fold_line(works, records))}")
+    pipeline.say("train", records, "train/", summary=_summary(config, table, records))
+
+
+class _FoldModel:
+    """The training of one model on one fold: its stage, and the work when it has to be done."""
+
+    def __init__(self, pipeline: Pipeline, table: ImageTable, model: ModelConfig, fold: int) -> None:
+        self.config, self.run_dir = pipeline.config, pipeline.run_dir
+        self.table, self.model, self.fold = table, model, fold
+        self.train = self.config.train_for(model)
+        self.data = _fold_data(table, fold)
+        self.folder = train_folder(model, fold)
+        weights = _pretrained_digest(model)
+        ignored = NOT_TRAINED | (set() if self.train.keep == "best" else {"eval_every_steps"})
+        self.stage = Stage(
+            self.folder,
+            {
+                "model": model.model_dump(
+                    mode="json", exclude={"train", "name"} | ({"pretrained"} if weights else set())
+                ),
+                "weights": weights,
+                "train": self.train.model_dump(mode="json", exclude=ignored),
+                "augment": self.config.augment.model_dump(mode="json"),
+                "pixels": pixel_settings(self.config.data),
+                "seed": self.config.seed,
+                "learnt": rows_digest(table, self.data.train_rows, TRAINED_COLUMNS),
+                "held_out": rows_digest(table, self.data.held_rows, TRAINED_COLUMNS),
+            },
+            (self.folder, f"{self.folder}/final/manifest.json"),
+            resume_points=(f"{self.folder}/checkpoints/step-*", f"{self.folder}/final"),
+        )
+
+    @property
+    def label(self) -> str:
+        return f"{self.model.name} fold {self.fold}"
+
+    def run(self, partial: Path) -> StageOutcome:
+        from trainers import supervised
+        from trainers.pixels import open_pixels
+
+        config = self.config
+        result = supervised.run(
+            supervised.FoldTask(
+                model=self.model,
+                train=self.train,
+                augment=config.augment,
+                compute=config.compute,
+                data=self.data,
+                pixels=open_pixels(self.run_dir, config.data, self.table),
+                image_size=config.data.image_size,
+                channels=config.data.channels,
+                seed=derive_seed(config.seed, self.model.name, self.fold),
+                out=partial / self.folder,
+                description=self.label,
+            )
+        )
+        facts = {key: result.facts[key] for key in ("held_out_ap", "best_held_out_ap", "kept_step", "device")}
+        summary = f"{self.train.steps} steps on {len(self.data.train_rows)} rows"
+        return StageOutcome(summary, facts, result.facts["seconds"])
+
+
+def _fold_data(table: ImageTable, fold: int) -> "FoldData":
+    from trainers.supervised import FoldData
+
+    ids = table.frame["id"].to_numpy()
+    # In the order of their ids, so that sorting the table another way trains the same networks.
+    learnt, held = (
+        rows[np.argsort(ids[rows])] for rows in (table.rows("train", not_fold=fold), table.rows("train", fold=fold))
+    )
+    return FoldData(learnt, table.targets[learnt], held, table.targets[held], table.num_outputs)
+
+
+def _pretrained_digest(model: ModelConfig) -> str | None:
+    path = Path(model.pretrained) if model.pretrained else None
+    return file_digest(path) if path is not None and path.is_file() else None
+
+
+def _try_backbones(config: RunConfig, table: ImageTable) -> None:
+    """Build every network once, so that a wrong one is told before the first is trained for hours."""
+    from trainers.backbones import build_backbone
+
+    for model in config.models:
+        build_backbone(
+            model.backbone,
+            channels=config.data.channels,
+            num_outputs=table.num_outputs,
+            pretrained=model.pretrained,
+            options=model.options,
+            image_size=config.data.image_size,
+        )
+
+
+def _plan_line(
+    config: RunConfig, table: ImageTable, works: Sequence[_FoldModel], unfinished: Sequence[_FoldModel]
+) -> str:
+    steps = " and ".join(f"{number} steps" for number in dict.fromkeys(work.train.steps for work in works))
+    done = len(works) - len(unfinished)
+    already = f", {done} of {len(works)} already trained" if done else ""
+    return f"{len(config.models)} models x {table.num_folds} folds, {steps} each{already}"
+
+
+def _fold_line(works: Sequence[_FoldModel], records: Sequence[StageRecord]) -> str:
+    """What the newest fold model reached, and how long the rest will take at the pace of those of this run."""
+    work, record = works[len(records) - 1], records[-1]
+    rest = works[len(records) :]
+    line = f"{len(records)}/{len(works)}  {work.label:<24} {about(record.seconds):>6}"
+    ap = _held_out_ap(record)
+    if ap is not None:
+        line += f"  held-out AP {ap:.3f}"
+    if record.facts["best_held_out_ap"] is not None:
+        line += f" (best look, step {record.facts['kept_step']})"
+    if rest:
+        line += f"  about {about(_seconds_of(rest, works, records))} left"
+    return line
+
+
+def _seconds_of(rest: Sequence[_FoldModel], works: Sequence[_FoldModel], records: Sequence[StageRecord]) -> float:
+    """An estimate: a model takes what its folds took so far, and before its first what all models took, by steps."""
+    trained = list(zip(works, records, strict=False))
+    total = 0.0
+    for work in rest:
+        alike = [(w, r) for w, r in trained if w.model.name == work.model.name] or trained
+        total += work.train.steps * sum(r.seconds for _, r in alike) / sum(w.train.steps for w, _ in alike)
+    return total
+
+
+def _held_out_ap(record: StageRecord) -> float | None:
+    """The watched AP of the weights that were kept."""
+    best = record.facts["best_held_out_ap"]
+    return record.facts["held_out_ap"] if best is None else best
+
+
+def _summary(config: RunConfig, table: ImageTable, records: Sequence[StageRecord]) -> str:
+    held_out = [ap for record in records if (ap := _held_out_ap(record)) is not None]
+    devices = sorted({record.facts["device"] for record in records})
+    line = f"{len(config.models)} models x {table.num_folds} folds on {', '.join(devices)}"
+    return line + (f", held-out AP {min(held_out):.3f} to {max(held_out):.3f}" if held_out else "")

@@ -1,0 +1,93 @@
+"""Ctrl-C and SIGTERM (a batch system, a spot machine that is taken away) end a run cleanly.
+
+A signal raises `Stopped` where the program is. Inside `deferred`, where an interruption between two instructions would
+lose work, it is only noted: a training loop finishes its step, saves, and then calls `stop`.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import NoReturn
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(BaseException):
+    """The user or the system asked the program to end. No error, so that nothing catches it by the way."""
+
+    def __init__(self, received: signal.Signals) -> None:
+        super().__init__(received.name)
+        self.received = received
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell reports of a program that a signal ended: 130 of Ctrl-C, 143 of SIGTERM."""
+        return 128 + self.received
+
+
+@dataclass
+class _Received:
+    """What the process knows of signals: the one that came and was not obeyed, and whether to wait with obeying."""
+
+    asked: signal.Signals | None = None
+    is_deferred: bool = False
+
+
+_RECEIVED = _Received()
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into `Stopped` while the block runs; only for the main thread of a process."""
+    before = {number: signal.signal(number, _on_signal) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _RECEIVED.asked = None
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """While the block runs a first signal is only noted (see `asked`); a second one raises at once."""
+    _RECEIVED.is_deferred = True
+    try:
+        yield
+    finally:
+        _RECEIVED.is_deferred = False
+
+
+def asked() -> bool:
+    """Whether a signal came that has not been obeyed yet."""
+    return _RECEIVED.asked is not None
+
+
+def raise_if_asked() -> None:
+    """Raise `Stopped` if a signal was noted."""
+    if _RECEIVED.asked is not None:
+        raise Stopped(_RECEIVED.asked)
+
+
+def stop() -> NoReturn:
+    """Raise `Stopped` with the signal that came, or as if told to end (another process was)."""
+    raise Stopped(_RECEIVED.asked or signal.SIGTERM)
+
+
+def leave_to_parent() -> None:
+    """In a helper process: Ctrl-C, which reaches all processes of a terminal, is the parent's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    again = asked()
+    _RECEIVED.asked = signal.Signals(number)
+    if not _RECEIVED.is_deferred or again:
+        raise Stopped(_RECEIVED.asked)
+    # Not print: the signal may have come in the middle of one.
+    os.write(sys.stderr.fileno(), b"\nstopping after this step, and saving (once more: at once, without saving)\n")
