@@ -573,6 +573,23 @@ def test_training_curves_are_of_the_models_that_have_them(plain_page):
     assert plain_page.count('aria-label="Loss over training steps"') == 1
 
 
+def test_the_look_whose_weights_are_kept_is_shown(tmp_path):
+    write_run(tmp_path / "last", curves=True)
+    write_run(tmp_path / "best", curves=True, keep="best")
+    rises_and_falls = {"step": [10, 20, 30, 40, 1050], "loss": 0.1, "lr": 1e-3, "seconds": 1.0}
+    for name in ("last", "best"):
+        for fold, ap in enumerate([[0.25, None, 0.5, 0.5, 0.125], [0.25, 0.375, 0.4375, 0.5, 0.625]]):
+            write_csv(
+                tmp_path / name / f"train/supervised/{MODELS[0]}/fold{fold}/curves.csv",
+                pd.DataFrame({**rises_and_falls, "ap": ap}),
+            )
+    last, best = (Page(make_report(tmp_path / name)).text for name in ("last", "best"))
+    assert "Held-out AP at the end: fold 0 0.125, fold 1 0.625, fold 2 " in last
+    assert "Best held-out AP, where the weights were kept (dots): fold 0 0.500 at step 30" in best
+    assert "fold 1 0.625 at step 1,050" in best
+    assert "at the end" not in best and "kept" not in last
+
+
 def test_bold_needs_an_interval_above_all_others():
     def rows(*bounds: tuple[float | None, float | None]) -> list[dict[str, Any]]:
         return [{"figures": {"ap_ci": list(bound)}} for bound in bounds]
