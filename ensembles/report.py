@@ -107,6 +107,7 @@ def _template() -> Template:
         "counted": wording.counted,
         "duration": wording.duration,
         "listing": wording.listing,
+        "ending": wording.ending,
         "sentence": wording.sentence,
     }
     return environment.get_template("report.html.j2")

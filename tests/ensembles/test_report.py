@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from dataclasses import dataclass
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -503,6 +504,28 @@ def test_galleries_are_in_the_order_of_the_scores(tmp_path):
         assert ids == scores[scores["kind"] == kind]["id"].tail(5)[::-1].tolist()
 
 
+def test_an_id_is_shown_with_its_end_and_in_full_on_hover(tmp_path):
+    ids = [
+        "a/b-01.(2)_x",
+        "<b>x</b>",
+        "👩🏽‍⚕️/7",
+        "patient_0001/" + "lesion_0001/" * 9 + "(view).2",
+        "&lt;" * 30 + "<b>&amp;",
+    ]
+    write_run(tmp_path / "run", ids={row: ids[row % 5] + f"-{row}" for row in range(190)})
+    text = make_report(tmp_path / "run", num_thumbnails=200)
+    shown = [
+        (unescape(title), unescape(words)) for title, words in re.findall(r'class="id" title="(.*?)">(.*?)<', text)
+    ]
+    assert len(shown) == 190
+    for id_, words in shown:
+        assert words == id_ or (words[0] == "…" and len(words) <= 36 and id_.endswith(words[1:]))
+    rule = re.search(r"\.gallery \.id \{(.*?)\}", text)
+    assert rule is not None and "overflow-wrap: anywhere" in rule[1]
+    assert not re.search("nowrap|hidden|direction", rule[1]), "nothing of it is cut or turned by the page"
+    assert "b" not in Page(text).tags
+
+
 def test_pictures_are_those_of_the_named_images(plain_run):
     asked: list[int] = []
 
@@ -649,6 +672,11 @@ def test_a_page_of_large_colour_images_stays_below_three_megabytes(tmp_path):
         (wording.duration(7322), "2 h 02 min"),
         (wording.listing(["a", "b", "c"]), "a, b and c"),
         (wording.listing([]), ""),
+        (wording.ending("p/lesion_2", 10), "p/lesion_2"),
+        (wording.ending("pp/lesion_2", 10), "…/lesion_2"),
+        (wording.ending("a.(1)/b-01.(2)_x", 10), "…-01.(2)_x"),
+        (wording.ending("👩🏽‍⚕️/👩🏽‍⚕️-7", 6), "…⚕️-7"),
+        (wording.ending("שלום/12-(3)", 7), "…12-(3)"),
         (wording.sentence("no guarantee: too few."), "No guarantee: too few."),
     ],
 )
