@@ -553,6 +553,26 @@ def test_mistakes_of_many_classes_name_both_classes(tmp_path):
     assert f"The worst class is “{worst}”" in Page(text).text
 
 
+def test_galleries_of_many_classes_name_the_class_they_are_ranked_for(tmp_path):
+    classes = ("ant", "bee", "cow", "dog")  # no bee is among the labelled images
+    write_run(tmp_path / "run", binary=False, classes=classes, sizes=Sizes(train=12), seed=249)
+    table = read_table(tmp_path / "run/table.parquet")
+    counts = np.bincount(table.targets[table.rows("train")], minlength=4)
+    assert counts.tolist() == [3, 0, 2, 7]
+    scores = pd.read_parquet(tmp_path / "run/ensemble/scores.parquet")
+    raw = scores[[f"score_{number}" for number in range(4)]].to_numpy()
+    scores["log_odds"] = raw[:, 2] - np.log(np.exp(raw[:, [0, 1, 3]]).sum(axis=1))
+    scores["named"] = [classes[number] for number in raw.argmax(axis=1)]
+    text = make_report(tmp_path / "run", num_thumbnails=5)
+    for kind in ("test", "pool"):
+        expected = scores[scores["kind"] == kind].sort_values("log_odds", ascending=False).head(5)
+        heading = f"Highest-scored {kind} images for “cow”"
+        assert gallery(text, heading)[0] == expected["id"].tolist()
+        words = Page(text[text.index(f"<h3>{heading}") :].split("</div>")[0]).text
+        for id_, score, named in zip(expected["id"], expected["log_odds"], expected["named"], strict=True):
+            assert f"{id_}{wording.number(score, 2)} · {named} " in words
+
+
 def test_alarms_sound_when_they_should(tmp_path):
     write_run(tmp_path / "bad", keep="best", skill=0.0, positives_in_folds=(9, 0, 9))
     text = Page(make_report(tmp_path / "bad")).text
