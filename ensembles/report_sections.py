@@ -166,7 +166,7 @@ def class_ranking(files: RunFiles) -> dict[str, Any]:
             continue
         lines.append(_steps(curve, "positive", width=2.2))
         legend = [
-            _legend(lines[-1], f"worst class: {name}", f"AP {wording.number(worst['ap'])}"),
+            _legend(lines[-1], f"lowest AP: {name}", wording.number(worst["ap"])),
             _legend(_steps(curve, "negative", width=1.5), "the other classes", ""),
         ]
     figure = figures.precision_recall_figure(lines, chance=None) if lines else None
