@@ -356,6 +356,21 @@ def test_warnings_of_the_evaluation_come_first(changed_run):
 def test_a_line_of_the_log_may_hold_separators_that_are_no_line_ends(changed_run):
     with (changed_run / "log.jsonl").open("a", encoding="utf-8") as stream:
         message = "img\x85.jpg\u2028 is grey"
+def test_a_warning_of_the_evaluation_keeps_its_lines_and_is_told_once(changed_run):
+    message = "2 images are the same\n  /data/" + "folder/" * 40 + "a.png\n  /data/b.png"
+    metrics = json.loads((changed_run / "metrics.json").read_text())
+    metrics["warnings"] = [message]
+    (changed_run / "metrics.json").write_text(json.dumps(metrics))
+    with (changed_run / "log.jsonl").open("a") as stream:
+        stream.write(json.dumps({"event": "warning", "stage": "evaluate", "message": message}) + "\n")
+    text = make_report(changed_run)
+    assert text.count(message) == 1
+    assert f'<li class="logged">{message}' in text
+    assert text.index(message) < text.index("two images are the same"), "before those of the log"
+    assert re.search(r"\.callout li \{[^}]*overflow-wrap: anywhere", text)
+    assert re.search(r"\.callout li\.logged \{[^}]*white-space: pre-line", text)
+
+
         stream.write(json.dumps({"event": "warning", "stage": "x", "message": message}, ensure_ascii=False) + "\n")
     assert "is grey" in Page(make_report(changed_run)).text
 
