@@ -297,9 +297,10 @@ def test_a_guarantee_is_told_as_one(tmp_path):
     guarantee = json.loads((tmp_path / "run/metrics.json").read_text())["ensemble"]["recall_guarantee"]
     assert guarantee["recall"] == 0.9, "the run has enough holdout positives"
     text = Page(make_report(tmp_path / "run")).text
-    assert "Recall guaranteed: With probability" in text
-    assert "90% guaranteed with 95% confidence" in text
+    assert "Recall guaranteed with 95% confidence: With probability" in text
+    assert "guaranteed with 95% confidence: at least 90% of the positives are found" in text
     assert "not guaranteed" not in text
+    assert "The labelled images, but for the holdout, were cut into 3 parts" in text
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     held = metrics["holdout"]["ensemble"]["confusion"]
     positives = held["true_positives"] + held["false_negatives"]
@@ -315,8 +316,10 @@ def test_a_guarantee_by_group_is_never_read_as_one_of_the_images(tmp_path):
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert metrics["ensemble"]["recall_guarantee"]["unit"] == "groups"
     text = Page(make_report(tmp_path / "run")).text
-    assert "90% of the groups have all their positives found with 95% confidence" in text
-    assert "90% guaranteed" not in text and "Guaranteed by group: " in text
+    assert "guaranteed with 95% confidence: at least 90% of the groups have all their positives found" in text
+    assert "Guaranteed by group with 95% confidence: " in text
+    assert "of the positives are found" not in text
+    assert "the promise is on the share of groups" in text
 
 
 def test_only_images_on_the_scale_of_the_threshold_are_called_missed_or_flagged(tmp_path):
@@ -353,9 +356,6 @@ def test_warnings_of_the_evaluation_come_first(changed_run):
     assert "Read this first The fold models' scores are on different scales." in Page(make_report(changed_run)).text
 
 
-def test_a_line_of_the_log_may_hold_separators_that_are_no_line_ends(changed_run):
-    with (changed_run / "log.jsonl").open("a", encoding="utf-8") as stream:
-        message = "img\x85.jpg\u2028 is grey"
 def test_a_warning_of_the_evaluation_keeps_its_lines_and_is_told_once(changed_run):
     message = "2 images are the same\n  /data/" + "folder/" * 40 + "a.png\n  /data/b.png"
     metrics = json.loads((changed_run / "metrics.json").read_text())
@@ -371,6 +371,9 @@ def test_a_warning_of_the_evaluation_keeps_its_lines_and_is_told_once(changed_ru
     assert re.search(r"\.callout li\.logged \{[^}]*white-space: pre-line", text)
 
 
+def test_a_line_of_the_log_may_hold_separators_that_are_no_line_ends(changed_run):
+    with (changed_run / "log.jsonl").open("a", encoding="utf-8") as stream:
+        message = "img\x85.jpg\u2028 is grey"
         stream.write(json.dumps({"event": "warning", "stage": "x", "message": message}, ensure_ascii=False) + "\n")
     assert "is grey" in Page(make_report(changed_run)).text
 
@@ -646,6 +649,51 @@ def test_the_look_whose_weights_are_kept_is_shown(tmp_path):
     assert "Best held-out AP, where the weights were kept (dots): fold 0 0.500 at step 30" in best
     assert "fold 1 0.625 at step 1,050" in best
     assert "at the end" not in best and "kept" not in last
+
+
+def test_what_is_said_of_intervals_is_how_they_were_made(tmp_path, plain_page):
+    write_run(tmp_path / "groups", groups=True)
+    write_run(tmp_path / "classes", binary=False, classes=("a", "b", "c"))
+    write_run(tmp_path / "both", binary=False, classes=("a", "b", "c"), groups=True)
+    plain, groups, classes, both = (
+        Page(page).text
+        for page in (plain_page, *(make_report(tmp_path / name) for name in ("groups", "classes", "both")))
+    )
+    assert "bootstrap resamples, in which positives and negatives are drawn separately." in plain
+    assert "groups are drawn whole, those with positives apart from those without." in groups
+    assert "the classes are drawn separately." in classes
+    assert "groups are drawn whole, apart by the rarest class in each." in both
+    assert "is binomial (Clopper–Pearson)." in plain
+    assert "is binomial (Clopper–Pearson), for the number of independent positives that would tell" in groups
+    assert "Clopper" not in classes + both, "there is no threshold"
+
+
+def test_byte_identical_images_are_said_to_be_drawn_together(changed_run):
+    table = read_table(changed_run / "table.parquet")
+    table.frame.loc[[0, 1], "sha256"] = "a" * 64
+    write_table(changed_run / "table.parquet", table)
+    assert "and byte-identical images are one group." in Page(make_report(changed_run)).text
+
+
+def test_the_band_is_described_for_any_run(plain_page):
+    text = Page(plain_page).text
+    assert "The band is the 95% interval of the ensemble’s precision at each recall, one recall at a time" in text
+    assert "widest" not in text
+
+
+def test_folds_are_numbered_as_their_folders_are(tmp_path, plain_run, plain_page):
+    assert sorted(path.name for path in plain_run.glob("train/*/*/fold*")) == ["fold0", "fold1", "fold2"]
+    assert "The numbers are those of the folders (fold0, fold1, fold2)." in Page(plain_page).text
+    assert {int(number) for number in re.findall(r"\b[Ff]old(?: |&nbsp;)(\d+)", plain_page)} == {0, 1, 2}
+    write_run(tmp_path / "run", num_folds=5)
+    assert "(fold0, fold1, fold2, …)" in Page(make_report(tmp_path / "run")).text
+
+
+def test_a_table_that_is_wider_than_the_page_shows_that_it_scrolls(plain_page):
+    rule = re.search(r"\n\.scroll \{(.*?)\}", plain_page)
+    assert rule is not None
+    assert rule[1].count("local") == 2, "covers that scroll away"
+    assert rule[1].count("var(--edge), transparent) scroll") == 2, "above shadows that stay"
 
 
 def test_bold_needs_an_interval_above_all_others():
