@@ -595,6 +595,7 @@ def test_alarms_sound_when_they_should(tmp_path):
     write_run(tmp_path / "bad", keep="best", skill=0.0, positives_in_folds=(9, 0, 9))
     text = Page(make_report(tmp_path / "bad")).text
     assert "Optimistic: efficientnet_b0 and resnet18 kept the checkpoint" in text
+    assert "The out-of-fold figures of them and of the ensemble are likely better" in text
     assert "Not shown to be better than chance" in text
     assert "Few images to judge by: with 18 positives" in text
     assert "Fold 1 has no positive to judge by." in text
