@@ -157,6 +157,7 @@ def score_figure(
             axes.axvline(threshold, color=STAND_INS["threshold"], linewidth=1.4)
         axes.set_yscale("log")
         axes.set_ylim(bottom=0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.set(xlabel="Score of the ensemble", ylabel="Images (log scale)")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else "")

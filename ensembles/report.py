@@ -107,6 +107,7 @@ def _template() -> Template:
         "counted": wording.counted,
         "duration": wording.duration,
         "listing": wording.listing,
+        "ending": wording.ending,
         "sentence": wording.sentence,
     }
     return environment.get_template("report.html.j2")
@@ -128,7 +129,9 @@ def _sections(
         "test_chance": files.chance(files.metrics["test"]) if "test" in files.metrics else None,
         "num_flagged": num_flagged(files),
         "alarms": alarms(files),
-        "logged_warnings": logged_warnings(files.events),
+        "logged_warnings": [
+            message for message in logged_warnings(files.events) if message not in files.metrics["warnings"]
+        ],
         "counts": counts(files),
         "review": review(files) if binary else {},
         "ranking": binary_ranking(files, metrics, rng) if binary else class_ranking(files),

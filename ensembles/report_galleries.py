@@ -11,10 +11,14 @@ from ensembles.run_files import RunFiles
 
 
 def galleries(files: RunFiles, num: int, pixels: Callable[[int], np.ndarray]) -> list[dict[str, Any]]:
-    """The images of each gallery that has any, as data URIs with their id, what is known of them, and a tag."""
+    """The images of each gallery that has any, as data URIs with their id, what is known of them, and a tag.
+
+    In multi-class work test and pool images are ranked for the rarest class, which `scored_for` names.
+    """
     chosen = _binary_galleries(files, num) if files.table.is_binary else _class_galleries(files, num)
     chosen = {name: rows for name, rows in chosen.items() if len(rows)}
     side = figures.thumbnail_side(sum(len(rows) for rows in chosen.values()), files.config.data.channels)
+    scored_for = None if files.table.is_binary else _rarest_learnt(files)
     galleries = []
     for name, rows in chosen.items():
         images = []
@@ -23,7 +27,7 @@ def galleries(files: RunFiles, num: int, pixels: Callable[[int], np.ndarray]) ->
             # a small image is enlarged by the page, which should show its pixels and not a blur
             small = max(image.shape[:2]) <= figures.THUMBNAIL_SIDE // 2
             images.append({**row, "uri": figures.thumbnail(image, side=side), "small": small})
-        galleries.append({"name": name, "images": images})
+        galleries.append({"name": name, "images": images, "scored_for": scored_for})
     return galleries
 
 
@@ -49,12 +53,11 @@ def _class_galleries(files: RunFiles, num: int) -> dict[str, pd.DataFrame]:
     values = files.class_scores(scores)
     named = values.argmax(axis=1)
     truth = scores["target"].to_numpy()
-    rarest, _ = files.rarest_class()
     chosen = scores[["row", "id", "kind", "fold"]].assign(
         truth=pd.Categorical.from_codes(truth, pd.Index(classes)),
         named=pd.Categorical.from_codes(named, pd.Index(classes)),
         own=values[np.arange(len(scores)), np.maximum(truth, 0)],
-        score=values[:, classes.index(rarest)],
+        score=values[:, classes.index(_rarest_learnt(files))],
     )
     wrong = chosen[chosen["kind"].isin(["oof", "holdout"]) & (truth >= 0) & (named != truth)]
     return {
@@ -62,6 +65,12 @@ def _class_galleries(files: RunFiles, num: int) -> dict[str, pd.DataFrame]:
         "test": _highest(chosen[chosen["kind"] == "test"], num),
         "pool": _highest(chosen[chosen["kind"] == "pool"], num),
     }
+
+
+def _rarest_learnt(files: RunFiles) -> str:
+    """The rarest class that has labelled images: of one without any, the scores say nothing."""
+    counts = np.bincount(files.judged("oof")["target"], minlength=len(files.table.classes))
+    return files.table.classes[int(np.where(counts, counts, np.inf).argmin())]
 
 
 def _highest(rows: pd.DataFrame, num: int) -> pd.DataFrame:

@@ -166,7 +166,7 @@ def class_ranking(files: RunFiles) -> dict[str, Any]:
             continue
         lines.append(_steps(curve, "positive", width=2.2))
         legend = [
-            _legend(lines[-1], f"worst class: {name}", f"AP {wording.number(worst['ap'])}"),
+            _legend(lines[-1], f"lowest AP: {name}", wording.number(worst["ap"])),
             _legend(_steps(curve, "negative", width=1.5), "the other classes", ""),
         ]
     figure = figures.precision_recall_figure(lines, chance=None) if lines else None
@@ -316,7 +316,7 @@ def _fold_interval(
 
 
 def training_panels(files: RunFiles) -> list[dict[str, Any]]:
-    """Loss and held-out AP over the steps, of every model and arm."""
+    """Loss and held-out AP over the steps, of every model and arm, and of each fold the look whose weights are kept."""
     panels = []
     for (arm, model), folds in sorted(files.curves.items()):
         if model not in files.metrics["models"]:
@@ -324,19 +324,28 @@ def training_panels(files: RunFiles) -> list[dict[str, Any]]:
         role = figures.series_role(files.model_index(model))
         watched = {fold: frame.dropna(subset=["ap"]) for fold, frame in sorted(folds.items())}
         watched = {fold: frame for fold, frame in watched.items() if len(frame)}
+        keep = files.keep(model)
+        looks = {fold: _kept_look(frame, keep) for fold, frame in watched.items()}
         ap_figure = None
         if watched:
+            dots = [figures.Curve(np.array([step]), np.array([ap]), role) for step, ap in looks.values()]
             ap_figure = figures.line_figure(
-                _fold_curves(watched, "ap", role),
+                [*_fold_curves(watched, "ap", role), *(dots if keep == "best" else [])],
                 y_label="Held-out AP",
                 name=f"ap/{arm}/{model}",
                 unit_range=True,
                 chance=files.metrics["prevalence"],
             )
         loss_figure = figures.line_figure(_fold_curves(folds, "loss", role), y_label="Loss", name=f"loss/{arm}/{model}")
-        last = {fold: float(frame["ap"].iloc[-1]) for fold, frame in watched.items()}
-        panels.append({"model": model, "arm": arm, "role": role, "loss": loss_figure, "ap": ap_figure, "last": last})
+        panel = {"model": model, "arm": arm, "role": role, "loss": loss_figure, "ap": ap_figure}
+        panels.append({**panel, "keep": keep, "looks": looks})
     return panels
+
+
+def _kept_look(watched: pd.DataFrame, keep: str) -> tuple[int, float]:
+    """Step and held-out AP of the weights that the training kept: of its last look, or of the first of its best."""
+    row = watched.iloc[int(watched["ap"].argmax()) if keep == "best" else -1]
+    return int(row["step"]), float(row["ap"])
 
 
 def _fold_curves(folds: dict[int, pd.DataFrame], column: str, role: str) -> list[figures.Curve]:

@@ -66,6 +66,10 @@ class RunFiles:
         occurring = sum(1 for count in block["num_per_class"].values() if count)
         return 1 / occurring if occurring else None
 
+    def keep(self, model: str) -> str:
+        """Which weights of a training of the model are kept: the `last` ones or the `best` (train.keep)."""
+        return next(self.config.train_for(own).keep for own in self.config.models if own.name == model)
+
     def model_index(self, model: str) -> int:
         """The model's number, which gives its colour and dashes in all figures."""
         return list(self.metrics["models"]).index(model)

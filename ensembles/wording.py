@@ -1,5 +1,6 @@
 """Numbers and lists in words: the filters of the report's template."""
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -90,6 +91,20 @@ def listing(names: Iterable[object]) -> str:
     """
     words = [str(name) for name in names]
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def ending(text: str, length: int = 36) -> str:
+    """The last characters of a long id, behind an ellipsis: ids mostly differ at their end.
+
+    >>> ending("patient_0001/lesion_02", 12), ending("lesion_02", 12)
+    ('…1/lesion_02', 'lesion_02')
+    """
+    if len(text) <= length:
+        return text
+    end = text[1 - length :]
+    while end and unicodedata.category(end[0]) in ("Cf", "Mc", "Me", "Mn"):
+        end = end[1:]  # an accent or a joiner, whose character was cut off
+    return "…" + end
 
 
 def sentence(text: str) -> str:

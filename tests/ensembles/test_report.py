@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from dataclasses import dataclass
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -296,9 +297,10 @@ def test_a_guarantee_is_told_as_one(tmp_path):
     guarantee = json.loads((tmp_path / "run/metrics.json").read_text())["ensemble"]["recall_guarantee"]
     assert guarantee["recall"] == 0.9, "the run has enough holdout positives"
     text = Page(make_report(tmp_path / "run")).text
-    assert "Recall guaranteed: With probability" in text
-    assert "90% guaranteed with 95% confidence" in text
+    assert "Recall guaranteed with 95% confidence: With probability" in text
+    assert "guaranteed with 95% confidence: at least 90% of the positives are found" in text
     assert "not guaranteed" not in text
+    assert "The labelled images, but for the holdout, were cut into 3 parts" in text
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     held = metrics["holdout"]["ensemble"]["confusion"]
     positives = held["true_positives"] + held["false_negatives"]
@@ -314,8 +316,10 @@ def test_a_guarantee_by_group_is_never_read_as_one_of_the_images(tmp_path):
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert metrics["ensemble"]["recall_guarantee"]["unit"] == "groups"
     text = Page(make_report(tmp_path / "run")).text
-    assert "90% of the groups have all their positives found with 95% confidence" in text
-    assert "90% guaranteed" not in text and "Guaranteed by group: " in text
+    assert "guaranteed with 95% confidence: at least 90% of the groups have all their positives found" in text
+    assert "Guaranteed by group with 95% confidence: " in text
+    assert "of the positives are found" not in text
+    assert "the promise is on the share of groups" in text
 
 
 def test_only_images_on_the_scale_of_the_threshold_are_called_missed_or_flagged(tmp_path):
@@ -350,6 +354,21 @@ def test_warnings_of_the_evaluation_come_first(changed_run):
     metrics["warnings"] = ["the fold models' scores are on different scales"]
     (changed_run / "metrics.json").write_text(json.dumps(metrics))
     assert "Read this first The fold models' scores are on different scales." in Page(make_report(changed_run)).text
+
+
+def test_a_warning_of_the_evaluation_keeps_its_lines_and_is_told_once(changed_run):
+    message = "2 images are the same\n  /data/" + "folder/" * 40 + "a.png\n  /data/b.png"
+    metrics = json.loads((changed_run / "metrics.json").read_text())
+    metrics["warnings"] = [message]
+    (changed_run / "metrics.json").write_text(json.dumps(metrics))
+    with (changed_run / "log.jsonl").open("a") as stream:
+        stream.write(json.dumps({"event": "warning", "stage": "evaluate", "message": message}) + "\n")
+    text = make_report(changed_run)
+    assert text.count(message) == 1
+    assert f'<li class="logged">{message}' in text
+    assert text.index(message) < text.index("two images are the same"), "before those of the log"
+    assert re.search(r"\.callout li \{[^}]*overflow-wrap: anywhere", text)
+    assert re.search(r"\.callout li\.logged \{[^}]*white-space: pre-line", text)
 
 
 def test_a_line_of_the_log_may_hold_separators_that_are_no_line_ends(changed_run):
@@ -503,6 +522,28 @@ def test_galleries_are_in_the_order_of_the_scores(tmp_path):
         assert ids == scores[scores["kind"] == kind]["id"].tail(5)[::-1].tolist()
 
 
+def test_an_id_is_shown_with_its_end_and_in_full_on_hover(tmp_path):
+    ids = [
+        "a/b-01.(2)_x",
+        "<b>x</b>",
+        "👩🏽‍⚕️/7",
+        "patient_0001/" + "lesion_0001/" * 9 + "(view).2",
+        "&lt;" * 30 + "<b>&amp;",
+    ]
+    write_run(tmp_path / "run", ids={row: ids[row % 5] + f"-{row}" for row in range(190)})
+    text = make_report(tmp_path / "run", num_thumbnails=200)
+    shown = [
+        (unescape(title), unescape(words)) for title, words in re.findall(r'class="id" title="(.*?)">(.*?)<', text)
+    ]
+    assert len(shown) == 190
+    for id_, words in shown:
+        assert words == id_ or (words[0] == "…" and len(words) <= 36 and id_.endswith(words[1:]))
+    rule = re.search(r"\.gallery \.id \{(.*?)\}", text)
+    assert rule is not None and "overflow-wrap: anywhere" in rule[1]
+    assert not re.search("nowrap|hidden|direction", rule[1]), "nothing of it is cut or turned by the page"
+    assert "b" not in Page(text).tags
+
+
 def test_pictures_are_those_of_the_named_images(plain_run):
     asked: list[int] = []
 
@@ -530,10 +571,31 @@ def test_mistakes_of_many_classes_name_both_classes(tmp_path):
     assert f"The worst class is “{worst}”" in Page(text).text
 
 
+def test_galleries_of_many_classes_name_the_class_they_are_ranked_for(tmp_path):
+    classes = ("ant", "bee", "cow", "dog")  # no bee is among the labelled images
+    write_run(tmp_path / "run", binary=False, classes=classes, sizes=Sizes(train=12), seed=249)
+    table = read_table(tmp_path / "run/table.parquet")
+    counts = np.bincount(table.targets[table.rows("train")], minlength=4)
+    assert counts.tolist() == [3, 0, 2, 7]
+    scores = pd.read_parquet(tmp_path / "run/ensemble/scores.parquet")
+    raw = scores[[f"score_{number}" for number in range(4)]].to_numpy()
+    scores["log_odds"] = raw[:, 2] - np.log(np.exp(raw[:, [0, 1, 3]]).sum(axis=1))
+    scores["named"] = [classes[number] for number in raw.argmax(axis=1)]
+    text = make_report(tmp_path / "run", num_thumbnails=5)
+    for kind in ("test", "pool"):
+        expected = scores[scores["kind"] == kind].sort_values("log_odds", ascending=False).head(5)
+        heading = f"Highest-scored {kind} images for “cow”"
+        assert gallery(text, heading)[0] == expected["id"].tolist()
+        words = Page(text[text.index(f"<h3>{heading}") :].split("</div>")[0]).text
+        for id_, score, named in zip(expected["id"], expected["log_odds"], expected["named"], strict=True):
+            assert f"{id_}{wording.number(score, 2)} · {named} " in words
+
+
 def test_alarms_sound_when_they_should(tmp_path):
     write_run(tmp_path / "bad", keep="best", skill=0.0, positives_in_folds=(9, 0, 9))
     text = Page(make_report(tmp_path / "bad")).text
     assert "Optimistic: efficientnet_b0 and resnet18 kept the checkpoint" in text
+    assert "The out-of-fold figures of them and of the ensemble are likely better" in text
     assert "Not shown to be better than chance" in text
     assert "Few images to judge by: with 18 positives" in text
     assert "Fold 1 has no positive to judge by." in text
@@ -571,6 +633,68 @@ def test_training_curves_are_of_the_models_that_have_them(plain_page):
     text = Page(plain_page).text
     assert text.count("Held-out AP at the end: fold 0") == 1, "one of two models has curves"
     assert plain_page.count('aria-label="Loss over training steps"') == 1
+
+
+def test_the_look_whose_weights_are_kept_is_shown(tmp_path):
+    write_run(tmp_path / "last", curves=True)
+    write_run(tmp_path / "best", curves=True, keep="best")
+    rises_and_falls = {"step": [10, 20, 30, 40, 1050], "loss": 0.1, "lr": 1e-3, "seconds": 1.0}
+    for name in ("last", "best"):
+        for fold, ap in enumerate([[0.25, None, 0.5, 0.5, 0.125], [0.25, 0.375, 0.4375, 0.5, 0.625]]):
+            write_csv(
+                tmp_path / name / f"train/supervised/{MODELS[0]}/fold{fold}/curves.csv",
+                pd.DataFrame({**rises_and_falls, "ap": ap}),
+            )
+    last, best = (Page(make_report(tmp_path / name)).text for name in ("last", "best"))
+    assert "Held-out AP at the end: fold 0 0.125, fold 1 0.625, fold 2 " in last
+    assert "Best held-out AP, where the weights were kept (dots): fold 0 0.500 at step 30" in best
+    assert "fold 1 0.625 at step 1,050" in best
+    assert "at the end" not in best and "kept" not in last
+
+
+def test_what_is_said_of_intervals_is_how_they_were_made(tmp_path, plain_page):
+    write_run(tmp_path / "groups", groups=True)
+    write_run(tmp_path / "classes", binary=False, classes=("a", "b", "c"))
+    write_run(tmp_path / "both", binary=False, classes=("a", "b", "c"), groups=True)
+    plain, groups, classes, both = (
+        Page(page).text
+        for page in (plain_page, *(make_report(tmp_path / name) for name in ("groups", "classes", "both")))
+    )
+    assert "bootstrap resamples, in which positives and negatives are drawn separately." in plain
+    assert "groups are drawn whole, those with positives apart from those without." in groups
+    assert "the classes are drawn separately." in classes
+    assert "groups are drawn whole, apart by the rarest class in each." in both
+    assert "is binomial (Clopper–Pearson)." in plain
+    assert "is binomial (Clopper–Pearson), for the number of independent positives that would tell" in groups
+    assert "Clopper" not in classes + both, "there is no threshold"
+
+
+def test_byte_identical_images_are_said_to_be_drawn_together(changed_run):
+    table = read_table(changed_run / "table.parquet")
+    table.frame.loc[[0, 1], "sha256"] = "a" * 64
+    write_table(changed_run / "table.parquet", table)
+    assert "and byte-identical images are one group." in Page(make_report(changed_run)).text
+
+
+def test_the_band_is_described_for_any_run(plain_page):
+    text = Page(plain_page).text
+    assert "The band is the 95% interval of the ensemble’s precision at each recall, one recall at a time" in text
+    assert "widest" not in text
+
+
+def test_folds_are_numbered_as_their_folders_are(tmp_path, plain_run, plain_page):
+    assert sorted(path.name for path in plain_run.glob("train/*/*/fold*")) == ["fold0", "fold1", "fold2"]
+    assert "The numbers are those of the folders (fold0, fold1, fold2)." in Page(plain_page).text
+    assert {int(number) for number in re.findall(r"\b[Ff]old(?: |&nbsp;)(\d+)", plain_page)} == {0, 1, 2}
+    write_run(tmp_path / "run", num_folds=5)
+    assert "(fold0, fold1, fold2, …)" in Page(make_report(tmp_path / "run")).text
+
+
+def test_a_table_that_is_wider_than_the_page_shows_that_it_scrolls(plain_page):
+    rule = re.search(r"\n\.scroll \{(.*?)\}", plain_page)
+    assert rule is not None
+    assert rule[1].count("local") == 2, "covers that scroll away"
+    assert rule[1].count("var(--edge), transparent) scroll") == 2, "above shadows that stay"
 
 
 def test_bold_needs_an_interval_above_all_others():
@@ -632,6 +756,11 @@ def test_a_page_of_large_colour_images_stays_below_three_megabytes(tmp_path):
         (wording.duration(7322), "2 h 02 min"),
         (wording.listing(["a", "b", "c"]), "a, b and c"),
         (wording.listing([]), ""),
+        (wording.ending("p/lesion_2", 10), "p/lesion_2"),
+        (wording.ending("pp/lesion_2", 10), "…/lesion_2"),
+        (wording.ending("a.(1)/b-01.(2)_x", 10), "…-01.(2)_x"),
+        (wording.ending("👩🏽‍⚕️/👩🏽‍⚕️-7", 6), "…⚕️-7"),
+        (wording.ending("שלום/12-(3)", 7), "…12-(3)"),
         (wording.sentence("no guarantee: too few."), "No guarantee: too few."),
     ],
 )
