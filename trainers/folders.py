@@ -1,12 +1,15 @@
 """Folders as input: class folders, plain folders of images and folders of IDX files become (id, path, label, split).
 
 The id of a file is its path below the folder that was listed (`labelled`, `pool`, `test` or the one named in the
-config) without its suffix: `nevus/007` for `labelled/nevus/007.jpg`.
+config) without its suffix: `nevus/007` for `labelled/nevus/007.jpg`. Where another split has that id too, `ids_apart`
+puts the folder in front of one of them.
 """
 
 import os
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+
+import pandas as pd
 
 from configs.errors import InputError, listed
 from trainers.decode import SUFFIXES
@@ -14,6 +17,12 @@ from trainers.idx import idx_shape, read_idx_labels
 from trainers.sheet import is_sheet
 
 KINDS = "JPEG, PNG, TIFF, WebP, BMP"
+FOLDER_OF = {
+    "test": "test",
+    "train": "labelled",
+    "pool": "pool",
+}  # by split; the earlier one keeps an id that both have
+MAX_EXAMPLES = 3
 
 Row = tuple[str, str, str | None, str]  # id, path, label, split
 
@@ -149,6 +158,41 @@ def id_of(path: str) -> str:
     'nevus/007.v2'
     """
     return str(PurePosixPath(path).with_suffix(""))
+
+
+def ids_apart(frame: pd.DataFrame) -> tuple[pd.Series, list[str]]:
+    """The ids of `Source.frame`, the folder in front where a file in a folder has the id of an image elsewhere.
+
+    A test image keeps its id, because a submission names it; a labelled one yields to test images, one of the pool to
+    both, and to a table's of the pool. What no rule tells apart stays as it is: the ids of tables, files of one folder
+    that differ in their suffix. Also a warning when there are any. The order of the rows has no say.
+    """
+    ids = frame["id"].copy()
+    clashing = frame[ids.duplicated(keep=False)]
+    rank = pd.DataFrame(
+        {
+            "id": clashing["id"],
+            "split": clashing["split"].map(list(FOLDER_OF).index),
+            "in_folder": clashing["row"].isna(),
+            "is_extra": clashing["origin"] != "source",
+        }
+    )
+    first = rank.sort_values(["split", "in_folder", "is_extra"]).drop_duplicates("id").set_index("id")
+    keepers = first.loc[rank["id"]].set_axis(rank.index)
+    same_place = (rank[["split", "in_folder", "is_extra"]] == keepers).all(axis=1)
+    yields = rank["in_folder"] & (clashing["split"] != "test") & ~same_place
+    yielding = clashing[yields].sort_values(["file", "path"])
+    if yielding.empty:
+        return ids, []
+    ids[yielding.index] = yielding["split"].map(FOLDER_OF) + "/" + yielding["id"]
+    examples = [
+        f"{Path(file) / path}: id {ids[index]!r}"
+        for index, file, path in zip(yielding.index, yielding["file"], yielding["path"], strict=True)
+    ]
+    return ids, [
+        f"{len(yielding)} image(s) in folders have the id of an image of another folder or table, so their id begins "
+        f"with {' or '.join(sorted(set(yielding['split'].map(FOLDER_OF) + '/')))}\n{listed(examples, cap=MAX_EXAMPLES)}"
+    ]
 
 
 def _idx_file(folder: Path, name: str) -> Path | None:

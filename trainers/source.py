@@ -12,7 +12,7 @@ import pandas as pd
 
 from configs.errors import InputError, listed
 from configs.schema import ColumnsConfig, DataConfig
-from trainers.folders import is_idx_folder, read_class_folders, read_flat_folder, read_idx_folder
+from trainers.folders import ids_apart, is_idx_folder, read_class_folders, read_flat_folder, read_idx_folder
 from trainers.labels import resolve_classes
 from trainers.path_format import fields_of, format_paths, path_format_of
 from trainers.paths import paths_leaving
@@ -56,6 +56,7 @@ def read_source(data: DataConfig) -> Source:
     parts = [_read_part(data, origin) for origin in ORIGINS if getattr(data, origin) is not None]
     frame = pd.concat(_compatible([part.frame for part in parts]), ignore_index=True)
     frame["row"] = frame["row"].astype("Int64")
+    frame["id"], id_warnings = ids_apart(frame)
     _check_unique_ids(frame)
     labelled = frame["label"].notna()
     if data.labels is not None:
@@ -66,7 +67,7 @@ def read_source(data: DataConfig) -> Source:
         positive_label=data.positive_label,
         where=str(data.source),
     )
-    warnings = [warning for part in parts for warning in part.warnings]
+    warnings = [warning for part in parts for warning in part.warnings] + id_warnings
     tables = [table for part in parts for table in part.tables]
     if data.root is not None and not any(is_sheet(getattr(data, o)) for o in ORIGINS if getattr(data, o) is not None):
         warnings.append(

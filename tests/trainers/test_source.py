@@ -1,4 +1,5 @@
 import gzip
+import os
 import struct
 
 import numpy as np
@@ -437,8 +438,80 @@ def test_folders_that_cannot_be_understood(tmp_path):
     assert "there are tables in it (train.csv): name one of them as data.source" in error(config(tmp_path / "c"))
     touched(tmp_path / "d", "labelled/mel/a.jpg", "labelled/mel/a.png", "labelled/nev/b.jpg")
     assert "id 'mel/a'" in error(config(tmp_path / "d"))
-    touched(tmp_path / "e", "labelled/mel/1.jpg", "pool/1.jpg", "test/1.jpg", "labelled/nev/2.jpg")
-    assert "id '1'" in error(config(tmp_path / "e")) and "'pool/1.jpg' and" in error(config(tmp_path / "e"))
+
+
+def ids_by_path(data):
+    frame = read_source(data).frame
+    return dict(zip(frame["path"], frame["id"], strict=True))
+
+
+def test_an_id_in_several_folders_stays_the_test_images_and_the_others_get_their_folder_in_front(tmp_path):
+    touched(tmp_path, "labelled/mel/1.jpg", "labelled/nev/1.jpg", "labelled/nev/2.jpg")
+    touched(tmp_path, "pool/mel/1.png", "pool/nev/2.jpg", "pool/3.jpg", "pool/4.jpg", "test/3.jpg", "test/mel/1.jpg")
+    assert ids_by_path(config(tmp_path)) == {
+        "labelled/mel/1.jpg": "labelled/mel/1",
+        "labelled/nev/1.jpg": "nev/1",
+        "labelled/nev/2.jpg": "nev/2",
+        "pool/mel/1.png": "pool/mel/1",
+        "pool/nev/2.jpg": "pool/nev/2",
+        "pool/3.jpg": "pool/3",
+        "pool/4.jpg": "4",
+        "test/3.jpg": "3",
+        "test/mel/1.jpg": "mel/1",
+    }
+    (warning,) = read_source(config(tmp_path)).warnings
+    assert warning == (
+        "4 image(s) in folders have the id of an image of another folder or table, so their id begins with labelled/ "
+        f"or pool/\n  - {tmp_path}/labelled/mel/1.jpg: id 'labelled/mel/1'\n  - {tmp_path}/pool/3.jpg: id 'pool/3'\n"
+        f"  - {tmp_path}/pool/mel/1.png: id 'pool/mel/1'\n  ... and 1 more of 4"
+    )
+
+
+def test_folders_named_in_the_config_yield_to_tables_and_test_images_keep_their_ids(tmp_path):
+    path = written(tmp_path, "train.csv", ["id,path,label", "1,a.jpg,mel", "2,b.jpg,nev", "3,c.jpg,"])
+    touched(tmp_path, "more/1.jpg", "more/3.jpg", "more/4.jpg", "more/5.jpg", "t/4.jpg")
+    frame = read_source(config(path, pool=tmp_path / "more", test=tmp_path / "t")).frame
+    assert list(frame["id"]) == ["1", "2", "3", "pool/1", "pool/3", "pool/4", "5", "4"]
+    touched(tmp_path, "classes/mel/1.jpg", "classes/nev/2.jpg")
+    test = written(tmp_path, "test.csv", ["id,path", "mel/1,x.jpg"])
+    assert list(ids_by_path(config(tmp_path / "classes", test=test)).values()) == ["labelled/mel/1", "nev/2", "mel/1"]
+
+
+@pytest.mark.parametrize(
+    ("files", "repeated"),
+    [
+        (["pool/a.jpg", "pool/a.png"], "a"),
+        (["pool/a.jpg", "pool/a.png", "test/a.jpg"], "pool/a"),
+        (["pool/a.jpg", "test/a.jpg", "test/a.png"], "a"),
+        (["pool/a.jpg", "pool/pool/a.jpg", "test/a.jpg"], "pool/a"),
+        (["pool/a.jpg", "test/a.jpg", "test/pool/a.jpg"], "pool/a"),
+    ],
+)
+def test_ids_that_their_folder_does_not_tell_apart_are_an_error(tmp_path, files, repeated):
+    touched(tmp_path, "labelled/mel/1.jpg", "labelled/nev/2.jpg", *files)
+    text = error(config(tmp_path))
+    assert text.startswith("1 id(s) are there more than once") and f"  - id {repeated!r}: {tmp_path}" in text
+
+
+def test_a_tables_id_is_never_changed(tmp_path):
+    path = written(tmp_path, "train.csv", ROWS)
+    touched(tmp_path, "t/NA.jpg")
+    text = error(config(path, test=tmp_path / "t"))
+    assert f"id 'NA': {path} row 3, label 'nev' and {tmp_path / 't'} 'NA.jpg'" in text
+
+
+def test_the_order_in_which_files_are_listed_changes_no_id(tmp_path, monkeypatch):
+    touched(tmp_path, *(f"{folder}/{n}.jpg" for folder in ("labelled/mel", "labelled/nev", "pool/mel") for n in "12"))
+    touched(tmp_path, "test/mel/2.jpg", "test/nev/1.jpg", "pool/nev/1.png")
+    expected = ids_by_path(config(tmp_path))
+    walk = os.walk
+
+    def backwards(top, **options):
+        for parent, folders, files in sorted(walk(top, **options), reverse=True):
+            yield parent, folders, sorted(files, reverse=True)
+
+    monkeypatch.setattr("trainers.folders.os.walk", backwards)
+    assert ids_by_path(config(tmp_path)) == expected
 
 
 def test_links_in_class_folders_may_not_lead_out(tmp_path):
