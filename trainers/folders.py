@@ -23,6 +23,9 @@ FOLDER_OF = {
     "pool": "pool",
 }  # by split; the earlier one keeps an id that both have
 MAX_EXAMPLES = 3
+# Configs, notes and tables lie beside images on purpose; a scan.dcm or a photo.heic left out is worth a word.
+HARMLESS_SUFFIXES = (".yaml", ".yml", ".md", ".txt", ".csv", ".tsv", ".parquet", ".pq", ".json", ".jsonl")
+HARMLESS_NAMES = ("thumbs.db", "desktop.ini")  # Windows puts them into folders of images
 
 Row = tuple[str, str, str | None, str]  # id, path, label, split
 
@@ -114,9 +117,10 @@ def read_idx_folder(folder: Path) -> FolderRows:
 
 
 def list_images(folder: Path) -> tuple[list[str], list[str]]:
-    """Paths of the image files below `folder`, and of the files that are none by their suffix; relative, `/`, sorted.
+    """Paths of the image files below `folder`, and of those that may be meant as such; relative, `/`, sorted.
 
-    Hidden files and `__MACOSX` are passed over. Raises InputError for links to folders, links that lead out of
+    The latter are no images by their suffix. Notes and tables, hidden files, `__MACOSX` and run folders are passed
+    over. Raises InputError for links to folders, links that lead out of
     `folder`, and names that are not UTF-8.
     """
     paths, ignored, problems = [], [], []
@@ -124,7 +128,11 @@ def list_images(folder: Path) -> tuple[list[str], list[str]]:
     unread: list[OSError] = []
     for parent, folders, files in os.walk(folder, onerror=unread.append):
         below = Path(parent).relative_to(folder)
-        folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and name != "__MACOSX" and not _is_run_folder(Path(parent) / name)
+        ]
         problems += [
             f"{(below / name).as_posix()!r} is a symbolic link to a folder"
             for name in folders
@@ -137,7 +145,8 @@ def list_images(folder: Path) -> tuple[list[str], list[str]]:
             if not _is_utf8(path):
                 problems.append(f"{path!r} has a name that is not UTF-8")
             elif PurePosixPath(name).suffix.lower() not in SUFFIXES:
-                ignored.append(path)
+                if not _is_harmless(name):
+                    ignored.append(path)
             elif _leads_out(Path(parent) / name, real_root):
                 problems.append(f"{path!r} is a symbolic link that leads out of the folder")
             else:
@@ -203,8 +212,18 @@ def _ignored_warning(folder: Path, ignored: list[str]) -> list[str]:
     if not ignored:
         return []
     return [
-        f"{folder}: {len(ignored)} file(s) are not images in a known place and are left out\n{listed(ignored, cap=3)}"
+        f"{folder}: {len(ignored)} file(s) are not images ({KINDS}) in a known place and are left out; convert or move "
+        f"those that should be used\n{listed(ignored, cap=MAX_EXAMPLES)}"
     ]
+
+
+def _is_harmless(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in HARMLESS_SUFFIXES or name.lower() in HARMLESS_NAMES
+
+
+def _is_run_folder(folder: Path) -> bool:
+    """Whether it is the folder of a run, which is below the images when the run was started among them."""
+    return (folder / "log.jsonl").is_file() and (folder / ".lock").is_file()
 
 
 def _is_utf8(path: str) -> bool:

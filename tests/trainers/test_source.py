@@ -385,7 +385,7 @@ def test_a_column_of_two_types_becomes_text(tmp_path):
 
 
 def test_pool_and_test_may_be_folders_flat_or_nested(tmp_path):
-    touched(tmp_path, "p/a.jpg", "p/deep/er/b.v2.PNG", "p/.hidden.jpg", "p/__MACOSX/x.jpg", "p/notes.txt", "t/c.webp")
+    touched(tmp_path, "p/a.jpg", "p/deep/er/b.v2.PNG", "p/.hidden.jpg", "p/__MACOSX/x.jpg", "p/scan.dcm", "t/c.webp")
     path = written(tmp_path, "train.csv", ROWS)
     source = read_source(config(path, pool=tmp_path / "p", test=tmp_path / "t"))
     frame = source.frame[source.frame["origin"] != "source"]
@@ -395,7 +395,7 @@ def test_pool_and_test_may_be_folders_flat_or_nested(tmp_path):
         "c.webp",
     ]
     assert list(frame["split"]) == ["pool", "pool", "test"] and frame["row"].isna().all()
-    assert any("1 file(s) are not images" in warning and "notes.txt" in warning for warning in source.warnings)
+    assert any("1 file(s) are not images" in warning and "scan.dcm" in warning for warning in source.warnings)
     (tmp_path / "empty").mkdir()
     assert "data.pool: no image (JPEG, PNG, TIFF, WebP, BMP) below" in error(config(path, pool=tmp_path / "empty"))
 
@@ -420,7 +420,21 @@ def test_class_folders_with_pool_and_test(tmp_path):
     assert list(frame["label"]) == ["mel", "nev", "nev", None, None]
     assert list(frame["split"]) == ["train", "train", "train", "pool", "test"]
     assert image_roots(config(tmp_path)) == {"source": tmp_path}
-    assert any("1 file(s) are not images in a known place" in text and "old/y.jpg" in text for text in source.warnings)
+    assert source.warnings == [
+        f"{tmp_path}: 1 file(s) are not images (JPEG, PNG, TIFF, WebP, BMP) in a known place and are left out; "
+        "convert or move those that should be used\n  - old/y.jpg"
+    ]
+
+
+def test_notes_tables_and_runs_beside_the_images_are_left_out_silently_and_doubtful_files_are_not(tmp_path):
+    harmless = ["config.yaml", "README.md", "truth.csv", "nev/notes.TXT", "nev/meta.json", "nev/Thumbs.db"]
+    run = ["runs/a/log.jsonl", "runs/a/.lock", "runs/a/images/pixels.npy", "runs/a/report.html"]
+    touched(tmp_path, "mel/1.jpg", "nev/2.jpg", "grid.png/3.jpg", *harmless, *run)
+    source = read_source(config(tmp_path, positive_label=None))
+    assert list(source.frame["id"]) == ["grid.png/3", "mel/1", "nev/2"] and source.warnings == []
+    touched(tmp_path, "nev/photo.HEIC", "nev/scan", "nev/film.gif", "all.zip", "other/log.jsonl", "other/pixels.npy")
+    (warning,) = read_source(config(tmp_path, positive_label=None)).warnings
+    assert "5 file(s) are not images" in warning and "  - all.zip\n  - nev/film.gif\n  - nev/photo.HEIC\n" in warning
 
 
 def test_folders_that_are_just_classes_count_as_labelled(tmp_path):
