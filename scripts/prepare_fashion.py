@@ -1,5 +1,6 @@
 """`rarefind prepare-fashion`: build the rare-fashion benchmark from Fashion-MNIST's IDX files."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +29,8 @@ def main(
     counts = write_rare_fashion(out, settings, idx=idx or DEBIAN_FOLDER)
     for part, (num_positives, num_negatives) in counts.items():
         typer.echo(f"{part:<6} {num_positives:>6} positives {num_negatives:>7} negatives")
-    typer.echo(f"written to {out}; run: rarefind run configs/rare_fashion.yaml data.source={out / 'table.csv'} ...")
+    source = shlex.quote(f"data.source={out / 'table.csv'}")
+    typer.echo(f"written to {out}; run: rarefind run configs/rare_fashion.yaml {source} ...")
 
 
 if __name__ == "__main__":
