@@ -70,7 +70,7 @@ def run(
         table, fold_lines, num_groups = _with_folds(accepted, source, folds, guarantee, seed=seed)
     write_csv(out / "rejected.csv", rejected[REJECTED_COLUMNS])
     write_table(out / "table.parquet", table)
-    warnings = [*source.warnings, *_rejected_warning(rejected), *_overlap_warnings(table.frame)]
+    warnings = [*source.warnings, *_rejected_warning(rejected, data), *_overlap_warnings(table.frame)]
     return _result(table, rejected, fold_lines, num_groups=num_groups, num_reused=num_reused, warnings=warnings)
 
 
@@ -171,10 +171,15 @@ def _with_folds(
     return table, fold_table(targets, groups, assigned, classes=source.classes), len(np.unique(groups))
 
 
-def _rejected_warning(rejected: pd.DataFrame) -> list[str]:
+def _rejected_warning(rejected: pd.DataFrame, data: DataConfig) -> list[str]:
     if rejected.empty:
         return []
-    lines = [f"id {row.id!r} ({row.split}): {row.reason}" for row in rejected.itertuples()]
+    roots = image_roots(data)
+    columns = (rejected[name] for name in ("origin", "path", "id", "split", "reason"))
+    lines = [
+        f"{roots[origin] / path} (id {id_!r}, {split}): {reason}"
+        for origin, path, id_, split, reason in zip(*columns, strict=True)
+    ]
     return [f"{len(rejected)} image(s) cannot be used, all are in rejected.csv\n{listed(lines, cap=MAX_PAIRS)}"]
 
 

@@ -120,6 +120,7 @@ def test_unreadable_images_are_rejected_by_id_and_the_counts_add_up(tmp_path):
     assert result.num_accepted + result.num_rejected == result.num_rows == 40 and result.num_rejected == 3
     assert len(read_table(tmp_path / "run" / "table.parquet")) == 37
     assert "3 image(s) cannot be used, all are in rejected.csv" in result.warnings[0]
+    assert f"  - {tmp_path}/img/x1.png (id 'x1', test): file not found" in result.warnings[0]
 
 
 def test_more_rejections_than_allowed_are_an_error_with_reasons_and_nothing_is_written(tmp_path):
