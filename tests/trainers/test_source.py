@@ -179,6 +179,23 @@ def test_path_format_errors_name_the_column_and_the_rows(tmp_path):
     assert "row 3: dir is empty" in error(config(path, path_format="{dir}/{id}.jpg"))
     for wrong in ("{id.__class__}", "{id!r}", "{id:>8}", "{}", "img.jpg", "{id"):
         assert f"data.path_format {wrong!r}" in error(config(path, path_format=wrong))
+    assert error(config(path, path_format="{0}.jpg")) == (
+        f"{path}: no column '0'; its columns are id, dir, label (data.path_format "
+        "'{0}.jpg' names columns by {column})"
+    )
+    named_0 = written(tmp_path, "named_0.csv", ["id,0,label", "1,{x},mel", "2,y,nev"])
+    assert list(read_source(config(named_0, path_format="{{a}}/{0}.{id}")).frame["path"]) == ["{a}/{x}.1", "{a}/y.2"]
+    assert "data.test_path_format '{id'" in error(
+        config(written(tmp_path, "train.csv", ROWS), test=path, test_path_format="{id")
+    )
+
+
+def test_a_users_column_that_has_our_name_gets_a_free_one(tmp_path):
+    lines = ["id,path,label,fold,user_fold,user_fold_2,user_width,width", "1,a,mel,f,u,v,w,x", "2,b,nev,f,u,v,w,x"]
+    source = read_source(config(written(tmp_path, "train.csv", lines)))
+    names = ["user_fold_3", "user_fold", "user_fold_2", "user_width", "user_width_2"]
+    assert source.frame[names].iloc[0].tolist() == list("fuvwx")
+    assert any("column(s) fold, width are kept as user_fold_3, user_width_2" in text for text in source.warnings)
 
 
 def test_a_path_format_beside_a_path_column_has_no_effect_and_says_so(tmp_path):
