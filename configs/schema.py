@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")  # names become folders
+MAX_HOLDOUT = 0.5  # share of the labelled rows; the models need the rest
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -96,7 +97,7 @@ class FoldsConfig(Section):
 class GuaranteeConfig(Section):
     """The promise made for the threshold, and the labelled rows set apart to back it."""
 
-    holdout: Annotated[float, Field(ge=0.0, le=0.5)] = Field(
+    holdout: Annotated[float, Field(ge=0.0, le=MAX_HOLDOUT)] = Field(
         0.0, description="share of the labelled rows that no model, calibrator or weight sees"
     )
     recall: OpenFraction = Field(0.9, description="recall to promise at the threshold")

@@ -19,6 +19,7 @@ from ensembles.blending import Blend, blend_scores, fit_blend, score_columns
 from ensembles.predictions import prediction_files, prediction_metadata, read_predictions
 from ensembles.thresholds import RecallThreshold, certified_threshold, estimated_threshold
 from trainers.atomic import write_json, write_parquet
+from trainers.guarantee import missing_guarantee, positive_units
 from trainers.provenance import code_version, file_digest
 from trainers.table import ImageTable
 
@@ -142,9 +143,8 @@ def _threshold(scores: pd.DataFrame, table: ImageTable, guarantee: GuaranteeConf
         return certified
     oof, oof_units = positives("oof")
     estimated = estimated_threshold(oof, groups=oof_units, **goal)
-    if not len(held_out):
-        return estimated
-    return replace(estimated, reason=f"{certified.reason}; {estimated.reason}")
+    missing = missing_guarantee(positive_units(table, holdout=guarantee.holdout), **goal)
+    return replace(estimated, reason=f"{estimated.reason}; {missing or certified.reason}")
 
 
 def _provenance(folder: Path, chosen: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Any]:

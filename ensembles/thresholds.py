@@ -1,8 +1,6 @@
-"""Thresholds on a score: with a guarantee from holdout positives, or an out-of-fold estimate that says how to get one.
+"""Thresholds on a score: with a guarantee from holdout positives, or an out-of-fold estimate.
 
-The guarantee is the binomial order statistic: the share of all positives below the k-th smallest score of n independent
-positives is Beta(k, n - k + 1), so P(recall >= r) = P(Binomial(n, 1 - r) >= k). It holds only for the very model whose
-unseen positives these are.
+The guarantee (`trainers.guarantee`) holds only for the very model whose unseen positives these are.
 """
 
 import math
@@ -15,7 +13,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.stats import binom
 
-from ensembles.wording import exact_percent
+from trainers.guarantee import certifiable_rank, goal_in_words, positives_needed
 from trainers.intervals import share_interval
 
 
@@ -40,29 +38,6 @@ class RecallThreshold:
     unit: Literal["images", "groups"] = "images"
 
 
-def certifiable_rank(num_positives: int, *, recall: float, confidence: float) -> int:
-    """The largest k whose k-th smallest positive score has P(recall there >= `recall`) >= `confidence`; 0 = none.
-
-    >>> certifiable_rank(293, recall=0.9, confidence=0.95), certifiable_rank(28, recall=0.9, confidence=0.95)
-    (21, 0)
-    """
-    ranks = np.arange(1, num_positives + 1)
-    holds = binom.sf(ranks - 1, num_positives, 1.0 - recall) >= confidence
-    return int(holds.sum())  # the probability falls with k
-
-
-def positives_needed(*, recall: float, confidence: float) -> int:
-    """The smallest number of holdout positives that can certify this recall.
-
-    >>> [positives_needed(recall=r, confidence=0.95) for r in (0.9, 0.95, 0.99)]
-    [29, 59, 299]
-    """
-    number = max(1, math.floor(math.log(1.0 - confidence) / math.log(recall)) - 1)
-    while not certifiable_rank(number, recall=recall, confidence=confidence):
-        number += 1
-    return number
-
-
 def certified_threshold(
     positive_scores: ArrayLike, *, recall: float, confidence: float, groups: Sequence[object] | None = None
 ) -> RecallThreshold:
@@ -80,17 +55,15 @@ def certified_threshold(
     rank = certifiable_rank(len(units), recall=recall, confidence=confidence)
     if not rank:
         needed = positives_needed(recall=recall, confidence=confidence)
-        reason = (
-            f"{what} cannot certify a recall of {recall:g} with {exact_percent(confidence)} confidence: at least "
-            f"{needed} are needed; raise guarantee.holdout, label more, or ask for less (guarantee.recall)"
-        )
+        goal = goal_in_words(recall=recall, confidence=confidence)
+        reason = f"{what} cannot guarantee {goal}: at least {needed} are needed"
         return RecallThreshold(None, None, confidence, len(scores), len(units), None, None, reason, unit)
     threshold = float(np.sort(units)[rank - 1])
     found = scores >= threshold
     holds = float(binom.sf(rank - 1, len(units), 1.0 - recall))
     whose = "of the groups have all their positives found" if grouped else "of the positives are found"
     reason = (
-        f"with probability {holds:.3f}, at least {recall:g} {whose}: the threshold is the {_ordinal(rank)} lowest "
+        f"with probability {holds:.3f}, at least {recall:g} {whose}: the threshold is the {_ordinal_lowest(rank)} "
         f"score of {what}, which no model, calibrator or weight has seen; it holds for exactly these fold models and "
         "weights, on images drawn like the labelled ones"
     )
@@ -106,13 +79,8 @@ def estimated_threshold(
     """The highest threshold that finds `recall` of the out-of-fold positives: an estimate, not a guarantee."""
     scores = np.asarray(positive_scores, dtype=np.float64)
     num_units = len(_lowest_per_group(scores, groups))
-    needed = positives_needed(recall=recall, confidence=confidence)
-    how = (
-        f"for a guarantee set guarantee.holdout so that at least {needed} positives are held out (recall {recall:g}, "
-        f"{exact_percent(confidence)} confidence)"
-    )
     if not len(scores):
-        return RecallThreshold(None, None, confidence, 0, 0, None, None, f"there are no labelled positives; {how}")
+        return RecallThreshold(None, None, confidence, 0, 0, None, None, "there are no labelled positives")
     rank = math.floor(len(scores) * (1.0 - recall) + 1e-9) + 1
     threshold = float(np.sort(scores)[rank - 1])
     found = scores >= threshold
@@ -120,7 +88,7 @@ def estimated_threshold(
     reason = (
         f"the threshold is an estimate on {len(scores)} out-of-fold positives, of which it finds "
         f"{found.mean():.3f} [{interval[0]:.3f}, {interval[1]:.3f}]; those were scored by one fold model each and new "
-        f"images by all; {how}"
+        "images by all"
     )
     estimate = float(found.mean())
     return RecallThreshold(threshold, None, confidence, len(scores), num_units, estimate, interval, reason)
@@ -135,6 +103,8 @@ def _lowest_per_group(scores: np.ndarray, groups: Sequence[object] | None) -> np
     return np.concatenate([lowest, scores[alone]])
 
 
-def _ordinal(number: int) -> str:
-    suffix = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
-    return f"{number}{suffix}"
+def _ordinal_lowest(rank: int) -> str:
+    if rank == 1:
+        return "lowest"
+    suffix = "th" if rank % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(rank % 10, "th")
+    return f"{rank}{suffix} lowest"

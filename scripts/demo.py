@@ -1,5 +1,6 @@
 """`rarefind demo`: the whole pipeline on real digits, minutes on two CPU cores."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +29,7 @@ def main(
     here += [f"submit.sample={data / 'sample_submission.csv'}", f"out={out}"]
     preset = Path(configs.__file__).parent / "demo.yaml"
     pipeline = run_pipeline(load_config(preset, [*here, *(overrides or ())]), restart=restart)
-    typer.echo(f"open {pipeline.run_dir / 'report.html'}")
+    typer.echo(f"open {shlex.quote(str(pipeline.run_dir / 'report.html'))}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """`rarefind init`: look at a folder of images, say what was understood, write a commented config."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -29,9 +30,12 @@ def main(
     write_text(out, commented_config(values, heading=heading))
     for line in understood.lines:
         typer.echo(line)
-    typer.echo(f"Written: {out}. Look it over, then: rarefind run {out}")
     if understood.problem is not None:
-        raise InputError(f"before it can run, this has to be mended (in the data, or in {out}):\n{understood.problem}")
+        raise InputError(
+            f"{out} is written, but before it can run, this has to be mended (in the data, or in {out}):\n"
+            f"{understood.problem}"
+        )
+    typer.echo(f"Written: {out}. Look it over, then: rarefind run {shlex.quote(str(out))}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 """Folders as input: class folders, plain folders of images and folders of IDX files become (id, path, label, split).
 
 The id of a file is its path below the folder that was listed (`labelled`, `pool`, `test` or the one named in the
-config) without its suffix: `nevus/007` for `labelled/nevus/007.jpg`.
+config) without its suffix: `nevus/007` for `labelled/nevus/007.jpg`. Where another split has that id too, `ids_apart`
+puts the folder in front of one of them.
 """
 
 import os
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+
+import pandas as pd
 
 from configs.errors import InputError, listed
 from trainers.decode import SUFFIXES
@@ -14,6 +17,15 @@ from trainers.idx import idx_shape, read_idx_labels
 from trainers.sheet import is_sheet
 
 KINDS = "JPEG, PNG, TIFF, WebP, BMP"
+FOLDER_OF = {
+    "test": "test",
+    "train": "labelled",
+    "pool": "pool",
+}  # by split; the earlier one keeps an id that both have
+MAX_EXAMPLES = 3
+# Configs, notes and tables lie beside images on purpose; a scan.dcm or a photo.heic left out is worth a word.
+HARMLESS_SUFFIXES = (".yaml", ".yml", ".md", ".txt", ".csv", ".tsv", ".parquet", ".pq", ".json", ".jsonl")
+HARMLESS_NAMES = ("thumbs.db", "desktop.ini")  # Windows puts them into folders of images
 
 Row = tuple[str, str, str | None, str]  # id, path, label, split
 
@@ -105,9 +117,10 @@ def read_idx_folder(folder: Path) -> FolderRows:
 
 
 def list_images(folder: Path) -> tuple[list[str], list[str]]:
-    """Paths of the image files below `folder`, and of the files that are none by their suffix; relative, `/`, sorted.
+    """Paths of the image files below `folder`, and of those that may be meant as such; relative, `/`, sorted.
 
-    Hidden files and `__MACOSX` are passed over. Raises InputError for links to folders, links that lead out of
+    The latter are no images by their suffix. Notes and tables, hidden files, `__MACOSX` and run folders are passed
+    over. Raises InputError for links to folders, links that lead out of
     `folder`, and names that are not UTF-8.
     """
     paths, ignored, problems = [], [], []
@@ -115,7 +128,11 @@ def list_images(folder: Path) -> tuple[list[str], list[str]]:
     unread: list[OSError] = []
     for parent, folders, files in os.walk(folder, onerror=unread.append):
         below = Path(parent).relative_to(folder)
-        folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and name != "__MACOSX" and not _is_run_folder(Path(parent) / name)
+        ]
         problems += [
             f"{(below / name).as_posix()!r} is a symbolic link to a folder"
             for name in folders
@@ -128,7 +145,8 @@ def list_images(folder: Path) -> tuple[list[str], list[str]]:
             if not _is_utf8(path):
                 problems.append(f"{path!r} has a name that is not UTF-8")
             elif PurePosixPath(name).suffix.lower() not in SUFFIXES:
-                ignored.append(path)
+                if not _is_harmless(name):
+                    ignored.append(path)
             elif _leads_out(Path(parent) / name, real_root):
                 problems.append(f"{path!r} is a symbolic link that leads out of the folder")
             else:
@@ -151,6 +169,41 @@ def id_of(path: str) -> str:
     return str(PurePosixPath(path).with_suffix(""))
 
 
+def ids_apart(frame: pd.DataFrame) -> tuple[pd.Series, list[str]]:
+    """The ids of `Source.frame`, the folder in front where a file in a folder has the id of an image elsewhere.
+
+    A test image keeps its id, because a submission names it; a labelled one yields to test images, one of the pool to
+    both, and to a table's of the pool. What no rule tells apart stays as it is: the ids of tables, files of one folder
+    that differ in their suffix. Also a warning when there are any. The order of the rows has no say.
+    """
+    ids = frame["id"].copy()
+    clashing = frame[ids.duplicated(keep=False)]
+    rank = pd.DataFrame(
+        {
+            "id": clashing["id"],
+            "split": clashing["split"].map(list(FOLDER_OF).index),
+            "in_folder": clashing["row"].isna(),
+            "is_extra": clashing["origin"] != "source",
+        }
+    )
+    first = rank.sort_values(["split", "in_folder", "is_extra"]).drop_duplicates("id").set_index("id")
+    keepers = first.loc[rank["id"]].set_axis(rank.index)
+    same_place = (rank[["split", "in_folder", "is_extra"]] == keepers).all(axis=1)
+    yields = rank["in_folder"] & (clashing["split"] != "test") & ~same_place
+    yielding = clashing[yields].sort_values(["file", "path"])
+    if yielding.empty:
+        return ids, []
+    ids[yielding.index] = yielding["split"].map(FOLDER_OF) + "/" + yielding["id"]
+    examples = [
+        f"{Path(file) / path}: id {ids[index]!r}"
+        for index, file, path in zip(yielding.index, yielding["file"], yielding["path"], strict=True)
+    ]
+    return ids, [
+        f"{len(yielding)} image(s) in folders have the id of an image of another folder or table, so their id begins "
+        f"with {' or '.join(sorted(set(yielding['split'].map(FOLDER_OF) + '/')))}\n{listed(examples, cap=MAX_EXAMPLES)}"
+    ]
+
+
 def _idx_file(folder: Path, name: str) -> Path | None:
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
@@ -159,8 +212,18 @@ def _ignored_warning(folder: Path, ignored: list[str]) -> list[str]:
     if not ignored:
         return []
     return [
-        f"{folder}: {len(ignored)} file(s) are not images in a known place and are left out\n{listed(ignored, cap=3)}"
+        f"{folder}: {len(ignored)} file(s) are not images ({KINDS}) in a known place and are left out; convert or move "
+        f"those that should be used\n{listed(ignored, cap=MAX_EXAMPLES)}"
     ]
+
+
+def _is_harmless(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in HARMLESS_SUFFIXES or name.lower() in HARMLESS_NAMES
+
+
+def _is_run_folder(folder: Path) -> bool:
+    """Whether it is the folder of a run, which is below the images when the run was started among them."""
+    return (folder / "log.jsonl").is_file() and (folder / ".lock").is_file()
 
 
 def _is_utf8(path: str) -> bool:

@@ -1,4 +1,4 @@
-"""What the columns of an unknown table probably mean: id, path, label, group, and how file names are made of them."""
+"""What the columns of an unknown table probably mean: id, path, label, split, group, how files are called."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -38,6 +38,8 @@ GROUP_NAMES = (
     "lesion_id",
     "lesion",
 )
+SPLIT_NAME = "split"
+SPLITS = {"train", "pool", "test"}
 MAX_LOOKED_UP = 200  # values of a column that are looked for among the file names
 ENOUGH = 0.5  # share of them that must be found
 MAX_CLASSES = 100
@@ -51,6 +53,7 @@ class Columns:
     path: str | None
     path_format: str | None
     label: str | None
+    split: str | None
     groups: list[str]
 
 
@@ -86,8 +89,9 @@ def guess_columns(frame: pd.DataFrame, files: ImageFiles, *, table_name: str, la
         for name in _likely(texts, GROUP_NAMES)
         if name.lower() in GROUP_NAMES and name not in taken and 1 < texts[name].nunique() < len(texts[name])
     ]
-    label = _guess_label({name: values for name, values in texts.items() if name not in {*taken, *groups}}, label_hint)
-    return Columns(id_column, path, path_format, label, groups)
+    split = _guess_split(texts)
+    others = {name: values for name, values in texts.items() if name not in {*taken, *groups, split}}
+    return Columns(id_column, path, path_format, _guess_label(others, label_hint), split, groups)
 
 
 def _texts(column: pd.Series) -> pd.Series:
@@ -131,6 +135,14 @@ def _guess_format(texts: dict[str, pd.Series], files: ImageFiles, table_name: st
             if candidate[0] >= ENOUGH and (best is None or candidate[:2] > best[:2]):
                 best = candidate
     return (best[2], best[3]) if best else (None, None)
+
+
+def _guess_split(texts: dict[str, pd.Series]) -> str | None:
+    """A column of the very name is read as the split whatever is in it; one in capitals only if it holds splits."""
+    if SPLIT_NAME in texts:
+        return SPLIT_NAME
+    alike = (name for name in texts if name.lower() == SPLIT_NAME)
+    return next((name for name in alike if set(texts[name].str.strip()) <= SPLITS), None)
 
 
 def _guess_label(texts: dict[str, pd.Series], hint: str | None) -> str | None:

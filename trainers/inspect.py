@@ -6,6 +6,7 @@
 import os
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from configs.errors import InputError
+from configs.errors import InputError, listed
 from configs.schema import DataConfig
 from trainers.decode import UnreadableImage, open_header
-from trainers.folders import is_idx_folder, list_images, read_class_folders, read_idx_folder
+from trainers.folders import KINDS, is_idx_folder, list_images, read_class_folders, read_idx_folder
 from trainers.guess_columns import Columns, ImageFiles, guess_columns
 from trainers.idx import idx_shape
 from trainers.paths import split_idx_path
@@ -79,11 +80,10 @@ def inspect_data(place: Path) -> Understanding:
     data = DataConfig(**guess.data)
     try:
         source = read_source(data)
+        guess.lines += [*_counts(source), *source.warnings]
+        image_size = _describe_images(source, data, guess)
     except InputError as error:
         problem = str(error)
-    else:
-        guess.lines += _counts(source)
-        image_size = _describe_images(source, data, guess)
     values["models"] = [{"backbone": name} for name in (SMALL_MODELS if image_size < SMALL_IMAGES else MODELS)]
     values["train"] = {"steps": 300 if num_labelled < FEW_LABELS else 2000, "batch_size": 64}
     return Understanding(values, guess.lines, problem)
@@ -173,9 +173,17 @@ def _use_columns(guess: _Guess, table: Path, folder: Path, columns: Columns, fra
     guess.data["source"] = table
     if table.parent != folder:
         guess.data["root"] = folder
-    roles = {"id": columns.id, "path": columns.path, "label": columns.label, "group": next(iter(columns.groups), None)}
+    roles = {
+        "id": columns.id,
+        "path": columns.path,
+        "label": columns.label,
+        "split": columns.split,
+        "group": next(iter(columns.groups), None),
+    }
     guess.data["columns"] = {role: name for role, name in roles.items() if name is not None and name != role}
-    words = ", ".join(f"{role} {name!r}" for role, name in roles.items() if name is not None)
+    # A column that is called like its role is used without being named in the config.
+    used = {role: name or (role if role in frame else None) for role, name in roles.items()}
+    words = ", ".join(f"{role} {name!r}" for role, name in used.items() if name is not None)
     guess.lines.append(f"{table.name}: {len(frame)} rows; columns: {words}.")
     if columns.path_format is not None:
         guess.data["path_format"] = columns.path_format
@@ -246,7 +254,7 @@ def _counts(source: Source) -> list[str]:
 
 
 def _describe_images(source: Source, data: DataConfig, guess: _Guess) -> int:
-    """Put image size and channels into the guess; returns the working size."""
+    """Put image size and channels into the guess; returns the working size. InputError when no image can be read."""
     positions = np.unique(np.linspace(0, len(source.frame) - 1, MAX_HEADERS).astype(int))
     rows = source.frame.iloc[positions]
     roots = image_roots(data)
@@ -255,21 +263,25 @@ def _describe_images(source: Source, data: DataConfig, guess: _Guess) -> int:
         try:
             width, height, mode = _header(roots[origin], path)
         except (UnreadableImage, InputError) as error:
-            unreadable.append(f"{path}: {error}")
+            unreadable.append(f"{roots[origin] / path}: {error}")
             continue
         sizes.append((width, height))
         modes.add(mode)
+    if not sizes:
+        raise InputError(
+            f"none of the {len(rows)} images looked at can be read; expected {KINDS}. Mend the paths (the table, "
+            "data.root or data.path_format) of those that are not there, and fetch or convert the others\n"
+            f"{listed(unreadable)}"
+        )
     if unreadable:
         guess.lines.append(f"{len(unreadable)} of {len(rows)} images looked at cannot be read, e.g. {unreadable[0]}.")
-    if not sizes:
-        return 224
     widths, heights = zip(*sizes, strict=True)
     shorter = int(np.median([min(size) for size in sizes]))
     image_size = min(224, 32 * max(1, -(-shorter // 32)))
     is_grey = all(mode in ("1", "L", "LA") or mode.startswith("I") for mode in modes)
     guess.data.update(image_size=image_size, channels=1 if is_grey else 3)
     guess.lines.append(
-        f"Images: {len(sizes)} looked at, {min(widths)} to {max(widths)} wide, {min(heights)} to {max(heights)} high, "
+        f"Images: {len(sizes)} looked at, {_span(widths)} wide, {_span(heights)} high, "
         f"{'grey' if is_grey else 'colour'}; working size {image_size} x {image_size}."
     )
     if any(mode.startswith("I") for mode in modes):
@@ -277,6 +289,11 @@ def _describe_images(source: Source, data: DataConfig, guess: _Guess) -> int:
             "Some are 16-bit grey: set data.grey_bits to the bits really used (12 for values up to 4095)."
         )
     return image_size
+
+
+def _span(lengths: Sequence[int]) -> str:
+    low, high = min(lengths), max(lengths)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _header(root: Path, path: str) -> tuple[int, int, str]:

@@ -18,6 +18,7 @@ from configs.schema import DataConfig, FoldsConfig, GuaranteeConfig
 from trainers.atomic import write_csv
 from trainers.bulk_decode import decode_all
 from trainers.folds import HOLDOUT, assign_folds, fold_table, joined_groups
+from trainers.guarantee import missing_guarantee, positive_units
 from trainers.paths import file_of
 from trainers.pixel_cache import pixel_shape, storing
 from trainers.source import Source, image_roots, place_of, read_source
@@ -70,8 +71,22 @@ def run(
         table, fold_lines, num_groups = _with_folds(accepted, source, folds, guarantee, seed=seed)
     write_csv(out / "rejected.csv", rejected[REJECTED_COLUMNS])
     write_table(out / "table.parquet", table)
-    warnings = [*source.warnings, *_rejected_warning(rejected), *_overlap_warnings(table.frame)]
+    warnings = [
+        *source.warnings,
+        *_rejected_warning(rejected, data),
+        *_overlap_warnings(table.frame),
+        *guarantee_warnings(table, guarantee),
+    ]
     return _result(table, rejected, fold_lines, num_groups=num_groups, num_reused=num_reused, warnings=warnings)
+
+
+def guarantee_warnings(table: ImageTable, guarantee: GuaranteeConfig) -> list[str]:
+    """That the holdout asked for has too few positives for a guarantee, which is cheaper to know before training."""
+    if not guarantee.holdout or not table.is_binary:
+        return []
+    units = positive_units(table, holdout=guarantee.holdout)
+    missing = missing_guarantee(units, recall=guarantee.recall, confidence=guarantee.confidence)
+    return [] if missing is None else [f"the recall will be an estimate, not a guarantee; {missing}"]
 
 
 def source_fingerprint(data: DataConfig) -> str:
@@ -171,10 +186,15 @@ def _with_folds(
     return table, fold_table(targets, groups, assigned, classes=source.classes), len(np.unique(groups))
 
 
-def _rejected_warning(rejected: pd.DataFrame) -> list[str]:
+def _rejected_warning(rejected: pd.DataFrame, data: DataConfig) -> list[str]:
     if rejected.empty:
         return []
-    lines = [f"id {row.id!r} ({row.split}): {row.reason}" for row in rejected.itertuples()]
+    roots = image_roots(data)
+    columns = (rejected[name] for name in ("origin", "path", "id", "split", "reason"))
+    lines = [
+        f"{roots[origin] / path} (id {id_!r}, {split}): {reason}"
+        for origin, path, id_, split, reason in zip(*columns, strict=True)
+    ]
     return [f"{len(rejected)} image(s) cannot be used, all are in rejected.csv\n{listed(lines, cap=MAX_PAIRS)}"]
 
 

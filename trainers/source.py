@@ -4,6 +4,7 @@ Nothing is decoded here and a missing image is no error yet (`trainers.prepare` 
 words of the input itself can get wrong is, all problems of a kind in one message.
 """
 
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ import pandas as pd
 
 from configs.errors import InputError, listed
 from configs.schema import ColumnsConfig, DataConfig
-from trainers.folders import is_idx_folder, read_class_folders, read_flat_folder, read_idx_folder
+from trainers.folders import ids_apart, is_idx_folder, read_class_folders, read_flat_folder, read_idx_folder
 from trainers.labels import resolve_classes
-from trainers.path_format import fields_of, format_paths, path_format_of
+from trainers.path_format import format_paths, path_format_of
 from trainers.paths import paths_leaving
 from trainers.sheet import is_sheet, raise_row_problems, read_sheet, require_columns
 from trainers.table import COLUMNS as TABLE_COLUMNS
@@ -56,6 +57,7 @@ def read_source(data: DataConfig) -> Source:
     parts = [_read_part(data, origin) for origin in ORIGINS if getattr(data, origin) is not None]
     frame = pd.concat(_compatible([part.frame for part in parts]), ignore_index=True)
     frame["row"] = frame["row"].astype("Int64")
+    frame["id"], id_warnings = ids_apart(frame)
     _check_unique_ids(frame)
     labelled = frame["label"].notna()
     if data.labels is not None:
@@ -66,7 +68,7 @@ def read_source(data: DataConfig) -> Source:
         positive_label=data.positive_label,
         where=str(data.source),
     )
-    warnings = [warning for part in parts for warning in part.warnings]
+    warnings = [warning for part in parts for warning in part.warnings] + id_warnings
     tables = [table for part in parts for table in part.tables]
     if data.root is not None and not any(is_sheet(getattr(data, o)) for o in ORIGINS if getattr(data, o) is not None):
         warnings.append(
@@ -138,7 +140,7 @@ def _read_table(data: DataConfig, origin: str) -> _Part:
     names = data.columns
     path_format = path_format_of(data, origin)
     roles = [names.id, names.path, names.label, names.split, names.group]
-    sheet = read_sheet(place, text_columns={*roles, *fields_of(path_format)})
+    sheet = read_sheet(place, text_columns={*roles, *(path_format.columns if path_format else ())})
     required = [names.id]
     if origin == "source":
         # A column that was renamed in the config is meant to be there; misspelt, it would silently be absent.
@@ -157,7 +159,7 @@ def _read_table(data: DataConfig, origin: str) -> _Part:
 
     warnings = list(sheet.warnings)
     if path_format is not None and names.path in sheet.frame:
-        warnings.append(f"{place}: data.path_format has no effect, because there is a column {names.path!r}")
+        warnings.append(f"{place}: {path_format.field} has no effect, because there is a column {names.path!r}")
         path_format = None
     frame = pd.DataFrame(
         {
@@ -181,10 +183,21 @@ def _read_table(data: DataConfig, origin: str) -> _Part:
     for name in ("label", "group"):
         frame[name] = frame[name].where(frame[name] != "", None)
     extra = sheet.frame.drop(columns=[name for name in roles if name in sheet.frame])
-    renamed = {name: f"user_{name}" for name in extra.columns if name in RESERVED}
+    renamed = _free_names([str(name) for name in extra.columns])
     if renamed:
         warnings.append(f"{place}: column(s) {', '.join(renamed)} are kept as {', '.join(renamed.values())}")
     return _Part(pd.concat([frame, extra.rename(columns=renamed)], axis=1), [place], warnings)
+
+
+def _free_names(columns: list[str]) -> dict[str, str]:
+    """Other names for the user's columns that are called like one of ours, none of them taken."""
+    taken = {*columns, *RESERVED}
+    names = {}
+    for column in [name for name in columns if name in RESERVED]:
+        tries = (f"user_{column}" if number == 1 else f"user_{column}_{number}" for number in itertools.count(1))
+        names[column] = next(name for name in tries if name not in taken)
+        taken.add(names[column])
+    return names
 
 
 def _row_problems(frame: pd.DataFrame, root: Path, origin: str) -> dict[str, list[str]]:

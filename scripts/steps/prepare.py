@@ -23,7 +23,7 @@ def prepare_step(pipeline: Pipeline) -> None:
         {
             "data": config.data.model_dump(mode="json", exclude=NOT_PREPARED),
             "folds": config.folds.model_dump(),
-            "holdout": config.guarantee.holdout,
+            "guarantee": config.guarantee.model_dump(),
             "seed": config.seed,
             "source": prepare.source_fingerprint(config.data),
             "rules": RULES_VERSION,

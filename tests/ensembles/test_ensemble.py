@@ -99,7 +99,10 @@ def test_threshold_without_a_holdout_is_an_estimate_that_says_so(tmp_path):
     guarantee = stored.recall_guarantee
     assert {"recall", "confidence", "num_positives", "reason"} <= set(guarantee)
     assert guarantee["recall"] is None and guarantee["num_positives"] == 60
-    assert "guarantee.holdout" in guarantee["reason"]
+    assert guarantee["reason"].endswith(
+        "to guarantee a recall of 0.8 with 95% confidence, at least 14 positives must be held out, and none is: set "
+        "guarantee.holdout to 0.24"
+    )
     oof = stored.scores[(stored.scores["kind"] == "oof") & (stored.scores["target"] == 1)]
     assert (oof["score"] >= stored.threshold).mean() == pytest.approx(0.8)
 
@@ -124,7 +127,8 @@ def test_too_small_a_holdout_gives_an_estimate_and_the_number_needed(tmp_path):
     write_toy_predictions(tmp_path / "predictions", table)
     threshold = run(tmp_path, table, recall=0.9).threshold
     assert threshold.recall is None and threshold.threshold is not None
-    assert "10 holdout positives cannot certify" in threshold.reason and "at least 29" in threshold.reason
+    assert "at least 29 positives must be held out, and 10 are: set guarantee.holdout to 0.42" in threshold.reason
+    assert "the threshold is an estimate on 60 out-of-fold positives" in threshold.reason
 
 
 def test_guarantee_counts_patients_when_images_are_grouped(tmp_path):
@@ -133,7 +137,8 @@ def test_guarantee_counts_patients_when_images_are_grouped(tmp_path):
     grouped = ImageTable(frame, table.classes, table.positive_label)
     write_toy_predictions(tmp_path / "predictions", grouped)
     threshold = run(tmp_path, grouped, recall=0.9).threshold
-    assert threshold.recall is None and "20 groups with holdout positives" in threshold.reason
+    assert threshold.recall is None
+    assert "at least 29 groups with positives must be held out, and 20 are" in threshold.reason
 
 
 def test_ensemble_json_is_plain_and_names_its_inputs(tmp_path):
@@ -182,7 +187,7 @@ def test_copies_of_an_image_do_not_certify(tmp_path):
     copied = ImageTable(table.frame.assign(sha256=hashes), table.classes, table.positive_label)
     write_toy_predictions(tmp_path / "predictions", copied)
     threshold = run(tmp_path, copied, recall=0.9).threshold
-    assert threshold.recall is None and "8 groups with holdout positives cannot certify" in threshold.reason
+    assert threshold.recall is None and "groups with positives must be held out, and 8 are" in threshold.reason
     assert run(tmp_path, table, recall=0.9).threshold.recall == 0.9  # the control: forty different images
 
 

@@ -1,3 +1,4 @@
+import shlex
 import subprocess
 import sys
 
@@ -73,7 +74,7 @@ def test_a_kaggle_folder_becomes_a_config_that_runs_as_is(tmp_path, capsys):
     assert "train.csv: 20 rows; columns: id 'image_name', label 'target', group 'patient_id'." in said
     assert "'1' is rarer than '0' and is taken for the positive class" in said
     assert "Labelled: 20 images: '0' 15 (75.0%), '1' 5 (25.0%)." in said and "Test: 5 images." in said
-    assert "25 looked at, 40 to 40 wide, 30 to 30 high, colour; working size 32 x 32" in said
+    assert "25 looked at, 40 wide, 30 high, colour; working size 32 x 32" in said
     assert "the submission gets its columns, image_name, target" in said
 
 
@@ -143,6 +144,48 @@ def test_data_that_has_to_be_mended_still_gets_a_config_and_the_problem_is_told(
     assert load_config(out).data.source == folder / "train.csv"
 
 
+def test_images_none_of_which_can_be_read_are_an_error_that_names_the_files(tmp_path):
+    folder, out = tmp_path / "data", tmp_path / "config.yaml"
+    for number in range(12):
+        path = folder / f"class{number % 2}" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"" if number else b"<html>")
+    with pytest.raises(InputError) as caught:
+        main(folder, out=out)
+    text = str(caught.value)
+    assert "none of the 12 images looked at can be read; expected JPEG, PNG" in text
+    assert f"  - {folder}/class0/0.jpg: a web page (HTML)" in text and "... and 2 more of 12" in text
+    assert load_config(out).data.source == folder
+
+
+def test_the_printed_command_can_be_pasted_whatever_the_path(tmp_path, capsys):
+    folder = kaggle(tmp_path / "my skin")
+    out = tmp_path / "it's a config.yaml"
+    main(folder, out=out)
+    command = capsys.readouterr().out.splitlines()[-1].partition("then: ")[2]
+    assert shlex.split(command) == ["rarefind", "run", str(out)]
+
+
+def test_a_split_column_is_used_and_said_and_files_that_are_left_out_are_too(tmp_path, capsys):
+    folder = tmp_path / "data"
+    pictures(folder / "img", *(f"{number}.png" for number in range(12)))
+    rows = [f"{number},img/{number}.png,{'ab'[number % 2]},,{number // 2}" for number in range(8)]
+    rows += [f"{number},img/{number}.png,,{'test' if number > 9 else 'pool'},{number // 2}" for number in range(8, 12)]
+    table(folder, "train.csv", "id,path,kind,Split,group", rows)
+    config = initialised(tmp_path, folder)
+    assert (config.data.columns.label, config.data.columns.split) == ("kind", "Split")
+    assert list(read_source(config.data).frame["split"].value_counts()) == [8, 2, 2]
+    said = capsys.readouterr().out
+    assert "columns: id 'id', path 'path', label 'kind', split 'Split', group 'group'." in said
+    (folder / "train.csv").unlink()
+    pictures(folder / "pool", "1.png")
+    pictures(folder / "labelled" / "a", "1.png")
+    pictures(folder / "labelled" / "b", "2.png")
+    (folder / "labelled" / "b" / "3.heic").write_bytes(b"")
+    main(folder, out=tmp_path / "other.yaml")
+    assert f"{folder}: 13 file(s) are not images" in capsys.readouterr().out
+
+
 def test_nothing_to_understand_is_an_error_and_nothing_is_written(tmp_path):
     out = tmp_path / "config.yaml"
     with pytest.raises(InputError, match="does not exist; name the folder with your images"):
@@ -161,3 +204,7 @@ def test_the_command_runs_on_its_own(tmp_path):
     command = [sys.executable, "-m", "scripts.init", str(folder), "--out", str(tmp_path / "c.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "rarefind run" in done.stdout and load_config(tmp_path / "c.yaml").data.source == folder / "train.csv"
+    for path in folder.rglob("*.jpg"):
+        path.write_bytes(b"")
+    failed = subprocess.run([*command, "--force"], capture_output=True, text=True, check=False)
+    assert failed.returncode == 2 and "none of the 25 images looked at can be read" in failed.stderr

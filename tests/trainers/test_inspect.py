@@ -88,12 +88,31 @@ def test_channels_follow_the_modes_of_the_files(tmp_path, mode, channels):
 
 
 def test_unreadable_headers_are_told_and_do_not_stop_it(tmp_path):
-    understood = inspect_data(folder_of(tmp_path, broken=3))
+    folder = folder_of(tmp_path, broken=3)
+    understood = inspect_data(folder)
     assert (
-        "3 of 12 images looked at cannot be read, e.g. class1/0.png: the file is empty (0 bytes)." in understood.lines
+        f"3 of 12 images looked at cannot be read, e.g. {folder}/class1/0.png: the file is empty (0 bytes)."
+        in understood.lines
     )
     assert understood.problem is None and understood.values["data"]["image_size"] == 96
-    assert inspect_data(folder_of(tmp_path, broken=12)).values["data"].get("image_size") is None
+    broken = inspect_data(folder_of(tmp_path, broken=12))
+    assert broken.values["data"].get("image_size") is None and "none of the 12 images" in broken.problem
+
+
+def test_sizes_are_a_range_only_where_they_differ(tmp_path):
+    folder = folder_of(tmp_path, size=(100, 80))
+    assert any("12 looked at, 100 wide, 80 high, colour" in line for line in inspect_data(folder).lines)
+    Image.new("RGB", (60, 80)).save(folder / "class0" / "11.png")
+    assert any("12 looked at, 60 to 100 wide, 80 high, colour" in line for line in inspect_data(folder).lines)
+
+
+def test_the_split_is_no_label_and_one_in_capitals_must_hold_splits():
+    few, splits = list("ab") * 4, ["train", "test"] * 4
+    columns = guessed(id=NAMES, kind=few, split=splits)
+    assert (columns.label, columns.split) == ("kind", "split")
+    assert guessed(id=NAMES, kind=few, Split=splits).split == "Split"
+    assert guessed(id=NAMES, kind=few, Split=["left", "right"] * 4).split is None
+    assert guessed(id=NAMES, kind=few, split=["left", "right"] * 4).split == "split"
 
 
 def test_idx_folders_are_understood(tmp_path):

@@ -81,7 +81,11 @@ def test_everything_is_written_and_counted(tmp_path):
     assert (result.num_rows, result.num_accepted, result.num_rejected, result.num_reused) == (40, 40, 0, 0)
     assert result.splits == {"train": 24, "holdout": 6, "pool": 6, "test": 4}
     assert result.labelled == {"0": 21, "1": 9} and result.num_positives == 9 and result.num_groups == 15
-    assert result.warnings == []
+    assert result.warnings == [
+        "the recall will be an estimate, not a guarantee; to guarantee a recall of 0.9 with 95% confidence, at least "
+        "29 groups with positives must be held out, and 1 is; the 5 that are labelled are too few for it: label at "
+        "least 58 in all and set guarantee.holdout to 0.5"
+    ]
     assert frame["split"].value_counts().to_dict() == result.splits
     assert list(frame["id"])[:2] == ["t0", "t1"] and list(frame["id"])[-1] == "x3"
     assert frame["fold"].notna().tolist() == (frame["split"] == "train").tolist()
@@ -120,6 +124,7 @@ def test_unreadable_images_are_rejected_by_id_and_the_counts_add_up(tmp_path):
     assert result.num_accepted + result.num_rejected == result.num_rows == 40 and result.num_rejected == 3
     assert len(read_table(tmp_path / "run" / "table.parquet")) == 37
     assert "3 image(s) cannot be used, all are in rejected.csv" in result.warnings[0]
+    assert f"  - {tmp_path}/img/x1.png (id 'x1', test): file not found" in result.warnings[0]
 
 
 def test_more_rejections_than_allowed_are_an_error_with_reasons_and_nothing_is_written(tmp_path):

@@ -1,4 +1,5 @@
 import gzip
+import os
 import struct
 
 import numpy as np
@@ -178,6 +179,23 @@ def test_path_format_errors_name_the_column_and_the_rows(tmp_path):
     assert "row 3: dir is empty" in error(config(path, path_format="{dir}/{id}.jpg"))
     for wrong in ("{id.__class__}", "{id!r}", "{id:>8}", "{}", "img.jpg", "{id"):
         assert f"data.path_format {wrong!r}" in error(config(path, path_format=wrong))
+    assert error(config(path, path_format="{0}.jpg")) == (
+        f"{path}: no column '0'; its columns are id, dir, label (data.path_format "
+        "'{0}.jpg' names columns by {column})"
+    )
+    named_0 = written(tmp_path, "named_0.csv", ["id,0,label", "1,{x},mel", "2,y,nev"])
+    assert list(read_source(config(named_0, path_format="{{a}}/{0}.{id}")).frame["path"]) == ["{a}/{x}.1", "{a}/y.2"]
+    assert "data.test_path_format '{id'" in error(
+        config(written(tmp_path, "train.csv", ROWS), test=path, test_path_format="{id")
+    )
+
+
+def test_a_users_column_that_has_our_name_gets_a_free_one(tmp_path):
+    lines = ["id,path,label,fold,user_fold,user_fold_2,user_width,width", "1,a,mel,f,u,v,w,x", "2,b,nev,f,u,v,w,x"]
+    source = read_source(config(written(tmp_path, "train.csv", lines)))
+    names = ["user_fold_3", "user_fold", "user_fold_2", "user_width", "user_width_2"]
+    assert source.frame[names].iloc[0].tolist() == list("fuvwx")
+    assert any("column(s) fold, width are kept as user_fold_3, user_width_2" in text for text in source.warnings)
 
 
 def test_a_path_format_beside_a_path_column_has_no_effect_and_says_so(tmp_path):
@@ -384,7 +402,7 @@ def test_a_column_of_two_types_becomes_text(tmp_path):
 
 
 def test_pool_and_test_may_be_folders_flat_or_nested(tmp_path):
-    touched(tmp_path, "p/a.jpg", "p/deep/er/b.v2.PNG", "p/.hidden.jpg", "p/__MACOSX/x.jpg", "p/notes.txt", "t/c.webp")
+    touched(tmp_path, "p/a.jpg", "p/deep/er/b.v2.PNG", "p/.hidden.jpg", "p/__MACOSX/x.jpg", "p/scan.dcm", "t/c.webp")
     path = written(tmp_path, "train.csv", ROWS)
     source = read_source(config(path, pool=tmp_path / "p", test=tmp_path / "t"))
     frame = source.frame[source.frame["origin"] != "source"]
@@ -394,7 +412,7 @@ def test_pool_and_test_may_be_folders_flat_or_nested(tmp_path):
         "c.webp",
     ]
     assert list(frame["split"]) == ["pool", "pool", "test"] and frame["row"].isna().all()
-    assert any("1 file(s) are not images" in warning and "notes.txt" in warning for warning in source.warnings)
+    assert any("1 file(s) are not images" in warning and "scan.dcm" in warning for warning in source.warnings)
     (tmp_path / "empty").mkdir()
     assert "data.pool: no image (JPEG, PNG, TIFF, WebP, BMP) below" in error(config(path, pool=tmp_path / "empty"))
 
@@ -419,7 +437,21 @@ def test_class_folders_with_pool_and_test(tmp_path):
     assert list(frame["label"]) == ["mel", "nev", "nev", None, None]
     assert list(frame["split"]) == ["train", "train", "train", "pool", "test"]
     assert image_roots(config(tmp_path)) == {"source": tmp_path}
-    assert any("1 file(s) are not images in a known place" in text and "old/y.jpg" in text for text in source.warnings)
+    assert source.warnings == [
+        f"{tmp_path}: 1 file(s) are not images (JPEG, PNG, TIFF, WebP, BMP) in a known place and are left out; "
+        "convert or move those that should be used\n  - old/y.jpg"
+    ]
+
+
+def test_notes_tables_and_runs_beside_the_images_are_left_out_silently_and_doubtful_files_are_not(tmp_path):
+    harmless = ["config.yaml", "README.md", "truth.csv", "nev/notes.TXT", "nev/meta.json", "nev/Thumbs.db"]
+    run = ["runs/a/log.jsonl", "runs/a/.lock", "runs/a/images/pixels.npy", "runs/a/report.html"]
+    touched(tmp_path, "mel/1.jpg", "nev/2.jpg", "grid.png/3.jpg", *harmless, *run)
+    source = read_source(config(tmp_path, positive_label=None))
+    assert list(source.frame["id"]) == ["grid.png/3", "mel/1", "nev/2"] and source.warnings == []
+    touched(tmp_path, "nev/photo.HEIC", "nev/scan", "nev/film.gif", "all.zip", "other/log.jsonl", "other/pixels.npy")
+    (warning,) = read_source(config(tmp_path, positive_label=None)).warnings
+    assert "5 file(s) are not images" in warning and "  - all.zip\n  - nev/film.gif\n  - nev/photo.HEIC\n" in warning
 
 
 def test_folders_that_are_just_classes_count_as_labelled(tmp_path):
@@ -437,8 +469,80 @@ def test_folders_that_cannot_be_understood(tmp_path):
     assert "there are tables in it (train.csv): name one of them as data.source" in error(config(tmp_path / "c"))
     touched(tmp_path / "d", "labelled/mel/a.jpg", "labelled/mel/a.png", "labelled/nev/b.jpg")
     assert "id 'mel/a'" in error(config(tmp_path / "d"))
-    touched(tmp_path / "e", "labelled/mel/1.jpg", "pool/1.jpg", "test/1.jpg", "labelled/nev/2.jpg")
-    assert "id '1'" in error(config(tmp_path / "e")) and "'pool/1.jpg' and" in error(config(tmp_path / "e"))
+
+
+def ids_by_path(data):
+    frame = read_source(data).frame
+    return dict(zip(frame["path"], frame["id"], strict=True))
+
+
+def test_an_id_in_several_folders_stays_the_test_images_and_the_others_get_their_folder_in_front(tmp_path):
+    touched(tmp_path, "labelled/mel/1.jpg", "labelled/nev/1.jpg", "labelled/nev/2.jpg")
+    touched(tmp_path, "pool/mel/1.png", "pool/nev/2.jpg", "pool/3.jpg", "pool/4.jpg", "test/3.jpg", "test/mel/1.jpg")
+    assert ids_by_path(config(tmp_path)) == {
+        "labelled/mel/1.jpg": "labelled/mel/1",
+        "labelled/nev/1.jpg": "nev/1",
+        "labelled/nev/2.jpg": "nev/2",
+        "pool/mel/1.png": "pool/mel/1",
+        "pool/nev/2.jpg": "pool/nev/2",
+        "pool/3.jpg": "pool/3",
+        "pool/4.jpg": "4",
+        "test/3.jpg": "3",
+        "test/mel/1.jpg": "mel/1",
+    }
+    (warning,) = read_source(config(tmp_path)).warnings
+    assert warning == (
+        "4 image(s) in folders have the id of an image of another folder or table, so their id begins with labelled/ "
+        f"or pool/\n  - {tmp_path}/labelled/mel/1.jpg: id 'labelled/mel/1'\n  - {tmp_path}/pool/3.jpg: id 'pool/3'\n"
+        f"  - {tmp_path}/pool/mel/1.png: id 'pool/mel/1'\n  ... and 1 more of 4"
+    )
+
+
+def test_folders_named_in_the_config_yield_to_tables_and_test_images_keep_their_ids(tmp_path):
+    path = written(tmp_path, "train.csv", ["id,path,label", "1,a.jpg,mel", "2,b.jpg,nev", "3,c.jpg,"])
+    touched(tmp_path, "more/1.jpg", "more/3.jpg", "more/4.jpg", "more/5.jpg", "t/4.jpg")
+    frame = read_source(config(path, pool=tmp_path / "more", test=tmp_path / "t")).frame
+    assert list(frame["id"]) == ["1", "2", "3", "pool/1", "pool/3", "pool/4", "5", "4"]
+    touched(tmp_path, "classes/mel/1.jpg", "classes/nev/2.jpg")
+    test = written(tmp_path, "test.csv", ["id,path", "mel/1,x.jpg"])
+    assert list(ids_by_path(config(tmp_path / "classes", test=test)).values()) == ["labelled/mel/1", "nev/2", "mel/1"]
+
+
+@pytest.mark.parametrize(
+    ("files", "repeated"),
+    [
+        (["pool/a.jpg", "pool/a.png"], "a"),
+        (["pool/a.jpg", "pool/a.png", "test/a.jpg"], "pool/a"),
+        (["pool/a.jpg", "test/a.jpg", "test/a.png"], "a"),
+        (["pool/a.jpg", "pool/pool/a.jpg", "test/a.jpg"], "pool/a"),
+        (["pool/a.jpg", "test/a.jpg", "test/pool/a.jpg"], "pool/a"),
+    ],
+)
+def test_ids_that_their_folder_does_not_tell_apart_are_an_error(tmp_path, files, repeated):
+    touched(tmp_path, "labelled/mel/1.jpg", "labelled/nev/2.jpg", *files)
+    text = error(config(tmp_path))
+    assert text.startswith("1 id(s) are there more than once") and f"  - id {repeated!r}: {tmp_path}" in text
+
+
+def test_a_tables_id_is_never_changed(tmp_path):
+    path = written(tmp_path, "train.csv", ROWS)
+    touched(tmp_path, "t/NA.jpg")
+    text = error(config(path, test=tmp_path / "t"))
+    assert f"id 'NA': {path} row 3, label 'nev' and {tmp_path / 't'} 'NA.jpg'" in text
+
+
+def test_the_order_in_which_files_are_listed_changes_no_id(tmp_path, monkeypatch):
+    touched(tmp_path, *(f"{folder}/{n}.jpg" for folder in ("labelled/mel", "labelled/nev", "pool/mel") for n in "12"))
+    touched(tmp_path, "test/mel/2.jpg", "test/nev/1.jpg", "pool/nev/1.png")
+    expected = ids_by_path(config(tmp_path))
+    walk = os.walk
+
+    def backwards(top, **options):
+        for parent, folders, files in sorted(walk(top, **options), reverse=True):
+            yield parent, folders, sorted(files, reverse=True)
+
+    monkeypatch.setattr("trainers.folders.os.walk", backwards)
+    assert ids_by_path(config(tmp_path)) == expected
 
 
 def test_links_in_class_folders_may_not_lead_out(tmp_path):
