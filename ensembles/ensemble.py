@@ -18,6 +18,7 @@ from configs.schema import EnsembleConfig, GuaranteeConfig
 from ensembles.blending import Blend, blend_scores, fit_blend, score_columns
 from ensembles.predictions import prediction_files, prediction_metadata, read_predictions
 from ensembles.thresholds import RecallThreshold, certified_threshold, estimated_threshold
+from ensembles.wording import exact_percent
 from trainers.atomic import write_json, write_parquet
 from trainers.guarantee import missing_guarantee, positive_units
 from trainers.provenance import code_version, file_digest
@@ -175,7 +176,6 @@ def _summary(arm: str, blend: Blend, scores: pd.DataFrame, threshold: RecallThre
         return line
     if threshold.recall is None:
         return f"{line}; threshold {threshold.threshold:.4g}, recall there {threshold.estimate:.3f} (an estimate)"
-    promise = f"recall {threshold.recall:g} guaranteed"
-    if threshold.unit == "groups":
-        promise = f"guaranteed that {threshold.recall:g} of the groups have all their positives found"
-    return f"{line}; threshold {threshold.threshold:.4g}, {promise}"
+    whose = "groups have all their positives found" if threshold.unit == "groups" else "positives are found"
+    promise = f"with {exact_percent(threshold.confidence)} confidence: at least {threshold.recall:g} of the {whose}"
+    return f"{line}; threshold {threshold.threshold:.4g}, guaranteed {promise}"

@@ -331,7 +331,7 @@ def training_panels(files: RunFiles) -> list[dict[str, Any]]:
             dots = [figures.Curve(np.array([step]), np.array([ap]), role) for step, ap in looks.values()]
             ap_figure = figures.line_figure(
                 [*_fold_curves(watched, "ap", role), *(dots if keep == "best" else [])],
-                y_label="Held-out AP",
+                y_label="Held-out AP" if files.metrics["prevalence"] is not None else "Held-out macro AP",
                 name=f"ap/{arm}/{model}",
                 unit_range=True,
                 chance=files.metrics["prevalence"],

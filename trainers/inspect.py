@@ -27,8 +27,8 @@ from trainers.source import Source, image_roots, read_source
 POOL_NAMES = ("pool", "unlabelled", "unlabeled", "unsupervised", "extra")
 TEST_NAMES = ("test", "test_images", "images_test", "testing")
 TRAIN_NAMES = ("labelled", "train", "training", "labeled")
-SMALL_IMAGES = 64  # pixels; below, small networks do
-SMALL_MODELS = ["resnet10t", "test_efficientnet"]
+SMALL_IMAGES = 64  # pixels; up to that, networks made for it do, which shrink an image less
+SMALL_MODELS = ["small_resnet", "small_regnet"]
 MODELS = ["resnet18", "efficientnet_b0"]
 FEW_LABELS = 500
 MAX_HEADERS = 200
@@ -84,9 +84,20 @@ def inspect_data(place: Path) -> Understanding:
         image_size = _describe_images(source, data, guess)
     except InputError as error:
         problem = str(error)
-    values["models"] = [{"backbone": name} for name in (SMALL_MODELS if image_size < SMALL_IMAGES else MODELS)]
+    names = SMALL_MODELS if image_size <= SMALL_IMAGES else MODELS
+    values["models"] = [{"backbone": name} for name in names]
+    guess.lines.append(f"Models: {' and '.join(names)}, from random weights.{_pretrained_hint(image_size)}")
     values["train"] = {"steps": 300 if num_labelled < FEW_LABELS else 2000, "batch_size": 64}
     return Understanding(values, guess.lines, problem)
+
+
+def _pretrained_hint(image_size: int) -> str:
+    if image_size <= SMALL_IMAGES:
+        return ""
+    return (
+        " With few labels, ImageNet weights are worth trying: models.<n>.pretrained: timm (needs a network), a file, "
+        "or packaged (backbones tf_efficientnet_lite0, 1, 2)."
+    )
 
 
 def relative_to(values: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -215,7 +215,7 @@ def precision_recall_band(
 ) -> PrecisionBand:
     """Pointwise interval of the precision at the first threshold that reaches each recall (default 0.01 .. 1.00).
 
-    It is wide at the left, where the precision rests on the few positives found so far. All nan without positives or
+    It is wide where the precision rests on few images. All nan without positives or
     without negatives.
     """
     grid = np.linspace(0.01, 1.0, 100) if recalls is None else np.asarray(recalls, dtype=np.float64)
