@@ -1,41 +1,79 @@
-"""`rarefind prepare-fashion`: build the rare-fashion benchmark from Fashion-MNIST's IDX files."""
+"""`rarefind prepare-fashion`: build the benchmarks from Fashion-MNIST's IDX files."""
 
 import shlex
+from dataclasses import fields
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from scripts.command import run_command
 
 
+class Benchmark(StrEnum):
+    """What can be built."""
+
+    RARE_FASHION = "rare-fashion"
+    LONG_TAIL = "long-tail"
+
+
 def main(
     out: Annotated[Path, typer.Argument(help="folder to write the benchmark to")],
+    benchmark: Annotated[Benchmark, typer.Option(help="which one")] = Benchmark.RARE_FASHION,
     idx: Annotated[Path | None, typer.Option(help="folder of the four IDX files; default: Debian's")] = None,
-    positive: Annotated[str, typer.Option(help="the rare class")] = "shirt",
-    positives: Annotated[int, typer.Option(min=1, help="labelled positives")] = 293,
-    negatives: Annotated[int, typer.Option(min=1, help="labelled negatives")] = 5_000,
-    pool: Annotated[int, typer.Option(min=0, help="unlabelled images")] = 45_000,
-    pool_prevalence: Annotated[
-        float | None, typer.Option(help="share of positives in the pool; default: the labels'")
+    positive: Annotated[str | None, typer.Option(help="rare-fashion: the rare class; default: shirt")] = None,
+    positives: Annotated[int | None, typer.Option(min=1, help="rare-fashion: labelled positives; default: 293")] = None,
+    negatives: Annotated[
+        int | None, typer.Option(min=1, help="rare-fashion: labelled negatives; default: 5000")
     ] = None,
-    unseen: Annotated[list[str] | None, typer.Option(help="class that is never labelled; may be repeated")] = None,
+    pool: Annotated[int | None, typer.Option(min=0, help="rare-fashion: unlabelled images; default: 45000")] = None,
+    pool_prevalence: Annotated[
+        float | None, typer.Option(help="rare-fashion: share of positives in the pool; default: the labels'")
+    ] = None,
+    unseen: Annotated[
+        list[str] | None, typer.Option(help="rare-fashion: class that is never labelled; may be repeated")
+    ] = None,
+    most: Annotated[int | None, typer.Option(help="long-tail: labels of the commonest class; default: 1000")] = None,
+    fewest: Annotated[int | None, typer.Option(help="long-tail: labels of the rarest class; default: 20")] = None,
     seed: Annotated[int, typer.Option(help="which images are chosen")] = 0,
 ) -> None:
-    """Build rare-fashion: a few labelled shirts, many labelled others, a pool, and a test set with hidden truth."""
+    """Build a benchmark: a few labelled images, a pool, and a test set with hidden truth."""
     import configs
-    from trainers.fashion import DEBIAN_FOLDER, RareFashion, write_rare_fashion
+    from configs.errors import InputError
+    from trainers import fashion
 
-    settings = RareFashion(positive, positives, negatives, pool, pool_prevalence, tuple(unseen or ()), seed)
-    counts = write_rare_fashion(out, settings, idx=idx or DEBIAN_FOLDER)
-    for part, (num_positives, num_negatives) in counts.items():
-        typer.echo(f"{part:<6} {num_positives:>6} positives {num_negatives:>7} negatives")
-    fields = {"source": "table.csv", "test": "test.csv", "truth": "truth.csv"}
-    overrides = [f"data.{key}={out / name}" for key, name in fields.items()]
-    overrides.append(f"submit.sample={out / 'sample_submission.csv'}")
-    preset = Path(configs.__file__).parent / "rare_fashion.yaml"
+    kinds: dict[Benchmark, tuple[Any, Any, str]] = {
+        Benchmark.RARE_FASHION: (fashion.RareFashion, fashion.write_rare_fashion, "rare_fashion.yaml"),
+        Benchmark.LONG_TAIL: (fashion.LongTail, fashion.write_long_tail, "long_tail.yaml"),
+    }
+    settings_type, write, preset = kinds[benchmark]
+    options = {
+        "positive": positive,
+        "num_positives": positives,
+        "num_negatives": negatives,
+        "num_pool": pool,
+        "pool_prevalence": pool_prevalence,
+        "unseen": tuple(unseen) if unseen else None,
+        "most": most,
+        "fewest": fewest,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    strange = given.keys() - {field.name for field in fields(settings_type)}
+    if strange:
+        names = ", ".join(f"--{name.removeprefix('num_').replace('_', '-')}" for name in sorted(strange))
+        raise InputError(f"{names}: not an option of {benchmark}; `rarefind prepare-fashion --help` says of which")
+    counts = write(out, settings_type(**given, seed=seed), idx=idx or fashion.DEBIAN_FOLDER)
+    for part, labels in counts.items():
+        told = ", ".join(f"{label} {number}" for label, number in labels.items())
+        typer.echo(f"{part:<6} {sum(labels.values()):>6} images: {told}")
+    overrides = [
+        *(f"data.{key}={out / name}" for key, name in {"source": "table.csv", "test": "test.csv"}.items()),
+        f"data.truth={out / 'truth.csv'}",
+        f"submit.sample={out / 'sample_submission.csv'}",
+    ]
     typer.echo(f"written to {out}; next:")
-    typer.echo(f"rarefind run {shlex.join([str(preset), *overrides])}")
+    typer.echo(f"rarefind run {shlex.join([str(Path(configs.__file__).parent / preset), *overrides])}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""The rare-fashion benchmark: Fashion-MNIST's real 28x28 images as a rare-positive problem on disk.
+"""Benchmarks from Fashion-MNIST's real 28x28 images: `rare-fashion` and `long-tail`, built on disk from a seed.
 
 Written are one shuffled IDX file of images, `table.csv` (labelled rows and an unlabelled pool), `test.csv`, `truth.csv`
-(binary truth of pool and test, which nothing but evaluation reads) and `sample_submission.csv`. The ten-class labels
-are written nowhere. Data: Xiao, Rasul & Vollgraf 2017, https://arxiv.org/abs/1708.07747.
+(the labels of pool and test, which nothing but evaluation reads) and `sample_submission.csv`. What the program may not
+know is written nowhere: rare-fashion has no ten-class labels. Data: Xiao, Rasul & Vollgraf 2017,
+https://arxiv.org/abs/1708.07747.
 """
 
 import struct
@@ -23,9 +24,10 @@ IMAGES = "images-idx3-ubyte"
 
 @dataclass(frozen=True)
 class RareFashion:
-    """What to build. `pool_prevalence` and `test_prevalence` None = that of the labelled rows.
+    """A few labelled images of one class among many of the others, and a pool and a test set at the same prevalence.
 
-    `unseen` classes are never among the labelled negatives, but are negatives in the pool and the test set.
+    `pool_prevalence` None = that of the labelled rows. `unseen` classes are never among the labelled negatives, but are
+    negatives in the pool and the test set.
     """
 
     positive: str = "shirt"
@@ -37,8 +39,34 @@ class RareFashion:
     seed: int = 0
 
 
-def write_rare_fashion(out: Path, settings: RareFashion, *, idx: Path = DEBIAN_FOLDER) -> dict[str, tuple[int, int]]:
-    """Write the benchmark below `out`; returns (positives, negatives) of train, pool and test. Same seed, same bytes.
+@dataclass(frozen=True)
+class LongTail:
+    """Ten classes whose labelled counts fall geometrically, in the order of CLASSES; the rest is the pool."""
+
+    most: int = 1_000
+    fewest: int = 20
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows of one split: positions in `images`, and their labels."""
+
+    images: np.ndarray
+    rows: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def counts(self) -> dict[str, int]:
+        names, numbers = np.unique(self.labels, return_counts=True)
+        return dict(zip(names.tolist(), numbers.tolist(), strict=True))
+
+
+Counts = dict[str, dict[str, int]]  # of each label in each part
+
+
+def write_rare_fashion(out: Path, settings: RareFashion, *, idx: Path = DEBIAN_FOLDER) -> Counts:
+    """Write rare-fashion below `out`; returns the counts of labels "1" and "0" in each part. Same seed, same bytes.
 
     Labelled and pool rows come from the 60,000 training images; the test set is all test negatives and as many test
     positives as give the labelled prevalence. Raises InputError when a class has too few images, naming the counts.
@@ -70,14 +98,43 @@ def write_rare_fashion(out: Path, settings: RareFashion, *, idx: Path = DEBIAN_F
     num_test_positives = round(len(test_negatives) * prevalence / (1 - prevalence))
     test = _take("test positives", rng.permutation(np.flatnonzero(test_labels == positive)), num_test_positives)
 
+    def part(images: np.ndarray, positives: np.ndarray, negatives: np.ndarray) -> _Part:
+        return _Part(
+            images, np.concatenate([positives, negatives]), np.repeat(["1", "0"], [len(positives), len(negatives)])
+        )
+
     parts = {
-        "train": (train_images, labelled, labelled_negatives),
-        "pool": (train_images, pool, pool_negatives),
-        "test": (test_images, test, test_negatives),
+        "train": part(train_images, labelled, labelled_negatives),
+        "pool": part(train_images, pool, pool_negatives),
+        "test": part(test_images, test, test_negatives),
     }
-    frame, images = _shuffled(parts, rng)
-    _write(out, frame, images)
-    return {part: (len(positives), len(negatives)) for part, (_, positives, negatives) in parts.items()}
+    return _write(out, parts, ["target"], rng)
+
+
+def write_long_tail(out: Path, settings: LongTail, *, idx: Path = DEBIAN_FOLDER) -> Counts:
+    """Write long-tail below `out`; returns the counts of each class in each part. Same seed, same bytes.
+
+    The labelled count of class number c is most * (fewest / most) ** (c / 9), rounded; the pool is all other training
+    images, the test set all 10,000. Raises InputError for counts that do not fall or that are not there.
+    """
+    if not 1 <= settings.fewest <= settings.most:
+        raise InputError(f"long-tail: expected 1 <= fewest <= most, got {settings.fewest} and {settings.most}")
+    images, labels = _read(idx, "train")
+    rng = np.random.default_rng(settings.seed)
+    labelled = []
+    for number, name in enumerate(CLASSES):
+        wanted = round(settings.most * (settings.fewest / settings.most) ** (number / (len(CLASSES) - 1)))
+        labelled.append(_take(f"labelled {name}", rng.permutation(np.flatnonzero(labels == number)), wanted))
+    names = np.array(CLASSES)[labels]
+    test_images, test_labels = _read(idx, "t10k")
+    rows = np.concatenate(labelled)
+    pool = np.setdiff1d(np.arange(len(images)), rows)
+    parts = {
+        "train": _Part(images, rows, names[rows]),
+        "pool": _Part(images, pool, names[pool]),
+        "test": _Part(test_images, np.arange(len(test_images)), np.array(CLASSES)[test_labels]),
+    }
+    return _write(out, parts, list(CLASSES), rng)
 
 
 def _read(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
@@ -99,35 +156,28 @@ def _read(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _take(what: str, rows: np.ndarray, number: int) -> np.ndarray:
     if number > len(rows):
-        raise InputError(
-            f"rare-fashion: {number} {what} asked for, but only {len(rows)} images are left; ask for fewer"
-        )
+        raise InputError(f"{number} {what} asked for, but only {len(rows)} images are left; ask for fewer")
     return rows[:number]
 
 
-def _shuffled(
-    parts: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], rng: np.random.Generator
-) -> tuple[pd.DataFrame, np.ndarray]:
+def _write(out: Path, parts: dict[str, _Part], targets: list[str], rng: np.random.Generator) -> Counts:
     """One row per image in random order within its part, and the pixels in that order: neither tells the class."""
     rows, images = [], []
-    for part, (source, positives, negatives) in parts.items():
-        chosen = np.concatenate([positives, negatives])
-        labels = np.repeat(["1", "0"], [len(positives), len(negatives)])
-        order = rng.permutation(len(chosen))
-        rows.append(pd.DataFrame({"split": part, "truth": labels[order]}))
-        images.append(source[chosen[order]])
+    for name, part in parts.items():
+        order = rng.permutation(len(part.rows))
+        rows.append(pd.DataFrame({"split": name, "truth": part.labels[order]}))
+        images.append(part.images[part.rows[order]])
+    pixels = np.concatenate(images)
     frame = pd.concat(rows, ignore_index=True)
     frame["id"] = [f"{part}-{number:05d}" for part, number in zip(frame["split"], frame.index, strict=True)]
     frame["path"] = [f"{IMAGES}#{number}" for number in frame.index]
-    return frame, np.concatenate(images)
-
-
-def _write(out: Path, frame: pd.DataFrame, images: np.ndarray) -> None:
-    atomic.write_bytes(out / IMAGES, struct.pack(">IIII", 0x803, *images.shape) + images.tobytes())
     frame["label"] = frame["truth"].where(frame["split"] == "train", "")
     test = frame["split"] == "test"
+    hidden = frame.loc[frame["split"] != "train", ["id", "truth"]].rename(columns={"truth": "label"})
+    sample = frame.loc[test, ["id"]].assign(**dict.fromkeys(targets, 1.0 / max(2, len(targets))))
+    atomic.write_bytes(out / IMAGES, struct.pack(">IIII", 0x803, *pixels.shape) + pixels.tobytes())
     atomic.write_csv(out / "table.csv", frame.loc[~test, ["id", "path", "label", "split"]])
     atomic.write_csv(out / "test.csv", frame.loc[test, ["id", "path"]])
-    atomic.write_csv(out / "sample_submission.csv", frame.loc[test, ["id"]].assign(target=0.5))
-    hidden = frame.loc[frame["split"] != "train", ["id", "truth"]].rename(columns={"truth": "label"})
+    atomic.write_csv(out / "sample_submission.csv", sample)
     atomic.write_csv(out / "truth.csv", hidden)
+    return {name: part.counts for name, part in parts.items()}

@@ -11,8 +11,8 @@ import pytest
 
 from configs.errors import InputError
 from configs.load import load_config
-from scripts.prepare_fashion import main
-from trainers.fashion import CLASSES, IMAGES, RareFashion, write_rare_fashion
+from scripts.prepare_fashion import Benchmark, main
+from trainers.fashion import CLASSES, IMAGES, LongTail, RareFashion, write_long_tail, write_rare_fashion
 from trainers.idx import read_idx_images
 
 
@@ -44,7 +44,7 @@ def read_parts(out: Path) -> dict[str, pd.DataFrame]:
 def test_parts_have_the_counts_and_classes_asked_for(tmp_path: Path, idx: Path) -> None:
     settings = RareFashion("shirt", 10, 90, 200, pool_prevalence=0.2, unseen=("bag", "sandal"), seed=3)
     counts = write_rare_fashion(tmp_path / "out", settings, idx=idx)
-    assert counts == {"train": (10, 90), "pool": (40, 160), "test": (20, 180)}
+    assert counts == {"train": {"1": 10, "0": 90}, "pool": {"1": 40, "0": 160}, "test": {"1": 20, "0": 180}}
     parts = read_parts(tmp_path / "out")
     assert ((parts["train"]["class"] == "shirt") == (parts["train"]["label"] == "1")).all()
     assert not parts["train"]["class"].isin(["bag", "sandal"]).any()
@@ -94,6 +94,35 @@ def test_impossible_requests_name_what_is_missing(
 def test_a_missing_data_set_says_how_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"apt-get install dataset-fashion-mnist.*--idx"):
         write_rare_fashion(tmp_path / "out", RareFashion(), idx=tmp_path)
+
+
+def test_long_tail_falls_geometrically_and_leaves_the_rest_to_the_pool(tmp_path: Path, idx: Path) -> None:
+    counts = write_long_tail(tmp_path / "out", LongTail(most=50, fewest=5, seed=2), idx=idx)
+    by_hand = [round(50 * 0.1 ** (number / 9)) for number in range(10)]
+    assert [counts["train"][name] for name in CLASSES] == by_hand
+    assert by_hand[0] / by_hand[-1] == 10
+    assert all(counts["train"][name] + counts["pool"][name] == 60 for name in CLASSES)
+    parts = read_parts(tmp_path / "out")
+    assert (parts["train"]["class"] == parts["train"]["label"]).all()
+    assert (parts["test"]["class"] == parts["test"]["truth"]).all()
+    assert (parts["pool"]["label"] == "").all()
+    sample = pd.read_csv(tmp_path / "out" / "sample_submission.csv")
+    assert list(sample.columns) == ["id", *CLASSES]
+    assert list(sample["id"]) == list(pd.read_csv(tmp_path / "out" / "test.csv")["id"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [(LongTail(most=5, fewest=6), "expected 1 <= fewest <= most, got 6 and 5"), (LongTail(most=61), "only 60")],
+)
+def test_an_impossible_long_tail_is_refused(tmp_path: Path, idx: Path, settings: LongTail, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        write_long_tail(tmp_path / "out", settings, idx=idx)
+
+
+def test_options_of_another_benchmark_are_refused(tmp_path: Path, idx: Path) -> None:
+    with pytest.raises(InputError, match=r"^--positives, --unseen: not an option of long-tail"):
+        main(tmp_path / "out", Benchmark.LONG_TAIL, idx=idx, positives=3, unseen=["bag"])
 
 
 def test_the_printed_command_can_be_pasted(tmp_path: Path, idx: Path, capsys: pytest.CaptureFixture[str]) -> None:
