@@ -41,7 +41,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     """
     values: dict[str, Any] = {}
     if path is not None:
-        values = _absolute_paths(_read_yaml(path), path.resolve().parent)
+        values = _absolute_paths(read_yaml(path), path.resolve().parent)
     for override in overrides:
         values = _overridden(values, override)
     where = str(path) if path else "the config"
@@ -70,7 +70,8 @@ def dump_config(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, with every key once and no tags that run code; raises InputError."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:

@@ -7,7 +7,7 @@ import typer
 from scripts.command import guarded, new_app
 
 # name -> module with its `main`
-BENCHMARKS = {"metrics": "scripts.bench.metrics"}
+BENCHMARKS = {"metrics": "scripts.bench.metrics", "recipes": "scripts.bench.recipes"}
 
 
 def bench_app() -> typer.Typer:
@@ -15,7 +15,6 @@ def bench_app() -> typer.Typer:
     app = new_app(no_args_is_help=True, help="Benchmarks, both sides in one run; the last line printed is JSON.")
     for name, module in BENCHMARKS.items():
         app.command(name)(importlib.import_module(module).main)
-    app.callback()(lambda: None)  # keeps the name as a sub-command while there is only one
     return app
 
 

@@ -1,0 +1,29 @@
+"""The file of a study: recipes to compare on a benchmark, each a preset with a few fields changed."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from configs.errors import InputError, listed
+from configs.load import read_yaml
+from configs.schema import Section
+
+
+class StudyConfig(Section):
+    """Recipes are overrides of the preset; those under `oracle` learn from the true labels of the pool, too."""
+
+    benchmark: Literal["rare-fashion", "long-tail"] = Field(description="data that every seed draws anew")
+    preset: Path = Field(description="config, relative to the study")
+    seeds: list[int] = Field(min_length=1, description="of the data, the folds, the weights and the batches")
+    recipes: dict[str, dict[str, Any]] = Field(min_length=1, description="name: {dotted key: value}")
+    oracle: dict[str, dict[str, Any]] = Field(default_factory=dict, description="the same, with all labels")
+
+
+def load_study(path: Path) -> StudyConfig:
+    """The checked study; raises InputError naming the file and each wrong field."""
+    try:
+        return StudyConfig.model_validate(read_yaml(path))
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+        raise InputError(f"{path}: not a study\n{listed(problems)}") from None

@@ -1,0 +1,142 @@
+"""`rarefind bench recipes STUDY`: what each part of a recipe is worth, by pairs of runs that differ in nothing else.
+
+Recipes are judged on out-of-fold rows, on which choices may be made; `--look NAME` adds the test set's figures of the
+recipes that were chosen. Runs are ordinary run folders: finished ones are reused, an interrupted one goes on.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from scripts.command import run_command
+
+if TYPE_CHECKING:
+    from configs.study import StudyConfig
+
+
+def main(
+    study: Annotated[Path, typer.Argument(help="YAML: benchmark, preset, seeds, recipes; see configs/*_study.yaml")],
+    out: Annotated[Path, typer.Option(help="folder for data and run folders")] = Path("runs/study"),
+    only: Annotated[list[str] | None, typer.Option(help="recipe to run; may be repeated; default: all")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="run only the first so many seeds")] = None,
+    look: Annotated[list[str] | None, typer.Option(help="recipe whose test figures are wanted, too")] = None,
+) -> None:
+    """Compare recipes over seeds: mean, spread, and the paired difference from the first with its 95% t-interval."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from configs.errors import InputError
+    from configs.study import load_study
+
+    plan = load_study(study)
+    names = [*plan.recipes, *plan.oracle]
+    wanted = list(only or names)
+    unknown = sorted({*wanted, *(look or [])} - set(names))
+    if unknown:
+        raise InputError(f"{study}: no recipe {', '.join(map(repr, unknown))}; there are {', '.join(names)}")
+    chosen = plan.seeds[:seeds]
+    rows = []
+    for name in names:
+        if name in wanted:
+            results = [_run(plan, study, name, seed, out, truth=name in (look or [])) for seed in chosen]
+            rows.append({"recipe": name, "seeds": chosen, **_summary(results)})
+    first = rows[0]
+    table = Table(title=f"{plan.benchmark}, {len(chosen)} seed(s): average precision")
+    for heading in ("recipe", "out of fold", f"minus {first['recipe']}", "models", "test", "minutes"):
+        table.add_column(heading, justify="left" if heading == "recipe" else "right")
+    for row in rows:
+        alike = row is not first and row["recipe"] not in plan.oracle  # whose out-of-fold rows are others
+        row["difference"], row["difference_ci"] = _paired(row["ap"], first["ap"]) if alike else (None, None)
+        models = ", ".join(_mean_sd(aps) for aps in row["models"].values())
+        test = _mean_sd(row["test_ap"]) if row["test_ap"] else "not looked at"
+        minutes = f"{sum(row['minutes']):.0f}"
+        table.add_row(row["recipe"], _mean_sd(row["ap"]), _signed(row), models, test, minutes)
+    Console().print(table)
+    print(json.dumps({"benchmark": plan.benchmark, "recipes": rows}))
+
+
+def overrides_of(plan: "StudyConfig", name: str) -> list[str]:
+    """What a recipe changes in the preset, as it would be typed on the command line."""
+    return [f"{key}={json.dumps(value)}" for key, value in (plan.recipes | plan.oracle)[name].items()]
+
+
+def _run(plan: "StudyConfig", study: Path, name: str, seed: int, out: Path, *, truth: bool) -> dict[str, Any]:
+    """metrics.json of one recipe and seed."""
+    from configs.load import load_config
+    from scripts.pipeline import run_pipeline
+
+    data = _data(plan, seed, out)
+    table = "table-oracle.csv" if name in plan.oracle else "table.csv"
+    overrides = [
+        *overrides_of(plan, name),
+        f"data.source={data / table}", f"data.test={data / 'test.csv'}", f"out={out}", f"seed={seed}",
+        f"name={name.replace(' ', '-')}-seed{seed}",
+        *([f"data.truth={data / 'truth-test.csv'}"] if truth else []),
+    ]  # fmt: skip
+    print(f"--- {name}, seed {seed}", flush=True)
+    pipeline = run_pipeline(load_config(study.parent / plan.preset, overrides))
+    return json.loads((pipeline.run_dir / "metrics.json").read_text(encoding="utf-8"))
+
+
+def _data(plan: "StudyConfig", seed: int, out: Path) -> Path:
+    """The benchmark of one seed, and beside it the table of the oracle and the truth of the test rows alone."""
+    import pandas as pd
+
+    from trainers import atomic, fashion
+
+    folder = out / f"data-seed{seed}"
+    if not (folder / "truth-test.csv").exists():
+        if plan.benchmark == "rare-fashion":
+            fashion.write_rare_fashion(folder, fashion.RareFashion(seed=seed))
+        else:
+            fashion.write_long_tail(folder, fashion.LongTail(seed=seed))
+        texts = {"dtype": str, "keep_default_na": False}
+        table, truth = (pd.read_csv(folder / name, **texts) for name in ("table.csv", "truth.csv"))  # type: ignore[call-overload]
+        known = table["label"].where(table["label"] != "", table["id"].map(truth.set_index("id")["label"]))
+        atomic.write_csv(folder / "table-oracle.csv", table.assign(label=known, split="train"))
+        atomic.write_csv(folder / "truth-test.csv", truth[truth["id"].str.startswith("test-")])
+    return folder
+
+
+def _summary(results: list[dict[str, Any]]) -> dict[str, Any]:
+    models = results[0]["models"]
+    tests = [result["test"]["ensemble"]["ap"] for result in results if "test" in result]
+    return {
+        "ap": [result["ensemble"]["ap"] for result in results],
+        "models": {name: [result["models"][name]["supervised"]["ap"] for result in results] for name in models},
+        "test_ap": tests,
+        "minutes": [sum(result["timing"].values()) / 60 for result in results],
+    }
+
+
+def _paired(values: list[float], others: list[float]) -> tuple[float, list[float] | None]:
+    """Mean difference of pairs and its 95% t-interval; no interval of one pair."""
+    import numpy as np
+    from scipy import stats
+
+    differences = np.subtract(values, others)
+    mean = float(differences.mean())
+    if len(differences) < 2:
+        return mean, None
+    half = float(stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences))
+    return mean, [mean - half, mean + half]
+
+
+def _mean_sd(values: list[float]) -> str:
+    import statistics
+
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.3f}{spread}"
+
+
+def _signed(row: dict[str, Any]) -> str:
+    if row["difference"] is None:
+        return ""
+    interval = row["difference_ci"]
+    return f"{row['difference']:+.3f}" + (f" [{interval[0]:+.3f}, {interval[1]:+.3f}]" if interval else "")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,37 @@
+"""A study is checked before anything is run, and those that are kept here name recipes that can be run."""
+
+from pathlib import Path
+
+import pytest
+
+import configs
+from configs.errors import InputError
+from configs.load import load_config
+from configs.study import load_study
+from scripts.bench.recipes import overrides_of
+
+STUDIES = sorted(Path(configs.__file__).parent.glob("*_study.yaml"))
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_recipe_of_a_study_is_a_config_of_its_own(path: Path) -> None:
+    plan = load_study(path)
+    resolved = [
+        load_config(path.parent / plan.preset, overrides_of(plan, name)) for name in (*plan.recipes, *plan.oracle)
+    ]
+    assert len({config.model_dump_json() for config in resolved}) == len(resolved)
+
+
+def test_a_wrong_study_names_every_wrong_field(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text("benchmark: fashion\npreset: rare_fashion.yaml\nrecipes: {}\nsead: [1]\n")
+    with pytest.raises(InputError) as caught:
+        load_study(path)
+    assert str(caught.value).startswith(f"{path}: not a study\n")
+    for field in (
+        "benchmark: Input should be 'rare-fashion' or 'long-tail'",
+        "recipes:",
+        "seeds: Field required",
+        "sead:",
+    ):
+        assert field in str(caught.value)
