@@ -7,7 +7,12 @@ import typer
 from scripts.command import guarded, new_app
 
 # name -> module with its `main`
-BENCHMARKS = {"metrics": "scripts.bench.metrics", "recipes": "scripts.bench.recipes"}
+BENCHMARKS = {
+    "data": "scripts.bench.data",
+    "metrics": "scripts.bench.metrics",
+    "recipes": "scripts.bench.recipes",
+    "train": "scripts.bench.train",
+}
 
 
 def bench_app() -> typer.Typer:
