@@ -91,7 +91,9 @@ class DataConfig(Section):
         16, description="bits really used by 16-bit grey files: 0 .. 2^bits - 1 is scaled to 0 .. 255, more is refused"
     )
     multi_frame: Literal["reject", "first"] = Field("reject", description="files with several frames or pages")
-    max_pixels: Count = Field(90_000_000, description="an image with more pixels is rejected before it is decoded")
+    max_pixels: Annotated[int, Field(ge=1, le=PILLOW_PIXELS)] = Field(
+        90_000_000, description="an image with more pixels is rejected before it is decoded"
+    )
     max_rejected: Fraction = Field(0.01, description="share of unreadable images above which preparing is an error")
     cache: bool = Field(True, description="keep decoded images in images/; false decodes on the fly")
 
