@@ -78,9 +78,25 @@ def check_config(values: dict[str, Any], where: str) -> RunConfig:
                 problems += [_problem(item, ("models", position, "train")) for item in error.errors()]
     except ValidationError as error:
         problems = [_problem(item) for item in error.errors()]
+        problems += _own_train_problems(values.get("models"))
     if problems:
         raise InputError(f"{where}: {len(problems)} wrong setting(s)\n{listed(problems, cap=30)}")
     return config
+
+
+def _own_train_problems(models: Any) -> list[str]:
+    """What is wrong in `models[].train` by itself, for when the rest is wrong, too, and it cannot be merged."""
+    problems = []
+    for position, model in enumerate(models if isinstance(models, list) else []):
+        own = model.get("train") if isinstance(model, dict) else None
+        try:
+            TrainConfig.model_validate(own if isinstance(own, dict) else {})
+        except ValidationError as error:
+            within = [
+                item for item in error.errors() if item["loc"]
+            ]  # not how fields fit to those of the train section
+            problems += [_problem(item, ("models", position, "train")) for item in within]
+    return problems
 
 
 def dump_config(config: RunConfig) -> str:
