@@ -16,6 +16,14 @@ PATH_FIELDS = ("data.source", "data.pool", "data.test", "data.truth", "data.root
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 # A key that is a list, a date that does not exist and endless nesting fail outside YAML's own errors.
 YAML_ERRORS = (yaml.YAMLError, TypeError, ValueError, RecursionError)
+MERGE_TAG = "tag:yaml.org,2002:merge"
+# pydantic's kinds of error whose own words are about Python.
+EXPECTED = {
+    "model_type": "expected a section of `key: value` lines",
+    "dict_type": "expected a section of `key: value` lines",
+    "list_type": "expected a list, as in [a, b]",
+    "path_type": "expected a path",
+}
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -24,6 +32,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[Any, int] = {}
         for key_node, _ in node.value:
+            if key_node.tag == MERGE_TAG:  # `<<: *anchor`, which may be overridden
+                continue
             key = self.construct_object(key_node, deep=True)
             line = key_node.start_mark.line + 1
             if key in seen:
@@ -32,6 +42,14 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 )
             seen[key] = line
         return super().construct_mapping(node, deep)
+
+    def refuse_tag(self, node: yaml.Node) -> None:
+        tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+        problem = f"the tag {tag} is not allowed, a config holds plain values; leave it out"
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+_UniqueKeyLoader.add_constructor(None, _UniqueKeyLoader.refuse_tag)
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
@@ -60,9 +78,25 @@ def check_config(values: dict[str, Any], where: str) -> RunConfig:
                 problems += [_problem(item, ("models", position, "train")) for item in error.errors()]
     except ValidationError as error:
         problems = [_problem(item) for item in error.errors()]
+        problems += _own_train_problems(values.get("models"))
     if problems:
         raise InputError(f"{where}: {len(problems)} wrong setting(s)\n{listed(problems, cap=30)}")
     return config
+
+
+def _own_train_problems(models: Any) -> list[str]:
+    """What is wrong in `models[].train` by itself, for when the rest is wrong, too, and it cannot be merged."""
+    problems = []
+    for position, model in enumerate(models if isinstance(models, list) else []):
+        own = model.get("train") if isinstance(model, dict) else None
+        try:
+            TrainConfig.model_validate(own if isinstance(own, dict) else {})
+        except ValidationError as error:
+            within = [
+                item for item in error.errors() if item["loc"]
+            ]  # not how fields fit to those of the train section
+            problems += [_problem(item, ("models", position, "train")) for item in within]
+    return problems
 
 
 def dump_config(config: RunConfig) -> str:
@@ -150,7 +184,7 @@ def _problem(item: Any, below: tuple[Any, ...] = ()) -> str:
         close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
         return f"{location}: unknown key{hint} The known keys here: {', '.join(known)}"
-    message = item["msg"].removeprefix("Value error, ")
+    message = EXPECTED.get(item["type"], item["msg"].removeprefix("Value error, "))
     if isinstance(got, dict | list | BaseModel):
         return f"{location}: {message}" if location else message
     if isinstance(got, bool):

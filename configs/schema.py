@@ -9,10 +9,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")  # names become folders
 MAX_HOLDOUT = 0.5  # share of the labelled rows; the models need the rest
+PILLOW_PIXELS = 178_956_970  # Pillow opens no image with more (twice its MAX_IMAGE_PIXELS)
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -43,6 +44,14 @@ class Section(BaseModel):
     """Frozen, and an unknown key is an error; numbers written where a text is meant (`positive_label: 1`) are text."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch(cls, value: Any, info: ValidationInfo) -> Any:
+        """`steps: yes` would be one step."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("true and false mean nothing here")
+        return value
 
 
 class ColumnsConfig(Section):
@@ -83,7 +92,9 @@ class DataConfig(Section):
         16, description="bits really used by 16-bit grey files: 0 .. 2^bits - 1 is scaled to 0 .. 255, more is refused"
     )
     multi_frame: Literal["reject", "first"] = Field("reject", description="files with several frames or pages")
-    max_pixels: Count = Field(90_000_000, description="an image with more pixels is rejected before it is decoded")
+    max_pixels: Annotated[int, Field(ge=1, le=PILLOW_PIXELS)] = Field(
+        90_000_000, description="an image with more pixels is rejected before it is decoded"
+    )
     max_rejected: Fraction = Field(0.01, description="share of unreadable images above which preparing is an error")
     cache: bool = Field(True, description="keep decoded images in images/; false decodes on the fly")
 

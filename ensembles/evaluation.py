@@ -59,7 +59,7 @@ def run(
     """
     everything = read_predictions(predictions, table=table)
     stored = read_ensemble(ensemble)
-    known = _known_targets(table, truth, rejected)
+    known = known_targets(table, truth, rejected)
     judge = _Judge(table, metrics, known, seed)
     scorings = _model_scorings(everything, optimistic)
     blended = {
@@ -345,8 +345,11 @@ def _model_scorings(everything: pd.DataFrame, optimistic: Collection[str]) -> di
     return scorings
 
 
-def _known_targets(table: ImageTable, truth: pd.DataFrame | None, rejected: Collection[str]) -> np.ndarray:
-    """Target of each row of the table, -1 = unknown; of test and pool rows it is what the truth says."""
+def known_targets(table: ImageTable, truth: pd.DataFrame | None, rejected: Collection[str]) -> np.ndarray:
+    """Target of each row of the table, -1 = unknown; of test and pool rows it is what the truth says.
+
+    Raises InputError for ids that are there twice or nowhere, and for labels that are no class.
+    """
     known = table.targets.copy()
     if truth is None:
         return known

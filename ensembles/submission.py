@@ -4,6 +4,7 @@ Everything is checked before anything is written. The file is CSV with commas; n
 scores that differ stay different and in order.
 """
 
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,11 +80,14 @@ def match_sample(table: ImageTable, rejected: pd.DataFrame, submit: SubmitConfig
     ]
     strangers = pd.Index(ids).difference(readable.append(unreadable), sort=False)
     problems += [f"row {rows_of[id]}, id {id!r}: no test image" for id in strangers]
-    problems += [f"test image {id!r}: not in the sample" for id in readable.difference(pd.Index(ids), sort=False)]
+    missing = readable.difference(pd.Index(ids), sort=False)
+    problems += [f"test image {id!r}: not in the sample" for id in missing]
     if problems:
+        same = len({_composed(id) for id in strangers} & {_composed(id) for id in missing})
+        hint = f"; {same} look the same on both sides, but are in different Unicode forms (NFC, NFD)" if same else ""
         raise InputError(
             f"{path}: {len(problems)} differences between the sample's {len(ids)} ids and the {len(readable)} test "
-            f"images; check data.test and submit.sample\n{listed(problems)}"
+            f"images; check data.test and submit.sample{hint}\n{listed(problems)}"
         )
     return SampleLayout(id_column, columns, ids.tolist(), outputs)
 
@@ -144,6 +148,10 @@ def strictly_ordered(values: np.ndarray, scores: np.ndarray) -> np.ndarray:
     apart = np.maximum.accumulate(bits - position) + position
     highest = np.ones(1).view(np.int64)[0] - position[::-1]
     return np.minimum(apart, highest).view(np.float64)[inverse]
+
+
+def _composed(id: str) -> str:
+    return unicodedata.normalize("NFC", id)
 
 
 def _check_writable(frame: pd.DataFrame, id_column: str) -> None:

@@ -12,7 +12,7 @@ from configs.load import WEIGHT_SUFFIXES, dump_config
 from configs.schema import RunConfig
 from scripts.steps.ensemble import ensemble_step
 from scripts.steps.predict import predict_step
-from scripts.steps.prepare import check_submission, prepare_step
+from scripts.steps.prepare import check_later_stages, prepare_step
 from scripts.steps.report import report_step
 from scripts.steps.run_state import Pipeline
 from scripts.steps.submit import submit_step
@@ -49,19 +49,26 @@ def run_pipeline(config: RunConfig, *, until: str = "report", restart: bool = Fa
     with locked(config.run_dir):
         pipeline = Pipeline(config, restart)
         for name in wanted:
-            if name == wanted[-1]:  # not before: it tells what the outputs were made with
-                atomic.write_text(config.run_dir / "config.yaml", dump_config(config))
+            if name == "report":  # which shows it
+                _write_config(config)
             try:
                 STEPS[name](pipeline)
-                if name == "prepare" and "submit" in wanted:
-                    check_submission(pipeline)
             except InputError as error:
-                if name != "submit":
+                if name != "submit" or until == "submit":
                     raise
                 no_submission = error
+            if name == "prepare":
+                check_later_stages(pipeline, wanted)
+        if until != "report":
+            _write_config(config)
     if no_submission is not None:
         raise no_submission
     return pipeline
+
+
+def _write_config(config: RunConfig) -> None:
+    """Not before the stages are done: it tells what the outputs were made with."""
+    atomic.write_text(config.run_dir / "config.yaml", dump_config(config))
 
 
 def _check_files(config: RunConfig) -> None:

@@ -16,16 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from configs.errors import InputError
 from trainers import atomic
 from trainers.provenance import file_digest
 
 TensorGroups = dict[str, dict[str, Tensor]]
 
 
-class CorruptCheckpoint(ValueError):
+class CorruptCheckpoint(InputError):
     """A checkpoint folder whose files are missing or differ from their manifest."""
 
 
@@ -73,8 +75,11 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             raise CorruptCheckpoint(f"{path}: missing, the manifest lists it")
         if path.stat().st_size != facts["size"] or file_digest(path) != facts["sha256"]:
             raise CorruptCheckpoint(f"{path}: its bytes differ from the manifest's SHA-256")
-    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    tensors = {Path(name).stem: load_file(folder / name) for name in manifest if name.endswith(".safetensors")}
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        tensors = {Path(name).stem: load_file(folder / name) for name in manifest if name.endswith(".safetensors")}
+    except (OSError, ValueError, SafetensorError) as error:  # a manifest of other files, or made for them
+        raise CorruptCheckpoint(f"{folder}: not a checkpoint ({error})") from None
     return Checkpoint(tensors, state)
 
 

@@ -104,7 +104,7 @@ def decode_image(
 
     Raises UnreadableImage with the reason.
     """
-    image = _open(data)
+    image = _open(data, max_pixels=max_pixels)
     if image.width * image.height > max_pixels:
         raise UnreadableImage(
             f"{image.width} x {image.height} is {image.width * image.height:,} pixels, more than data.max_pixels "
@@ -138,16 +138,21 @@ def open_header(path: Path) -> tuple[int, int, str]:
     return image.width, image.height, image.mode
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes, *, max_pixels: int | None = None) -> Image.Image:
     if not data:
         raise UnreadableImage("the file is empty (0 bytes)")
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         raise UnreadableImage(_unknown_reason(data)) from None
-    except Image.DecompressionBombError:
+    except Image.DecompressionBombError as error:
+        # Pillow refuses before it tells the size, but "Image size (190000000 pixels) exceeds ..." has the number.
+        number = re.search(r"[0-9]+", str(error))
+        got = f"{int(number[0]):,} pixels" if number else "it has"
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise UnreadableImage(f"more pixels than Pillow's own limit of {limit:,}") from None
+        if max_pixels is not None and max_pixels < limit:
+            raise UnreadableImage(f"{got}, more than data.max_pixels ({max_pixels:,})") from None
+        raise UnreadableImage(f"{got}, more than Pillow reads ({limit:,}); save it smaller") from None
     except DAMAGE as error:
         raise UnreadableImage(_damage_reason(error)) from None
 

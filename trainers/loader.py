@@ -4,7 +4,7 @@ Training items are (row position, draw): the policy's randomness comes from them
 order in which workers run nor their number changes a pixel.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import cv2
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from augment.policies import Policy
+from configs.errors import InputError
 from trainers import stopping
 from trainers.samplers import StepBatches
 
@@ -65,11 +66,32 @@ def scoring_loader(dataset: ScoringImages, *, batch_size: int, workers: int, pin
     )
 
 
+class _ErrorsAsBatches(Dataset):
+    """A bad image's InputError comes as a batch, because torch would put a worker's traceback into its message."""
+
+    def __init__(self, images: Dataset) -> None:
+        self.images = images
+
+    def __getitems__(self, items: Sequence[Any]) -> Any:
+        try:
+            return self.images.__getitems__(items)  # type: ignore[attr-defined]
+        except InputError as error:
+            return error
+
+
+class _Loader(DataLoader):
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch names its own iterator class
+        for batch in super().__iter__():
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch
+
+
 def _loader(dataset: Dataset, batches: StepBatches | list[range], *, workers: int, pin: bool) -> DataLoader:
     if workers == 0:
         cv2.setNumThreads(0)  # its threads would fight torch's over images too small to share
-    return DataLoader(
-        dataset,
+    return _Loader(
+        _ErrorsAsBatches(dataset),
         batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of batches will do
         num_workers=workers,
         collate_fn=_as_is,

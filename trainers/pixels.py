@@ -48,7 +48,10 @@ class PixelStore:
         try:
             raw = self._raw.read(origin, path)
             if raw.sha256 != sha256:
-                raise InputError(f"id {id_!r}: the image {path!r} has changed since it was prepared; {RUN_PREPARE}")
+                raise InputError(
+                    f"id {id_!r}: the image {path!r} has changed since it was prepared; {RUN_PREPARE} (`touch` the "
+                    "image first if it kept its size and time, by which changes are noticed)"
+                )
             return np.array(self._raw.decode(raw).pixels)
         except UnreadableImage as error:
             raise InputError(

@@ -68,7 +68,10 @@ def run(
         )
         _check_rejected(rejected, len(source.frame), data)
         _check_conflicts(accepted)
-        table, fold_lines, num_groups = _with_folds(accepted, source, folds, guarantee, seed=seed)
+        try:
+            table, fold_lines, num_groups = _with_folds(accepted, source, folds, guarantee, seed=seed)
+        except InputError as error:
+            raise InputError(f"{error}{_missing_labelled(rejected)}") from None
     write_csv(out / "rejected.csv", rejected[REJECTED_COLUMNS])
     write_table(out / "table.parquet", table)
     warnings = [
@@ -184,6 +187,15 @@ def _with_folds(
     frame["fold"] = pd.Series(assigned, index=labelled.index).drop(held_out).astype("Int64")
     table = ImageTable(tidy_frame(frame), source.classes, source.positive_label)
     return table, fold_table(targets, groups, assigned, classes=source.classes), len(np.unique(groups))
+
+
+def _missing_labelled(rejected: pd.DataFrame) -> str:
+    """What the counts of a message about too few labelled images leave out."""
+    labelled = rejected[rejected["label"].notna()]
+    if labelled.empty:
+        return ""
+    lines = [f"{place_of(row)}, id {row.id!r}, labelled {row.label!r}: {row.reason}" for row in labelled.itertuples()]
+    return f"\n{len(labelled)} labelled image(s) that cannot be used are not counted; mend them\n{listed(lines)}"
 
 
 def _rejected_warning(rejected: pd.DataFrame, data: DataConfig) -> list[str]:

@@ -1,7 +1,10 @@
 """The raw images of an input by (origin, path): bytes, content hash, and pixels at the working size."""
 
 import hashlib
+import os
+import stat
 import threading
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +50,7 @@ class RawImages:
         idx = split_idx_path(path)
         if idx is not None:
             return self._read_idx(self._roots[origin] / idx[0], idx[1])
-        data = self._read_file(self._roots[origin] / path)
+        data = self._read_file(self._roots[origin], path)
         return RawImage(data, hashlib.sha256(data).hexdigest())
 
     def decode(self, raw: RawImage) -> DecodedImage:
@@ -65,18 +68,20 @@ class RawImages:
             max_pixels=data.max_pixels,
         )
 
-    def _read_file(self, path: Path) -> bytes:
+    def _read_file(self, root: Path, path: str) -> bytes:
         largest = self._data.max_pixels * BYTES_PER_PIXEL + HEADER_BYTES
         try:
-            size = path.stat().st_size
-            if size > largest:
-                raise UnreadableImage(f"the file has {size:,} bytes, more than an image of data.max_pixels can need")
-            return path.read_bytes()
+            status = (root / path).stat()
+            if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for without end
+                kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
+                raise UnreadableImage(f"it is {kind}, not a file")
+            if status.st_size > largest:
+                raise UnreadableImage(
+                    f"the file has {status.st_size:,} bytes, more than an image of data.max_pixels can need"
+                )
+            return (root / path).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
-            hint = " (the path is written with backslashes; use /)" if "\\" in path.name else ""
-            raise UnreadableImage(f"file not found{hint}") from None
-        except IsADirectoryError:
-            raise UnreadableImage("it is a folder, not a file") from None
+            raise UnreadableImage(f"file not found{_why_not_found(root, path)}") from None
         except OSError as error:
             raise UnreadableImage(f"the file cannot be read: {error.strerror}") from None
 
@@ -96,3 +101,13 @@ class RawImages:
         digest = hashlib.sha256(f"{pixels.shape[0]}x{pixels.shape[1]}:".encode())
         digest.update(pixels.data)
         return RawImage(pixels, digest.hexdigest())
+
+
+def _why_not_found(root: Path, path: str) -> str:
+    if "\\" in path:
+        return " (the path is written with backslashes; use /)"
+    # macOS and zip files made there write an accented letter as the letter and its accent (NFD), tables as one (NFC).
+    for form, same in (("NFC", unicodedata.normalize("NFC", path)), ("NFD", unicodedata.normalize("NFD", path))):
+        if same != path and os.path.exists(root / same):  # noqa: PTH110 - Path's raises for a name that is too long
+            return f"; there is one whose name looks the same, but in Unicode form {form}; write the path in that form"
+    return ""

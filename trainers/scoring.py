@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from augment.views import VIEWS
 from configs.schema import ViewConfig
 from trainers.backbones import build_backbone, to_input
-from trainers.checkpoints import read_checkpoint
+from trainers.checkpoints import CorruptCheckpoint, read_checkpoint
 from trainers.loader import Pixels, ScoringImages, scoring_loader
 from trainers.progress import progress_bar
 
@@ -32,8 +32,11 @@ class Scorer:
 
 
 def load_scorer(folder: Path, *, device: torch.device | str) -> Scorer:
-    """The trained network of a `final/` folder, verified against its manifest."""
-    checkpoint = read_checkpoint(folder)
+    """The trained network of a `final/` folder, verified against its manifest; raises CorruptCheckpoint."""
+    try:
+        checkpoint = read_checkpoint(folder)
+    except CorruptCheckpoint as error:
+        raise CorruptCheckpoint(f"{error}; remove {folder.parent} to have it trained again") from None
     facts = checkpoint.state
     backbone = build_backbone(
         facts["backbone"], channels=facts["channels"], num_outputs=facts["num_outputs"], options=facts["options"]

@@ -56,7 +56,7 @@ def read_sheet(path: Path, *, text_columns: Collection[str] = ()) -> Sheet:
         return _read_parquet(path, text_columns)
     if path.suffix.lower() in CSV_SUFFIXES:
         return _read_csv(path)
-    raise InputError(f"{path}: expected a table ending in {', '.join((*CSV_SUFFIXES, *PARQUET_SUFFIXES))}, or a folder")
+    raise InputError(f"{path}: expected a table ending in {', '.join((*CSV_SUFFIXES, *PARQUET_SUFFIXES))}")
 
 
 def require_columns(sheet: Sheet, names: list[str], why: str) -> None:

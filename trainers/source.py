@@ -57,6 +57,7 @@ def read_source(data: DataConfig) -> Source:
     parts = [_read_part(data, origin) for origin in ORIGINS if getattr(data, origin) is not None]
     frame = pd.concat(_compatible([part.frame for part in parts]), ignore_index=True)
     frame["row"] = frame["row"].astype("Int64")
+    _check_line_ends(frame)
     frame["id"], id_warnings = ids_apart(frame)
     _check_unique_ids(frame)
     labelled = frame["label"].notna()
@@ -247,6 +248,20 @@ def _compatible(frames: list[pd.DataFrame]) -> list[pd.DataFrame]:
         )
         for frame in frames
     ]
+
+
+def _check_line_ends(frame: pd.DataFrame) -> None:
+    """rejected.csv and the submission are read by programs that take a carriage return for the end of a line."""
+    wrong = frame[["id", "path", "label"]].apply(lambda column: column.str.contains("\r", regex=False, na=False))
+    problems = [
+        f"{place_of(row)}: id {row.id!r}, path {row.path!r}, label {row.label!r}"
+        for row in frame[wrong.any(axis="columns")].itertuples()
+    ]
+    if problems:
+        raise InputError(
+            f"{len(problems)} row(s) have an id, path or label with a carriage return, which readers of CSV take for "
+            f"the end of a line; rename them\n{listed(problems)}"
+        )
 
 
 def _check_unique_ids(frame: pd.DataFrame) -> None:

@@ -1,11 +1,12 @@
 """Prepare: read, decode and hash the images, draw holdout and folds; told then is what would fail hours later."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.markup import escape
 
 from configs.errors import InputError
-from scripts.steps.run_state import CONSOLE, Pipeline, read_rejected
+from scripts.steps.run_state import CONSOLE, Pipeline, read_rejected, truth_of
 from trainers import prepare
 from trainers.decode import RULES_VERSION
 from trainers.stages import Stage, StageOutcome, finished, forget
@@ -49,18 +50,20 @@ def prepare_step(pipeline: Pipeline) -> None:
     pipeline.say("prepare", [record], "table.parquet")
 
 
-def check_submission(pipeline: Pipeline) -> None:
-    """A sample that does not fit, and test images that have no score, are told before the training and not after it."""
-    from ensembles import submission
+def check_later_stages(pipeline: Pipeline, wanted: Sequence[str]) -> None:
+    """What would fail after hours of training is told before: truth and sample that do not fit, lost test images."""
+    from ensembles import evaluation, submission
 
-    run_dir, submit = pipeline.run_dir, pipeline.config.submit
+    config, run_dir = pipeline.config, pipeline.run_dir
     table, rejected = read_table(run_dir / "table.parquet"), read_rejected(run_dir)
-    if not submission.has_test(table, rejected):
+    if "ensemble" in wanted:
+        evaluation.known_targets(table, truth_of(config.data), rejected["id"].tolist())
+    if "submit" not in wanted or not submission.has_test(table, rejected):
         return
-    if submit.sample is not None:
-        submission.match_sample(table, rejected, submit)
+    if config.submit.sample is not None:
+        submission.match_sample(table, rejected, config.submit)
     num_unreadable = int((rejected["split"] == "test").sum())
-    if num_unreadable and submit.unreadable == "error":
+    if num_unreadable and config.submit.unreadable == "error":
         message = (
             f"{num_unreadable} test image(s) cannot be read, so there will be no submission; mend them, or set "
             "submit.unreadable: lowest to give them the lowest score"

@@ -117,3 +117,22 @@ def test_model_name_defaults_to_a_safe_form_of_the_backbone() -> None:
 
 def test_listed_caps_and_counts() -> None:
     assert listed(range(12), cap=10).endswith("... and 2 more of 12")
+
+
+@pytest.mark.parametrize("field", ["steps", "lr", "warmup_steps"])
+def test_yes_is_no_number(tmp_path: Path, field: str) -> None:
+    message = (
+        f"train.{field}: true and false mean nothing here; YAML reads yes/no/on/off as true/false, so quote a text"
+    )
+    assert message in config_error(tmp_path, f"train: {{{field}: yes}}")
+    assert message in config_error(tmp_path, f"models: [{{backbone: a, train: {{{field}: yes}}}}]")
+
+
+def test_an_anchor_may_be_merged_and_overridden(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("models: [&first {backbone: resnet18, pretrained: timm}, {<<: *first, backbone: resnet34}]")
+    first, second = load_config(path).models
+    assert (first.name, second.name, second.pretrained) == ("resnet18", "resnet34", "timm")
+    assert "key 'name' is given twice" in config_error(
+        tmp_path, "models: [&a {backbone: b}, {<<: *a, name: c, name: d}]"
+    )

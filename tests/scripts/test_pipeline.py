@@ -248,6 +248,20 @@ def test_a_sample_that_does_not_fit_is_told_before_anything_is_trained(data: Pat
     assert not (tmp_path / "tiny" / "train").exists()
 
 
+def test_a_truth_of_other_images_is_told_before_anything_is_trained(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "truth.csv").write_text("id,label\nnobody,eight\n")
+    with pytest.raises(InputError, match=r"data\.truth: 1 problems.*'nobody' is no image of this run"):
+        run_pipeline(config_of(data, tmp_path, data={"truth": str(tmp_path / "truth.csv")}))
+    assert not (tmp_path / "tiny" / "train").exists()
+
+
+def test_a_failed_command_leaves_the_config_that_describes_the_outputs(finished: Path, data: Path) -> None:
+    before = (finished / "config.yaml").read_bytes()
+    with pytest.raises(InputError, match=r"folds\.num_folds"):
+        run_pipeline(config_of(data, finished.parent, folds={"num_folds": 40}), until="prepare")
+    assert (finished / "config.yaml").read_bytes() == before
+
+
 def test_an_unreadable_test_image_is_told_early_and_costs_the_submission_but_not_the_report(
     data: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

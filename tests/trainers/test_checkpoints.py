@@ -1,11 +1,13 @@
 """Checkpoints verify, survive corruption by falling back, and hold everything an optimiser needs."""
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
 
+from configs.errors import InputError
 from trainers.checkpoints import (
     Checkpoint,
     CorruptCheckpoint,
@@ -16,6 +18,7 @@ from trainers.checkpoints import (
     unflatten_optimizer,
     write_checkpoint,
 )
+from trainers.provenance import file_digest
 
 
 def checkpoint_of(value: float) -> Checkpoint:
@@ -95,3 +98,20 @@ def test_an_optimiser_restored_through_files_takes_the_same_next_step(tmp_path: 
     forgetful.load_state_dict(back.tensors["model"])
     step(forgetful, fresh, 2.0)
     assert not torch.equal(forgetful.weight, model.weight)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.json"])
+def test_a_pickle_that_the_manifest_vouches_for_is_refused_and_never_runs(tmp_path: Path, name: str) -> None:
+    class Malicious:
+        def __reduce__(self) -> tuple:
+            return (open, (str(tmp_path / "marker"), "w"))
+
+    write_checkpoint(tmp_path / "final", checkpoint_of(3.0))
+    path, manifest = tmp_path / "final" / name, tmp_path / "final" / "manifest.json"
+    path.write_bytes(pickle.dumps(Malicious()))
+    facts = json.loads(manifest.read_text())
+    facts[name] = {"size": path.stat().st_size, "sha256": file_digest(path)}
+    manifest.write_text(json.dumps(facts))
+    with pytest.raises(InputError, match="final: not a checkpoint"):
+        read_checkpoint(tmp_path / "final")
+    assert not (tmp_path / "marker").exists()

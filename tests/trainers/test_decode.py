@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
+from configs.schema import PILLOW_PIXELS, DataConfig
 from trainers.decode import UnreadableImage, decode_image, fit_pixels, open_header
 
 ROWS, COLUMNS = np.mgrid[:24, :36]
@@ -225,7 +226,17 @@ def test_too_many_pixels_are_rejected_from_the_header():
 
 def test_a_bomb_beyond_pillows_own_limit_is_rejected_too():
     header = struct.pack("<2sIHHIIiiHHIIiiII", b"BM", 0, 0, 0, 54, 40, 60_000, 60_000, 1, 24, 0, 0, 0, 0, 0, 0)
-    assert "Pillow's own limit" in reason(header + b"\0" * 100, max_pixels=10**10)
+    bomb = header + b"\0" * 100
+    assert (
+        reason(bomb, max_pixels=10**10) == "3,600,000,000 pixels, more than Pillow reads (178,956,970); save it smaller"
+    )
+    assert reason(bomb) == "3,600,000,000 pixels, more than data.max_pixels (90,000,000)"
+
+
+def test_no_cap_can_be_set_above_the_one_of_pillow():
+    assert 2 * Image.MAX_IMAGE_PIXELS == PILLOW_PIXELS
+    with pytest.raises(ValueError, match="less than or equal to 178956970"):
+        DataConfig(max_pixels=PILLOW_PIXELS + 1)
 
 
 @pytest.mark.filterwarnings("ignore:Truncated File Read:UserWarning")

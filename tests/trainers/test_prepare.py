@@ -1,4 +1,5 @@
 import gzip
+import os
 import shutil
 import struct
 import time
@@ -377,3 +378,14 @@ def test_the_fingerprint_changes_with_the_input_and_only_with_it(tmp_path):
     seen.add(source_fingerprint(data))
     seen.add(source_fingerprint(data.model_copy(update={"test": None})))
     assert len(seen) == 5
+
+
+def test_what_is_no_plain_file_is_rejected_and_not_waited_for(tmp_path):
+    data = toy(tmp_path)
+    for number in (0, 1):
+        (tmp_path / "img" / f"{number}.png").unlink()
+    os.mkfifo(tmp_path / "img" / "0.png")
+    (tmp_path / "img" / "1.png").mkdir()
+    prepared(data, tmp_path / "run")
+    rejected = pd.read_csv(tmp_path / "run" / "rejected.csv", dtype=str)
+    assert list(rejected["reason"]) == ["it is a pipe, socket or device, not a file", "it is a folder, not a file"]
