@@ -250,7 +250,7 @@ def test_a_sample_that_does_not_fit_is_told_before_anything_is_trained(data: Pat
 
 def test_a_truth_of_other_images_is_told_before_anything_is_trained(data: Path, tmp_path: Path) -> None:
     (tmp_path / "truth.csv").write_text("id,label\nnobody,eight\n")
-    with pytest.raises(InputError, match=r"data\.truth: 1 problems.*'nobody' is no image of this run"):
+    with pytest.raises(InputError, match=r"(?s)data\.truth: 1 problems.*'nobody' is no image of this run"):
         run_pipeline(config_of(data, tmp_path, data={"truth": str(tmp_path / "truth.csv")}))
     assert not (tmp_path / "tiny" / "train").exists()
 
