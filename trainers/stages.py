@@ -72,11 +72,10 @@ def run_stage(
     Raises InputError when a half-done attempt was started with other inputs (unless `restart` throws it away).
     """
     partial = run_dir / ".partial" / stage.folder
+    atomic.clear_temporary(partial.parent)
     _finish_interrupted_commit(run_dir, partial)
     done = finished(run_dir, stage)
     if done is not None:
-        if (partial / ".old").exists():  # a kill came while the last commit was tidied up
-            shutil.rmtree(partial)
         return done
     resume_points = _claim(partial, stage, restart=restart)
     if resume_points:
@@ -197,7 +196,7 @@ def _claim(partial: Path, stage: Stage, *, restart: bool) -> list[Path]:
                 "Run it to its end with the old ones, or add --restart to throw the half-done work away."
             )
     if partial.exists():
-        shutil.rmtree(partial)
+        _discard(partial)
     partial.mkdir(parents=True)
     atomic.write_json(claim, stage.inputs)
     return []
@@ -224,7 +223,14 @@ def _finish_interrupted_commit(run_dir: Path, partial: Path) -> None:
     for output in record["outputs"]:
         _move(partial / output, run_dir / output, old=partial / ".old" / output)
     atomic.write_json(run_dir / ".stages" / f"{partial.name}.json", record)
-    shutil.rmtree(partial)
+    _discard(partial)
+
+
+def _discard(partial: Path) -> None:
+    """Remove the folder; the rename makes it gone at once, so that a kill leaves nothing that looks like work."""
+    trash = partial.with_name(f".{partial.name}.tmp")
+    os.replace(partial, trash)
+    shutil.rmtree(trash)
 
 
 def _move(new: Path, place: Path, *, old: Path) -> None:

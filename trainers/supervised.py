@@ -113,11 +113,12 @@ def run(task: FoldTask) -> TrainResult:
     """
     world = num_devices(task.compute, batch_size=task.train.batch_size)
     task.out.mkdir(parents=True, exist_ok=True)
-    for leftover in task.out.glob(".*.tmp"):  # of a save that was killed
-        shutil.rmtree(leftover)
+    atomic.clear_temporary(task.out)
     final = task.out / "final"
     if not final.exists():
         launch(_train, (task,), num_processes=world)
+    if (task.out / "checkpoints").exists():  # the resume points have served
+        shutil.rmtree(task.out / "checkpoints")
     return TrainResult(final, read_checkpoint(final).state)
 
 
@@ -399,7 +400,7 @@ def _facts(task: FoldTask, backbone: Backbone, shift: np.ndarray) -> dict[str, A
 
 
 def _finish(state: TrainingState, facts: dict[str, Any], out: Path) -> None:
-    """Write the predicting weights; the resume points have served."""
+    """Write the predicting weights."""
     weights = state.predictor.state_dict() if state.best_weights is None else state.best_weights
     _write_curves(state, out)
     evaluated = [row for row in state.curves if row["ap"] is not None]
@@ -414,8 +415,6 @@ def _finish(state: TrainingState, facts: dict[str, Any], out: Path) -> None:
         "precision": state.accelerator.mixed_precision,
     }
     write_checkpoint(out / "final", Checkpoint({"model": weights}, facts))
-    if (out / "checkpoints").exists():
-        shutil.rmtree(out / "checkpoints")
 
 
 def _write_curves(state: TrainingState, out: Path) -> None:
