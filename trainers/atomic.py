@@ -14,18 +14,30 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an OSError without a file name that of `path`: a full disk is noticed by a write, which knows no name."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def fsync_dir(folder: Path) -> None:
     """Make renames inside `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(folder):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
 def fsync_file(path: Path) -> None:
     """Make the bytes of `path` durable."""
-    with path.open("rb+") as stream:
+    with naming(path), path.open("rb+") as stream:
         os.fsync(stream.fileno())
 
 
@@ -39,10 +51,11 @@ def replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name[:60]}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        yield temporary
-        fsync_file(temporary)
-        os.replace(temporary, path)
-        fsync_dir(path.parent)
+        with naming(path):
+            yield temporary
+            fsync_file(temporary)
+            os.replace(temporary, path)
+            fsync_dir(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -4,7 +4,8 @@ Training items are (row position, draw): the policy's randomness comes from them
 order in which workers run nor their number changes a pixel.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import cv2
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from augment.policies import Policy
+from configs.errors import InputError
 from trainers import stopping
 from trainers.samplers import StepBatches
 
@@ -63,6 +65,24 @@ def scoring_loader(dataset: ScoringImages, *, batch_size: int, workers: int, pin
     return _loader(
         dataset, [range(s, min(s + batch_size, len(dataset.rows))) for s in starts], workers=workers, pin=pin
     )
+
+
+@contextmanager
+def naming_lost_workers(workers: int) -> Iterator[None]:
+    """Turn torch's error about a loader process that was killed into an InputError with the likely cause.
+
+    Around the whole loop: torch raises it from a signal handler, wherever the loop is.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = str(error).partition("\n")[0].strip().rstrip(".")
+        raise InputError(
+            f"a loader process died ({reason}), most often because the machine's memory ran out; set compute.workers "
+            f"to less than {workers} (0 = none), or free memory. The same command goes on from the newest saved state"
+        ) from error
 
 
 def _loader(dataset: Dataset, batches: StepBatches | list[range], *, workers: int, pin: bool) -> DataLoader:

@@ -184,7 +184,7 @@ def test_a_second_process_is_refused_with_host_and_pid_and_a_dead_one_holds_noth
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(InputError, match=f"pid {holder.pid}"), locked(tmp_path):
+        with pytest.raises(InputError, match=f"host {os.uname().nodename}, pid {holder.pid}"), locked(tmp_path):
             pass
         holder.kill()
     with locked(tmp_path):  # its children may hold it a moment longer, which is waited for
