@@ -1,7 +1,10 @@
 """A SIGKILL at any moment costs the steps since the last resume point and nothing else: no byte of the result."""
 
+import errno
+import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -10,47 +13,24 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from configs.schema import AugmentConfig, ComputeConfig, ModelConfig, TrainConfig
+from scripts.command import guarded
 from trainers import supervised, training_state
 from trainers.checkpoints import Checkpoint, load_latest
 from trainers.provenance import derive_seed, file_digest
 from trainers.samplers import StepBatches
 from trainers.stages import Stage, StageOutcome, run_stage
-from trainers.supervised import FoldData, FoldTask
+from trainers.supervised import FoldTask
 
+ExitCodeOf = Callable[[Callable[[], object]], int]
 KilledAt = Callable[[int, Callable[[], object]], bool]
-SIZE = 16
-STEPS = 6
+ShortTask = Callable[..., FoldTask]
+STEPS = 6  # of the short task
 Draws = list[tuple[int, list[tuple[int, int]]]]
-
-
-def short_task(out: Path, **train: Any) -> FoldTask:
-    """Noise with a brighter corner in the positives; a resume point after every second step."""
-    rng = np.random.default_rng(0)
-    targets = (np.arange(48) % 4 == 0).astype(np.int64)
-    images = rng.integers(0, 120, (48, SIZE, SIZE, 1)).astype(np.uint8)
-    images[targets == 1, :8, :8] += 100
-    rows = np.arange(48)
-    held = rows % 3 == 0
-    settings = {"steps": STEPS, "batch_size": 8, "warmup_steps": 2, "lr": 3e-3, "checkpoint_every_steps": 2}
-    return FoldTask(
-        model=ModelConfig(backbone="test_resnet", options={"drop_rate": 0.2}),
-        train=TrainConfig.model_validate(settings | {"log_every_steps": 2, "eval_every_steps": 3} | train),
-        augment=AugmentConfig(policy="light", mixup_alpha=0.2),
-        compute=ComputeConfig(device="cpu", workers=0),
-        data=FoldData(rows[~held], targets[~held], rows[held], targets[held], 1),
-        pixels=images,
-        image_size=SIZE,
-        channels=1,
-        seed=5,
-        out=out,
-    )
 
 
 @pytest.fixture
@@ -69,14 +49,14 @@ def draws(monkeypatch: pytest.MonkeyPatch) -> Draws:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(tmp_path_factory: pytest.TempPathFactory, short_task: ShortTask) -> Path:
     out = tmp_path_factory.mktemp("whole")
     supervised.run(short_task(out))
     return out
 
 
 @pytest.fixture(scope="module")
-def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def half(tmp_path_factory: pytest.TempPathFactory, short_task: ShortTask) -> Path:
     """A training that was killed after step 4 of 6."""
     out = tmp_path_factory.mktemp("half")
     with pytest.MonkeyPatch.context() as patched:
@@ -112,7 +92,7 @@ def contents(folder: Path) -> frozenset[tuple[str, str]]:
 
 
 def test_a_kill_at_any_file_operation_of_a_save_changes_no_weight_and_no_batch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: KilledAt, draws: Draws
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: KilledAt, draws: Draws, short_task: ShortTask
 ) -> None:
     """The first save, one that follows another, and the end. Folders that look the same are resumed once."""
     out = tmp_path / "whole"
@@ -153,7 +133,7 @@ def test_a_kill_at_any_file_operation_of_a_save_changes_no_weight_and_no_batch(
 
 
 def test_kills_at_random_moments_one_after_the_other_change_nothing(
-    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, short_task: ShortTask
 ) -> None:
     """One or two steps further each time, then a moment later: in a step, a save or a look at the held-out fold."""
     rng = random.Random(0)
@@ -181,7 +161,7 @@ def test_kills_at_random_moments_one_after_the_other_change_nothing(
 
 @pytest.mark.parametrize("forgotten", ["nothing", "ema", "optimizer", "dropout", "mixing", "sampler"])
 def test_a_resume_that_forgets_one_part_of_the_state_ends_with_other_weights(
-    tmp_path: Path, whole: Path, half: Path, monkeypatch: pytest.MonkeyPatch, forgotten: str
+    tmp_path: Path, whole: Path, half: Path, monkeypatch: pytest.MonkeyPatch, short_task: ShortTask, forgotten: str
 ) -> None:
     """The negative controls: each of these parts matters, so the tests above would notice its loss."""
     real_load, real_seed = load_latest, derive_seed
@@ -210,6 +190,116 @@ def test_a_resume_that_forgets_one_part_of_the_state_ends_with_other_weights(
     else:
         with pytest.raises(AssertionError):
             assert_same_outcome(out, whole)
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+@pytest.mark.parametrize(
+    ("damage", "names", "told", "step"),
+    [
+        (flip_a_bit, ["step-00000004/model.safetensors"], "its bytes differ from the manifest's SHA-256", 2),
+        (flip_a_bit, ["step-00000004/state.json"], "its bytes differ from the manifest's SHA-256", 2),
+        (cut, ["step-00000004/manifest.json"], "step-00000004: no readable manifest.json", 2),
+        (shutil.rmtree, ["step-00000004"], "step-00000004: missing, latest.json points to it", 2),
+        (Path.unlink, ["latest.json"], "latest.json: missing", 4),
+        (cut, ["latest.json"], "latest.json: not readable", 4),
+        (flip_a_bit, ["step-00000004/ema.safetensors", "step-00000002/ema.safetensors"], "its bytes differ", 0),
+    ],
+)
+def test_a_damaged_resume_point_is_told_and_the_newest_whole_one_is_used(
+    tmp_path: Path,
+    whole: Path,
+    half: Path,
+    short_task: ShortTask,
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[Path], None],
+    names: list[str],
+    told: str,
+    step: int,
+) -> None:
+    out = tmp_path / "half"
+    shutil.copytree(half, out)
+    for name in names:
+        damage(out / "checkpoints" / name)
+    supervised.run(short_task(out))
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning:")]
+    assert len(warnings) == len(names)
+    used = f"the resume point of step {step} is used" if step else "training starts from the beginning"
+    for warning in warnings:
+        assert str(out / "checkpoints") in warning
+        assert told in warning
+        assert warning.endswith(used)
+    assert_same_outcome(out, whole)
+
+
+def test_a_disk_that_fills_up_in_a_training_is_one_sentence_and_costs_the_steps_since_the_last_save(
+    tmp_path: Path,
+    whole: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    short_task: ShortTask,
+    exit_code_of: ExitCodeOf,
+    failing_from: Callable[..., Any],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    real = supervised.save_latest
+
+    def on_a_full_disk(folder: Path, step: int, checkpoint: Checkpoint) -> None:
+        if step < 4:
+            return real(folder, step, checkpoint)
+        with failing_from(6, errno.ENOSPC):
+            return real(folder, step, checkpoint)
+
+    def train() -> None:
+        monkeypatch.setattr(supervised, "save_latest", on_a_full_disk)
+        guarded(lambda: supervised.run(short_task(tmp_path)))
+
+    assert exit_code_of(train) == 2
+    errors = capfd.readouterr().err.splitlines()
+    assert len(errors) == 1
+    assert re.fullmatch(rf"error: {tmp_path}/.*: No space left on device; nothing that existed was changed", errors[0])
+    checkpoint, problems = load_latest(tmp_path / "checkpoints")
+    assert checkpoint is not None and checkpoint.state["step"] == 2 and not problems
+    supervised.run(short_task(tmp_path))
+    assert_same_outcome(tmp_path, whole)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_loader_process_is_a_cause_and_not_a_hang(
+    tmp_path: Path,
+    whole: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    short_task: ShortTask,
+    exit_code_of: ExitCodeOf,
+    capfd: pytest.CaptureFixture[str],
+    workers: int,
+) -> None:
+    real = supervised.take_step
+
+    def killing(state: Any, *rest: Any) -> Any:
+        if state.step == 3:
+            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        return real(state, *rest)
+
+    def train() -> None:
+        signal.alarm(60)  # a hang would end in this signal
+        monkeypatch.setattr(supervised, "take_step", killing)
+        guarded(lambda: supervised.run(short_task(tmp_path, workers=workers, steps=60)))
+
+    assert exit_code_of(train) == 2
+    errors = capfd.readouterr().err.splitlines()
+    assert len(errors) == 1, errors
+    assert errors[0].startswith("error: a loader process died (DataLoader worker (pid")
+    assert f"memory ran out; set compute.workers to less than {workers} (0 = none)" in errors[0]
+    checkpoint, problems = load_latest(tmp_path / "checkpoints")
+    assert checkpoint is not None and checkpoint.state["step"] >= 2 and not problems
 
 
 def stage_of(value: int) -> Stage:
