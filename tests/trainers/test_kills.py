@@ -240,6 +240,7 @@ def test_a_damaged_resume_point_is_told_and_the_newest_whole_one_is_used(
     assert_same_outcome(out, whole)
 
 
+@pytest.mark.parametrize("stopped", [False, True])
 def test_a_disk_that_fills_up_in_a_training_is_one_sentence_and_costs_the_steps_since_the_last_save(
     tmp_path: Path,
     whole: Path,
@@ -248,8 +249,10 @@ def test_a_disk_that_fills_up_in_a_training_is_one_sentence_and_costs_the_steps_
     exit_code_of: ExitCodeOf,
     failing_from: Callable[..., Any],
     capfd: pytest.CaptureFixture[str],
+    stopped: bool,
 ) -> None:
-    real = supervised.save_latest
+    """A SIGTERM, too, is not answered with "stopped; goes on from the newest saved state" when that was not saved."""
+    real, step_of = supervised.save_latest, supervised.take_step
 
     def on_a_full_disk(folder: Path, step: int, checkpoint: Checkpoint) -> None:
         if step < 4:
@@ -257,14 +260,20 @@ def test_a_disk_that_fills_up_in_a_training_is_one_sentence_and_costs_the_steps_
         with failing_from(6, errno.ENOSPC):
             return real(folder, step, checkpoint)
 
+    def signalled(state: Any, *rest: Any) -> Any:
+        if stopped and state.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step_of(state, *rest)
+
     def train() -> None:
+        monkeypatch.setattr(supervised, "take_step", signalled)
         monkeypatch.setattr(supervised, "save_latest", on_a_full_disk)
         guarded(lambda: supervised.run(short_task(tmp_path)))
 
     assert exit_code_of(train) == 2
-    errors = capfd.readouterr().err.splitlines()
-    assert len(errors) == 1
-    assert re.fullmatch(rf"error: {tmp_path}/.*: No space left on device; nothing that existed was changed", errors[0])
+    *before, error = [line for line in capfd.readouterr().err.splitlines() if line]
+    assert [line.partition(" (")[0] for line in before] == ["stopping after this step, and saving"] * stopped
+    assert re.fullmatch(rf"error: {tmp_path}/.*: No space left on device; nothing that existed was changed", error)
     checkpoint, problems = load_latest(tmp_path / "checkpoints")
     assert checkpoint is not None and checkpoint.state["step"] == 2 and not problems
     supervised.run(short_task(tmp_path))
