@@ -9,7 +9,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")  # names become folders
 MAX_HOLDOUT = 0.5  # share of the labelled rows; the models need the rest
@@ -173,7 +182,11 @@ class TrainConfig(Section):
 
     steps: Count = Field(2000, description="optimiser steps")
     batch_size: Count = Field(64, description="images per optimiser step, over all devices")
-    micro_batch: Count | None = Field(None, description="images per forward pass; smaller than batch_size accumulates")
+    micro_batch: Count | Literal["auto"] | None = Field(
+        None,
+        description="images per forward pass; smaller than batch_size accumulates; auto halves it from batch_size "
+        "for as long as memory runs out; null = batch_size",
+    )
     loss: LossConfig = LossConfig()
     sampler: SamplerConfig = SamplerConfig()
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="built by timm")
@@ -200,13 +213,21 @@ class TrainConfig(Section):
     channels_last: bool = Field(True, description="memory layout that convolutions are fastest in")
     compile: bool = Field(False, description="torch.compile")
 
+    @field_validator("micro_batch", mode="wrap")
+    @classmethod
+    def _one_message(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return check(value)
+        except ValidationError:  # one for each type that it could have been
+            raise ValueError("expected a number of images (1 or more), auto or null") from None
+
     @model_validator(mode="after")
     def _consistent(self) -> "TrainConfig":
         if self.num_warmup_steps >= self.steps:
             raise ValueError(
                 f"warmup_steps ({self.warmup_steps}) must be less than steps ({self.steps}); null fits any number"
             )
-        if self.micro_batch is not None and self.micro_batch > self.batch_size:
+        if isinstance(self.micro_batch, int) and self.micro_batch > self.batch_size:
             raise ValueError(f"micro_batch ({self.micro_batch}) must not exceed batch_size ({self.batch_size})")
         if self.sampler.name == "positives_per_batch" and self.sampler.positives >= self.batch_size:
             raise ValueError(

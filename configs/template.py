@@ -83,7 +83,8 @@ def _choices(kind: Any) -> list[str]:
     if get_origin(kind) is Literal:
         return [str(choice) for choice in get_args(kind)]
     if get_origin(kind) in (Union, types.UnionType):
-        return [choice for part in get_args(kind) for choice in _choices(part)]
+        parts = [_choices(part) for part in get_args(kind) if part is not types.NoneType]
+        return [choice for part in parts for choice in part] if all(parts) else []  # else the choices are not all
     return ["true", "false"] if kind is bool else []
 
 

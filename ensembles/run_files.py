@@ -108,7 +108,7 @@ def read_run(run_dir: Path, *, truth: pd.DataFrame | None = None) -> RunFiles:
         stored=read_ensemble(run_dir / "ensemble"),
         metrics=json.loads((run_dir / "metrics.json").read_text(encoding="utf-8")),
         curves=curves,
-        events=_read_events(log.read_text(encoding="utf-8")) if log.exists() else [],
+        events=_read_events(log.read_text(encoding="utf-8", errors="replace")) if log.exists() else [],
         truth={id_: table.classes.index(label) for id_, label in known.items() if label in table.classes},
     )
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -36,6 +37,7 @@ def guarded(app: Callable[[], Any]) -> None:
     # Read when the commands import torch. Threads that spin while they wait, the default, make training over ten times
     # slower whenever another program wants one of two cores; asleep they cost less than that (configs/LOG.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    threading.excepthook = _on_thread_error
     try:
         with stoppable():
             app()
@@ -47,6 +49,12 @@ def guarded(app: Callable[[], Any]) -> None:
         if error.errno not in USER_ERRORS:
             raise
         _fail(f"error: {error.filename or 'a file'}: {error.strerror}; nothing that existed was changed", EXIT_INPUT)
+
+
+def _on_thread_error(failed: threading.ExceptHookArgs) -> None:
+    """A full disk that a thread notices (tensorboard's, that writes) is raised in the main one too, and told there."""
+    if not (isinstance(failed.exc_value, OSError) and failed.exc_value.errno in USER_ERRORS):
+        threading.__excepthook__(failed)
 
 
 def _fail(message: str, code: int) -> None:

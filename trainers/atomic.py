@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,18 +14,30 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an OSError without a file name that of `path`: a full disk is noticed by a write, which knows no name."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def fsync_dir(folder: Path) -> None:
     """Make renames inside `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(folder):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
 def fsync_file(path: Path) -> None:
     """Make the bytes of `path` durable."""
-    with path.open("rb+") as stream:
+    with naming(path), path.open("rb+") as stream:
         os.fsync(stream.fileno())
 
 
@@ -38,12 +51,22 @@ def replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name[:60]}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        yield temporary
-        fsync_file(temporary)
-        os.replace(temporary, path)
-        fsync_dir(path.parent)
+        with naming(path):
+            yield temporary
+            fsync_file(temporary)
+            os.replace(temporary, path)
+            fsync_dir(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def clear_temporary(folder: Path) -> None:
+    """Remove what a killed write left in `folder`: the files and folders with a temporary name."""
+    for path in folder.glob(".*.tmp"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def write_bytes(path: Path, data: bytes) -> None:

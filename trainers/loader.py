@@ -5,6 +5,7 @@ order in which workers run nor their number changes a pixel.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import cv2
@@ -85,6 +86,24 @@ class _Loader(DataLoader):
             if isinstance(batch, InputError):
                 raise batch
             yield batch
+
+
+@contextmanager
+def naming_lost_workers(workers: int) -> Iterator[None]:
+    """Turn torch's error about a loader process that was killed into an InputError with the likely cause.
+
+    Around the whole loop: torch raises it from a signal handler, wherever the loop is.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = str(error).partition("\n")[0].strip().rstrip(".")
+        raise InputError(
+            f"a loader process died ({reason}), most often because the machine's memory ran out; set compute.workers "
+            f"to less than {workers} (0 = none), or free memory. The same command goes on from the newest saved state"
+        ) from error
 
 
 def _loader(dataset: Dataset, batches: StepBatches | list[range], *, workers: int, pin: bool) -> DataLoader:

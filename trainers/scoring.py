@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from augment.views import VIEWS
 from configs.schema import ViewConfig
+from trainers import memory
 from trainers.backbones import build_backbone, to_input
-from trainers.checkpoints import CorruptCheckpoint, read_checkpoint
-from trainers.loader import Pixels, ScoringImages, scoring_loader
+from trainers.checkpoints import read_final
+from trainers.loader import Pixels, ScoringImages, naming_lost_workers, scoring_loader
 from trainers.progress import progress_bar
 
 PLAIN_VIEW = (ViewConfig(),)
@@ -32,11 +33,8 @@ class Scorer:
 
 
 def load_scorer(folder: Path, *, device: torch.device | str) -> Scorer:
-    """The trained network of a `final/` folder, verified against its manifest; raises CorruptCheckpoint."""
-    try:
-        checkpoint = read_checkpoint(folder)
-    except CorruptCheckpoint as error:
-        raise CorruptCheckpoint(f"{error}; remove {folder.parent} to have it trained again") from None
+    """The trained network of a `final/` folder, verified against its manifest."""
+    checkpoint = read_final(folder)
     facts = checkpoint.state
     backbone = build_backbone(
         facts["backbone"], channels=facts["channels"], num_outputs=facts["num_outputs"], options=facts["options"]
@@ -62,12 +60,13 @@ def score_rows(
     workers: int = 0,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     description: str = "",
+    size_setting: str = "predict.batch_size",
     after_batch: Callable[[], object] | None = None,
 ) -> np.ndarray:
     """Logits of the given table rows, float64 (rows, outputs): the weighted mean over the views. Leaves the mode as is.
 
     `description` names the progress bar; empty = none. `after_batch` is called between batches and may raise. Raises
-    ValueError when there are no rows.
+    ValueError when there are no rows, OutOfMemory naming `size_setting`, InputError when a loader process dies.
     """
     if not len(rows):
         raise ValueError("score_rows: there are no rows to score")
@@ -80,7 +79,11 @@ def score_rows(
     was_training = model.training
     model.eval()
     try:
-        with progress_bar(description, len(rows), shown=bool(description)) as bar:
+        with (
+            progress_bar(description, len(rows), shown=bool(description)) as bar,
+            naming_lost_workers(workers),
+            memory.told(f"scoring {batch_size} images at a time", f"set {size_setting} to {max(1, batch_size // 2)}"),
+        ):
             for images in loader:
                 inputs = to_input(images.to(device, non_blocking=True), mean, std)
                 with autocast():

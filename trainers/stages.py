@@ -72,11 +72,10 @@ def run_stage(
     Raises InputError when a half-done attempt was started with other inputs (unless `restart` throws it away).
     """
     partial = run_dir / ".partial" / stage.folder
+    atomic.clear_temporary(partial.parent)
     _finish_interrupted_commit(run_dir, partial)
     done = finished(run_dir, stage)
     if done is not None:
-        if (partial / ".old").exists():  # a kill came while the last commit was tidied up
-            shutil.rmtree(partial)
         return done
     resume_points = _claim(partial, stage, restart=restart)
     if resume_points:
@@ -110,7 +109,7 @@ def finished(run_dir: Path, stage: Stage) -> StageRecord | None:
     path = run_dir / ".stages" / f"{stage.folder}.json"
     if not path.exists():
         return None
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = _read_json(path)
     there = all((run_dir / output).exists() for output in stage.outputs)
     if record["fingerprint"] != digest(stage.inputs) or not there:
         return None
@@ -125,8 +124,13 @@ def forget(run_dir: Path, stage: Stage) -> None:
 def log_event(run_dir: Path, event: str, **fields: Any) -> None:
     """Append one line to log.jsonl."""
     line = json.dumps({"time": _now(), "event": event, **fields}, ensure_ascii=False)
-    with (run_dir / "log.jsonl").open("a", encoding="utf-8") as stream:
-        stream.write(line + "\n")
+    path = run_dir / "log.jsonl"
+    with atomic.naming(path), path.open("ab+") as stream:
+        end = stream.seek(0, os.SEEK_END)
+        if end:  # a line that a full disk cut must not swallow this one
+            stream.seek(end - 1)
+            line = line if stream.read(1) == b"\n" else "\n" + line
+        stream.write(line.encode("utf-8") + b"\n")
 
 
 @contextmanager
@@ -145,9 +149,10 @@ def locked(run_dir: Path) -> Iterator[None]:
         ) from None
     with stream:
         _take_lock(stream, run_dir)
-        stream.truncate(0)
-        stream.write(f"host {os.uname().nodename}, pid {os.getpid()}\n")
-        stream.flush()
+        with atomic.naming(run_dir / ".lock"):
+            stream.truncate(0)
+            stream.write(f"host {os.uname().nodename}, pid {os.getpid()}\n")
+            stream.flush()
         yield
 
 
@@ -187,7 +192,7 @@ def _claim(partial: Path, stage: Stage, *, restart: bool) -> list[Path]:
     claim = partial / "stage.json"
     found = [path for pattern in stage.resume_points for path in sorted(partial.glob(pattern))]
     if claim.exists() and found:
-        differences = list(_differences(json.loads(claim.read_text(encoding="utf-8")), stage.inputs))
+        differences = list(_differences(_read_json(claim), stage.inputs))
         if not differences:
             return found
         if not restart:
@@ -197,7 +202,7 @@ def _claim(partial: Path, stage: Stage, *, restart: bool) -> list[Path]:
                 "Run it to its end with the old ones, or add --restart to throw the half-done work away."
             )
     if partial.exists():
-        shutil.rmtree(partial)
+        _discard(partial)
     partial.mkdir(parents=True)
     atomic.write_json(claim, stage.inputs)
     return []
@@ -220,11 +225,18 @@ def _finish_interrupted_commit(run_dir: Path, partial: Path) -> None:
     journal = partial / "commit.json"
     if not journal.exists():
         return
-    record = json.loads(journal.read_text(encoding="utf-8"))
+    record = _read_json(journal)
     for output in record["outputs"]:
         _move(partial / output, run_dir / output, old=partial / ".old" / output)
     atomic.write_json(run_dir / ".stages" / f"{partial.name}.json", record)
-    shutil.rmtree(partial)
+    _discard(partial)
+
+
+def _discard(partial: Path) -> None:
+    """Remove the folder; the rename makes it gone at once, so that a kill leaves nothing that looks like work."""
+    trash = partial.with_name(f".{partial.name}.tmp")
+    os.replace(partial, trash)
+    shutil.rmtree(trash)
 
 
 def _move(new: Path, place: Path, *, old: Path) -> None:
@@ -238,6 +250,14 @@ def _move(new: Path, place: Path, *, old: Path) -> None:
         os.replace(place, old)
     os.replace(new, place)
     atomic.fsync_dir(place.parent)
+
+
+def _read_json(path: Path) -> Any:
+    """What this module wrote; raises InputError when it is damaged, because a stage is not repeated unasked."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error}); delete it to have its stage run again") from None
 
 
 def _now() -> str:

@@ -27,17 +27,17 @@ from augment.mixing import mix_batch
 from augment.policies import build_policy
 from configs.errors import InputError
 from configs.schema import AugmentConfig, ComputeConfig, ModelConfig, TrainConfig
-from trainers import atomic, stopping
+from trainers import atomic, memory, stopping
 from trainers.backbones import Backbone, build_backbone, to_input
 from trainers.checkpoints import (
     Checkpoint,
     load_latest,
-    read_checkpoint,
+    read_final,
     save_latest,
     write_checkpoint,
 )
 from trainers.devices import build_accelerator, launch, num_devices, num_workers
-from trainers.loader import Pixels, TrainingImages, training_loader
+from trainers.loader import Pixels, TrainingImages, naming_lost_workers, training_loader
 from trainers.losses import build_loss, class_weights, logit_adjustment, soft_targets
 from trainers.prior import log_odds_shift, warn_double_counting, warn_no_adjustment
 from trainers.progress import ERROR_CONSOLE, progress_bar
@@ -112,13 +112,21 @@ def run(task: FoldTask) -> TrainResult:
     Raises InputError for settings that do not fit each other, NonFiniteLoss (naming the step) when training diverges.
     """
     world = num_devices(task.compute, batch_size=task.train.batch_size)
+    if task.train.micro_batch == "auto" and world > 1:
+        raise InputError(
+            f"train.micro_batch auto is for one device, and {world} would train here; set it to a number of images per "
+            "device and forward pass, or set compute.num_devices to 1"
+        )
     task.out.mkdir(parents=True, exist_ok=True)
-    for leftover in task.out.glob(".*.tmp"):  # of a save that was killed
-        shutil.rmtree(leftover)
+    atomic.clear_temporary(task.out)
     final = task.out / "final"
     if not final.exists():
-        launch(_train, (task,), num_processes=world)
-    return TrainResult(final, read_checkpoint(final).state)
+        # Steps tell more; this is for what comes before them, above all the network itself.
+        with memory.told(f"training with train.batch_size {task.train.batch_size}", "make the network smaller"):
+            launch(_train, (task,), num_processes=world)
+    if (task.out / "checkpoints").exists():  # the resume points have served
+        shutil.rmtree(task.out / "checkpoints")
+    return TrainResult(final, read_final(final).state)
 
 
 def setting_warnings(train: TrainConfig, data: FoldData) -> list[str]:
@@ -164,8 +172,9 @@ def _train(task: FoldTask) -> None:
     )
     mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (backbone.mean, backbone.std))
     state = build_training(backbone.model, train, accelerator)
-    for problem in resume(state, task.out / "checkpoints"):
-        used = f"the resume point of step {state.step} is used" if state.step else "training starts from the beginning"
+    problems = resume(state, task.out / "checkpoints")
+    used = f"the resume point of step {state.step} is used" if state.step else "training starts from the beginning"
+    for problem in problems if rank == 0 else ():
         ERROR_CONSOLE.print(f"[yellow]warning:[/] {escape(problem)}; {used}")
     if state.step and rank == 0:
         ERROR_CONSOLE.print(f"{escape(task.description)}: going on from step {state.step} of {train.steps}")
@@ -206,7 +215,11 @@ def _train(task: FoldTask) -> None:
     state.forward.train()
     started = time.perf_counter() - state.seconds
     saved_at = time.perf_counter()
-    with stopping.deferred(), progress_bar(task.description, train.steps, done=state.step, shown=rank == 0) as bar:
+    with (
+        stopping.deferred(),
+        naming_lost_workers(num_workers(task.compute)),
+        progress_bar(task.description, train.steps, done=state.step, shown=rank == 0) as bar,
+    ):
         if _look_is_due(state, task):  # the stop came before or in the middle of it
             _look(state, task, mean, std, shift, writer)
         for images, batch_targets in loader:
@@ -241,7 +254,8 @@ def _train(task: FoldTask) -> None:
                 saved_at = time.perf_counter()
     _check_finite(state, task.out)
     if writer is not None:
-        writer.close()
+        with atomic.naming(task.out / "tensorboard"):
+            writer.close()
         _finish(state, _facts(task, backbone, shift), task.out)
     accelerator.wait_for_everyone()
     stopping.raise_if_asked()  # of a signal that came too late to stop the loop
@@ -286,9 +300,17 @@ def _log(state: TrainingState, writer: SummaryWriter | None, out: Path) -> None:
     }
     state.losses = []
     state.curves.append(row)
-    if writer is not None:
-        writer.add_scalar("train/loss", row["loss"], state.step)
-        writer.add_scalar("train/lr", row["lr"], state.step)
+    _draw(writer, {"train/loss": row["loss"], "train/lr": row["lr"]}, state.step)
+
+
+def _draw(writer: SummaryWriter | None, points: dict[str, float | None], step: int) -> None:
+    """Add a point to each curve that tensorboard shows; of a full disk its writing thread tells the next caller."""
+    if writer is None:
+        return
+    with atomic.naming(Path(writer.log_dir)):
+        for curve, value in points.items():
+            if value is not None:
+                writer.add_scalar(curve, value, step)
 
 
 def _check_finite(state: TrainingState, out: Path) -> None:
@@ -331,7 +353,9 @@ def _evaluate(
         data.held_rows[rank::world],
         mean=mean,
         std=std,
-        batch_size=max(256, task.train.batch_size),
+        # Without gradients four times the images of a training pass need less memory than that.
+        batch_size=min(4 * state.micro_batch, max(256, state.micro_batch)),
+        size_setting="train.micro_batch",
         autocast=state.accelerator.autocast,
         after_batch=stopping.raise_if_asked if world == 1 else None,  # or the others would wait for this one
     )
@@ -340,8 +364,7 @@ def _evaluate(
         logits[other::world] = part
     ap = _watched_average_precision(logits - shift, data.held_targets, data.num_classes)
     state.curves[-1]["ap"] = ap
-    if writer is not None and ap is not None:
-        writer.add_scalar("held_out/average_precision", ap, state.step)
+    _draw(writer, {"held_out/average_precision": ap}, state.step)
     if task.train.keep == "best" and ap is not None and ap > state.best:
         state.best = ap
         state.best_weights = {key: value.detach().clone() for key, value in state.predictor.state_dict().items()}
@@ -399,7 +422,7 @@ def _facts(task: FoldTask, backbone: Backbone, shift: np.ndarray) -> dict[str, A
 
 
 def _finish(state: TrainingState, facts: dict[str, Any], out: Path) -> None:
-    """Write the predicting weights; the resume points have served."""
+    """Write the predicting weights."""
     weights = state.predictor.state_dict() if state.best_weights is None else state.best_weights
     _write_curves(state, out)
     evaluated = [row for row in state.curves if row["ap"] is not None]
@@ -408,14 +431,13 @@ def _finish(state: TrainingState, facts: dict[str, Any], out: Path) -> None:
         "held_out_ap": evaluated[-1]["ap"] if evaluated else None,
         "best_held_out_ap": state.best if state.best_weights is not None else None,
         "kept_step": kept["step"],
+        "micro_batch": state.micro_batch,
         "seconds": round(state.seconds, 3),
         "device": str(state.accelerator.device),
         "num_devices": state.accelerator.num_processes,
         "precision": state.accelerator.mixed_precision,
     }
     write_checkpoint(out / "final", Checkpoint({"model": weights}, facts))
-    if (out / "checkpoints").exists():
-        shutil.rmtree(out / "checkpoints")
 
 
 def _write_curves(state: TrainingState, out: Path) -> None:

@@ -12,8 +12,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from configs.errors import InputError
 from configs.schema import TrainConfig
+from trainers import memory
 from trainers.checkpoints import Checkpoint, flatten_optimizer, load_latest, unflatten_optimizer
+from trainers.progress import ERROR_CONSOLE
 from trainers.torchvision_ops import declare_missing_ops
 
 declare_missing_ops()
@@ -29,7 +32,7 @@ class TrainingState:
 
     `network` is the bare one; `forward` is the same, wrapped for several devices or compiled. `losses` are those of the
     steps since the last row of `curves`, the rows of curves.csv; `best` is the highest watched metric and
-    `best_weights` are the weights it was reached with.
+    `best_weights` are the weights it was reached with. `micro_batch` is the most images that go forward at once.
     """
 
     accelerator: Accelerator
@@ -38,6 +41,7 @@ class TrainingState:
     optimizer: Any
     schedule: CosineLRScheduler
     ema: ModelEmaV3 | None
+    micro_batch: int
     step: int = 0
     seconds: float = 0.0
     best: float = float("-inf")
@@ -72,7 +76,9 @@ def build_training(network: nn.Module, train: TrainConfig, accelerator: Accelera
     forward, optimizer = accelerator.prepare(network, optimizer)
     if train.compile:
         forward = torch.compile(forward)
-    return TrainingState(accelerator, network, forward, optimizer, schedule, ema)
+    own_share = train.batch_size // accelerator.num_processes
+    micro_batch = min(train.micro_batch, own_share) if isinstance(train.micro_batch, int) else own_share
+    return TrainingState(accelerator, network, forward, optimizer, schedule, ema, micro_batch)
 
 
 def take_step(
@@ -82,11 +88,40 @@ def take_step(
     targets: Tensor,
     loss_function: Any,
 ) -> Tensor:
-    """One optimiser step, in micro-batches if asked; the mean loss of the batch, still on the device."""
+    """One optimiser step, in micro-batches if asked; the mean loss of the batch, still on the device.
+
+    With `micro_batch: auto` a batch that memory has no room for is taken again in pieces of half the size, as if it had
+    never been tried in larger ones. Raises OutOfMemory when that is not allowed or does not help.
+    """
     state.schedule.step_update(state.step + 1)  # so that the first step is not wasted on a rate of zero
-    micro = train.micro_batch or len(inputs)
+    gradients = _gradients_that_fit if train.micro_batch == "auto" else _gradients
+    try:
+        loss = gradients(state, inputs, targets, loss_function)
+        if train.clip_norm:
+            state.accelerator.clip_grad_norm_(state.network.parameters(), train.clip_norm)
+        state.optimizer.step()
+    except (RuntimeError, MemoryError) as error:
+        with memory.told(*_size_and_remedy(state, train)):
+            raise error
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise InputError(
+            f"train.micro_batch {state.micro_batch} of train.batch_size {train.batch_size}: the network's batch "
+            "normalisation cannot learn from one image at a time; set micro_batch to 2 or more, or to a size that "
+            "leaves no single image"
+        ) from error
+    state.optimizer.zero_grad(set_to_none=True)
+    state.step += 1
+    if state.ema is not None:
+        state.ema.update(state.network, step=state.step)
+    return loss
+
+
+def _gradients(state: TrainingState, inputs: Tensor, targets: Tensor, loss_function: Any) -> Tensor:
+    """Add up the gradients of the batch in pieces of at most `state.micro_batch`; the mean loss."""
     total = torch.zeros((), device=inputs.device)
-    num_pieces = -(-len(inputs) // micro)  # of nearly equal size: one image alone has no batch statistics
+    num_pieces = -(-len(inputs) // state.micro_batch)  # of nearly equal size: one image alone has no batch statistics
     pieces = list(zip(inputs.tensor_split(num_pieces), targets.tensor_split(num_pieces), strict=True))
     for number, (piece, piece_targets) in enumerate(pieces, start=1):
         synchronise = number == len(pieces)
@@ -98,14 +133,59 @@ def take_step(
             loss = loss_function(logits.float(), piece_targets) * (len(piece) / len(inputs))
             state.accelerator.backward(loss)
         total += loss.detach()
-    if train.clip_norm:
-        state.accelerator.clip_grad_norm_(state.network.parameters(), train.clip_norm)
-    state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
-    state.step += 1
-    if state.ema is not None:
-        state.ema.update(state.network, step=state.step)
     return total
+
+
+def _gradients_that_fit(state: TrainingState, inputs: Tensor, targets: Tensor, loss_function: Any) -> Tensor:
+    """`_gradients` in pieces halved for as long as memory runs out; says so, and later steps begin with that size."""
+    tried = state.micro_batch
+    # What a failed attempt changes beside gradients: batch statistics, and the generators that dropout draws from.
+    buffers = [buffer.clone() for buffer in state.network.buffers()]
+    generators = _generator_states(inputs.device)
+    while True:
+        try:
+            loss = _gradients(state, inputs, targets, loss_function)
+            break
+        except (RuntimeError, MemoryError) as error:
+            if not memory.is_out_of_memory(error) or state.micro_batch == 1:
+                raise
+        # After the except clause and not in it, where the traceback still holds the tensors of the failed attempt.
+        state.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for buffer, before in zip(state.network.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+        _set_generator_states(inputs.device, generators)
+        state.micro_batch //= 2
+        if inputs.device.type == "cuda":
+            torch.cuda.empty_cache()
+    if state.micro_batch < tried:
+        ERROR_CONSOLE.print(
+            f"[yellow]warning:[/] memory ran out at step {state.step + 1} with {tried} images per forward pass; from "
+            f"here on it is {state.micro_batch} (train.micro_batch: auto), and a step is of as many images as before"
+        )
+    return loss
+
+
+def _generator_states(device: torch.device) -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+def _set_generator_states(device: torch.device, states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
+
+
+def _size_and_remedy(state: TrainingState, train: TrainConfig) -> tuple[str, str]:
+    what = (
+        f"step {state.step + 1} with train.batch_size {train.batch_size}, {state.micro_batch} images per forward pass"
+    )
+    smaller = "make data.image_size or the network smaller"
+    if state.micro_batch == 1:
+        return what, smaller
+    auto = "" if state.accelerator.num_processes > 1 else " (auto finds how many fit)"
+    return what, f"set train.micro_batch to {state.micro_batch // 2}{auto}, which keeps the batch, or {smaller}"
 
 
 def is_finite(state: TrainingState) -> bool:
@@ -128,6 +208,7 @@ def snapshot(state: TrainingState) -> Checkpoint:
         tensors,
         {
             "step": state.step,
+            "micro_batch": state.micro_batch,
             "seconds": state.seconds,
             "best": None if state.best_weights is None else state.best,
             "losses": [float(loss) for loss in state.losses],
@@ -155,6 +236,7 @@ def resume(state: TrainingState, folder: Path) -> list[str]:
         device = state.accelerator.device
         state.best, state.best_weights = facts["best"], {k: v.to(device) for k, v in tensors["best"].items()}
     state.step, state.seconds, state.curves = facts["step"], facts["seconds"], facts["curves"]
+    state.micro_batch = facts["micro_batch"]  # under `auto` what was found; else as set
     state.losses = [torch.tensor(loss, device=state.accelerator.device) for loss in facts["losses"]]
     return problems
 

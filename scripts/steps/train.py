@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # Fields of `train` that change when something is written or shown, not what is learnt.
 NOT_TRAINED = {"log_every_steps", "checkpoint_every_steps", "checkpoint_every_seconds"}
+# What is kept of a training beside its weights.
+FACTS = ("held_out_ap", "best_held_out_ap", "kept_step", "device", "micro_batch")
 TRAINED_COLUMNS = ("id", "label", "fold", "sha256")
 
 
@@ -98,7 +100,7 @@ class _FoldModel:
                 description=self.label,
             )
         )
-        facts = {key: result.facts[key] for key in ("held_out_ap", "best_held_out_ap", "kept_step", "device")}
+        facts = {key: result.facts[key] for key in FACTS}
         summary = f"{self.train.steps} steps on {len(self.data.train_rows)} rows"
         return StageOutcome(summary, facts, result.facts["seconds"])
 

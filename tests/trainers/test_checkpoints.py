@@ -49,8 +49,8 @@ def test_one_flipped_bit_in_any_file_is_noticed(tmp_path: Path, name: str) -> No
 
 
 def test_the_newest_verified_checkpoint_is_used_and_the_bad_one_is_named(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path / "step-00000001", checkpoint_of(1.0))
-    write_checkpoint(tmp_path / "step-00000002", checkpoint_of(2.0))
+    save_latest(tmp_path, 1, checkpoint_of(1.0))
+    save_latest(tmp_path, 2, checkpoint_of(2.0))
     (tmp_path / "step-00000002" / "model.safetensors").unlink()
     newest, problems = load_latest(tmp_path)
     assert newest is not None
@@ -63,11 +63,67 @@ def test_no_checkpoint_is_not_a_problem(tmp_path: Path) -> None:
     assert load_latest(tmp_path / "none") == (None, [])
 
 
-def test_saving_points_to_the_new_checkpoint_and_removes_the_older_one(tmp_path: Path) -> None:
-    save_latest(tmp_path, 1, checkpoint_of(1.0))
-    save_latest(tmp_path, 2, checkpoint_of(2.0))
-    assert json.loads((tmp_path / "latest.json").read_text()) == {"folder": "step-00000002"}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest.json", "step-00000002"]
+def test_saving_points_to_the_new_checkpoint_and_keeps_the_one_before(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save_latest(tmp_path, step, checkpoint_of(float(step)))
+    assert json.loads((tmp_path / "latest.json").read_text()) == {"folder": "step-00000003"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest.json", "step-00000002", "step-00000003"]
+
+
+def test_a_save_takes_away_what_kills_left_and_damaged_checkpoints_of_later_steps(tmp_path: Path) -> None:
+    for step in (2, 6):
+        save_latest(tmp_path, step, checkpoint_of(float(step)))
+    (tmp_path / "step-00000006" / "manifest.json").unlink()
+    (tmp_path / ".step-00000004.0123abcd.tmp").mkdir()
+    (tmp_path / ".latest.json.0123abcd.tmp").write_text("{")
+    save_latest(tmp_path, 4, checkpoint_of(4.0))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest.json", "step-00000002", "step-00000004"]
+    assert load_latest(tmp_path)[1] == []
+
+
+def test_a_flipped_bit_in_any_byte_of_a_manifest_is_noticed(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "final", checkpoint_of(3.0))
+    path = tmp_path / "final" / "manifest.json"
+    whole = path.read_bytes()
+    for position in range(len(whole)):
+        data = bytearray(whole)
+        data[position] ^= 1 << position % 8
+        path.write_bytes(bytes(data))
+        with pytest.raises(CorruptCheckpoint, match=str(tmp_path)):
+            read_checkpoint(tmp_path / "final")
+
+
+@pytest.mark.parametrize("manifest", ["", "{", "[]", "{}", "null", '{"state.json": 3}', '{"state.json": {"size": 3}}'])
+def test_a_manifest_that_was_cut_or_is_none_is_noticed(tmp_path: Path, manifest: str) -> None:
+    write_checkpoint(tmp_path / "final", checkpoint_of(3.0))
+    (tmp_path / "final" / "manifest.json").write_text(manifest)
+    with pytest.raises(CorruptCheckpoint, match=r"manifest\.json"):
+        read_checkpoint(tmp_path / "final")
+
+
+@pytest.mark.parametrize(
+    ("pointer", "problem"),
+    [
+        (None, "latest.json: missing"),
+        ("", "latest.json: not readable"),
+        ('{"folder": 3}', "3: missing, latest.json points to it"),
+        ('{"folder": "step-00000009"}', "step-00000009: missing, latest.json points to it"),
+    ],
+)
+def test_a_pointer_that_is_missing_or_wrong_is_told_and_the_newest_checkpoint_used(
+    tmp_path: Path, pointer: str | None, problem: str
+) -> None:
+    for step in (1, 2):
+        save_latest(tmp_path, step, checkpoint_of(float(step)))
+    if pointer is None:
+        (tmp_path / "latest.json").unlink()
+    else:
+        (tmp_path / "latest.json").write_text(pointer)
+    newest, problems = load_latest(tmp_path)
+    assert newest is not None
+    assert newest.state == {"step": 2}
+    assert len(problems) == 1
+    assert problem in problems[0]
 
 
 def test_an_optimiser_restored_through_files_takes_the_same_next_step(tmp_path: Path) -> None:
