@@ -662,7 +662,8 @@ def test_a_checkpoint_that_is_a_malicious_pickle_is_refused_and_never_runs(tmp_p
     (fold / "final" / "model.safetensors").write_bytes(pickle.dumps(Malicious(marker)))
     assert message_of(data, "predict", **changes) == (
         "{runs}/runs/run/train/supervised/test_resnet/fold1/final/model.safetensors: its bytes differ from the "
-        "manifest's SHA-256; remove {runs}/runs/run/train/supervised/test_resnet/fold1 to have it trained again"
+        "manifest's SHA-256; delete {runs}/runs/run/train/supervised/test_resnet/fold1, and the same command trains "
+        "this network again"
     )
     shutil.rmtree(fold)  # the remedy
     trained = [record.name for record in run(data, "predict", **changes).records if not record.skipped]
