@@ -91,7 +91,7 @@ def run(
             **oof["ensemble"],
             **judge.decisions(stored),
         },
-        "warnings": judge.scale_warnings(stored),
+        "warnings": [*judge.scale_warnings(stored), *judge.member_warnings(stored, scorings)],
         "pool": dict(pool),
         "timing": dict(timing),
         "confidence": metrics.confidence,
@@ -193,6 +193,36 @@ class _Judge:
             f"and {of_ranks:.3f} when the images are ranked within their folds; the pooled figure understates the "
             "ensemble, and no one threshold fits all folds; ensemble.method: ranks removes the difference"
         ]
+
+    def member_warnings(self, stored: StoredEnsemble, scorings: Mapping[tuple[str, str], Any]) -> list[str]:
+        """A line for each model whose out-of-fold AP is above that of the ensemble that it is in, beyond chance."""
+        if not self.table.is_binary:
+            return []
+        rows, targets = self._rows("oof", stored.scores)
+        warnings = []
+        for (model, arm), scoring in scorings.items():
+            if arm != stored.arm or len(stored.blend.weights) == 1:
+                continue
+            columns = score_columns(scoring["blend"].num_outputs)
+            own = self._rows("oof", scoring["scores"])[0].set_index("id").loc[rows["id"]]
+            values = scoring["blend"].class_scores(own[columns].to_numpy(dtype=np.float64))[:, 0]
+            gain = paired_difference(
+                targets,
+                values,
+                rows["score"].to_numpy(),
+                groups=self._units(rows),
+                replicates=self.metrics.replicates,
+                # of several models the best is looked at
+                confidence=1.0 - (1.0 - self.metrics.confidence) / len(stored.blend.weights),
+                rng=np.random.default_rng(derive_seed(self.seed, "members")),
+            )
+            if gain.low > 0:
+                warnings.append(
+                    f"{model} alone ranks better than the ensemble: its out-of-fold AP is higher by "
+                    f"{gain.estimate:.3f} [{gain.low:.3f}, {gain.high:.3f}] on the same images; look at the training "
+                    "of the others, or leave them out of `models`"
+                )
+        return warnings
 
     def _at_threshold(self, rows: pd.DataFrame, targets: np.ndarray, threshold: float) -> dict[str, Any]:
         groups, scores = self._units(rows), rows["score"].to_numpy()

@@ -4,6 +4,7 @@ Eights are the rare class. Written are PNG files, `table.csv` (labelled train ro
 and `truth.csv` with the test and pool labels, which nothing but evaluation reads.
 """
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +55,11 @@ def write_digits(out: Path, *, split: DigitsSplit | None = None, seed: int = 0) 
     (out / "images").mkdir(parents=True, exist_ok=True)
     for row, path in zip(frame["row"], frame["path"], strict=True):
         pixels = np.round(digits.images[row] * (255 / 16)).astype(np.uint8)
-        Image.fromarray(pixels).save(out / path)
+        encoded = io.BytesIO()
+        Image.fromarray(pixels).save(encoded, format="PNG")
+        place = out / path
+        if not place.exists() or place.read_bytes() != encoded.getvalue():  # or a second demo would prepare again
+            place.write_bytes(encoded.getvalue())
     hidden = frame["part"] != "train"
     frame["split"] = frame["part"]
     frame["shown"] = frame["label"].mask(hidden, "")

@@ -168,9 +168,10 @@ def _with_folds(
 ) -> tuple[ImageTable, pd.DataFrame, int]:
     """The image table, the lines about holdout and folds, and the number of groups among the labelled rows.
 
-    Only labelled rows are looked at, in the order of their ids: a larger pool or another order changes no fold.
+    Only labelled rows are looked at, in the order of their hashes: a larger pool, another order or other ids change no
+    fold.
     """
-    labelled = accepted[accepted["label"].notna()].sort_values("id", kind="stable")
+    labelled = accepted[accepted["label"].notna()].sort_values(["sha256", "id"], kind="stable")
     targets = pd.Categorical(labelled["label"], categories=source.classes).codes.astype(np.int64)
     groups = joined_groups(list(labelled["group"]), list(labelled["sha256"]))
     assigned = assign_folds(

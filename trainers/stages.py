@@ -116,6 +116,14 @@ def finished(run_dir: Path, stage: Stage) -> StageRecord | None:
     return StageRecord(stage.name, record["seconds"], record["summary"], record["facts"], skipped=True)
 
 
+def outdated(run_dir: Path, stage: Stage) -> list[str]:
+    """How the inputs differ from those of the stage's finished outputs; empty when there are none, or no difference."""
+    path = run_dir / ".stages" / f"{stage.folder}.json"
+    if not path.exists():
+        return []
+    return list(_differences(_read_json(path)["inputs"], stage.inputs, words=("was", "is now")))
+
+
 def forget(run_dir: Path, stage: Stage) -> None:
     """Take back that the stage is finished, because its outputs turned out to be damaged; they stay where they are."""
     (run_dir / ".stages" / f"{stage.folder}.json").unlink(missing_ok=True)
@@ -208,12 +216,14 @@ def _claim(partial: Path, stage: Stage, *, restart: bool) -> list[Path]:
     return []
 
 
-def _differences(before: Any, now: Any, at: str = "") -> Iterator[str]:
+def _differences(
+    before: Any, now: Any, at: str = "", *, words: tuple[str, str] = ("begun with", "now")
+) -> Iterator[str]:
     if isinstance(before, dict) and isinstance(now, dict):
         for key in sorted(before.keys() | now.keys()):
-            yield from _differences(before.get(key), now.get(key), f"{at}.{key}" if at else key)
+            yield from _differences(before.get(key), now.get(key), f"{at}.{key}" if at else key, words=words)
     elif before != now:
-        yield f"{at}: begun with {_short(before)}, now {_short(now)}"
+        yield f"{at}: {words[0]} {_short(before)}, {words[1]} {_short(now)}"
 
 
 def _short(value: Any) -> str:

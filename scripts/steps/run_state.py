@@ -59,8 +59,8 @@ class Pipeline:
 
     def say(self, name: str, records: Sequence[StageRecord], files: str, *, summary: str | None = None) -> None:
         """One line per stage: its time, its counts, where its files are."""
-        seconds = sum(record.seconds for record in records)
-        took = "up to date" if all(record.skipped for record in records) else f"{seconds:8.1f} s"
+        fresh = [record.seconds for record in records if not record.skipped]
+        took = f"{sum(fresh):8.1f} s" if fresh else "up to date"
         where = os.path.join(self.run_dir, files)  # noqa: PTH118 - keeps the slash that marks a folder
         CONSOLE.print(f"[bold]{name:<9}[/] {took}  {escape(summary or records[-1].summary)}  [dim]{escape(where)}[/]")
 

@@ -7,21 +7,29 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.markup import escape
 
+from configs.errors import listed
 from configs.schema import ModelConfig, RunConfig
 from scripts.steps.run_state import CONSOLE, Pipeline, pixel_settings, rows_digest, train_folder
 from trainers.progress import about
 from trainers.provenance import derive_seed, file_digest
-from trainers.stages import Stage, StageOutcome, StageRecord, finished, log_event
+from trainers.stages import Stage, StageOutcome, StageRecord, finished, log_event, outdated
 from trainers.table import ImageTable, read_table
 
 if TYPE_CHECKING:
     from trainers.supervised import FoldData
 
+# What the user calls the inputs that are hashes.
+OTHER_ROWS = "the labelled images, their labels or their folds are others"
+DATA_CHANGED = {
+    "learnt": OTHER_ROWS,
+    "held_out": OTHER_ROWS,
+    "weights": "the file of pretrained weights is another",
+}
 # Fields of `train` that change when something is written or shown, not what is learnt.
 NOT_TRAINED = {"log_every_steps", "checkpoint_every_steps", "checkpoint_every_seconds"}
 # What is kept of a training beside its weights.
 FACTS = ("held_out_ap", "best_held_out_ap", "kept_step", "device", "micro_batch")
-TRAINED_COLUMNS = ("id", "label", "fold", "sha256")
+TRAINED_COLUMNS = ("sha256", "label", "fold")
 
 
 def train_step(pipeline: Pipeline) -> None:
@@ -38,12 +46,15 @@ def train_step(pipeline: Pipeline) -> None:
     unfinished = [work for work in works if finished(run_dir, work.stage) is None]
     if unfinished:
         _try_backbones(config, table)
+        _say_why_again(run_dir, unfinished)
         CONSOLE.print(f"[bold]train[/]     {_plan_line(config, table, works, unfinished)}")
     records: list[StageRecord] = []
+    trained: list[tuple[_FoldModel, StageRecord]] = []
     for work in works:
         records.append(pipeline.stage(work.stage, work.run))
         if not records[-1].skipped:
-            CONSOLE.print(f"          {escape(_fold_line(works, records))}")
+            trained.append((work, records[-1]))
+            CONSOLE.print(f"          {escape(_fold_line(trained, unfinished))}")
     pipeline.say("train", records, "train/", summary=_summary(config, table, records))
 
 
@@ -108,10 +119,11 @@ class _FoldModel:
 def _fold_data(table: ImageTable, fold: int) -> "FoldData":
     from trainers.supervised import FoldData
 
-    ids = table.frame["id"].to_numpy()
-    # In the order of their ids, so that sorting the table another way trains the same networks.
+    hashes = table.frame["sha256"].to_numpy()
+    # By content, so that a table that is sorted another way, or has other ids, trains the same networks.
     learnt, held = (
-        rows[np.argsort(ids[rows])] for rows in (table.rows("train", not_fold=fold), table.rows("train", fold=fold))
+        rows[np.argsort(hashes[rows], kind="stable")]
+        for rows in (table.rows("train", not_fold=fold), table.rows("train", fold=fold))
     )
     return FoldData(learnt, table.targets[learnt], held, table.targets[held], table.num_outputs)
 
@@ -136,6 +148,19 @@ def _try_backbones(config: RunConfig, table: ImageTable) -> None:
         )
 
 
+def _say_why_again(run_dir: Path, unfinished: Sequence[_FoldModel]) -> None:
+    """What was trained before is replaced, hours of work perhaps, and a forgotten override is easily mended."""
+    changes = [(work, outdated(run_dir, work.stage)) for work in unfinished]
+    again = [work.label for work, lines in changes if lines]
+    if not again:
+        return
+    lines = dict.fromkeys(DATA_CHANGED.get(line.partition(":")[0], line) for _, own in changes for line in own)
+    CONSOLE.print(
+        f"[yellow]training again[/] {escape(', '.join(again))}, because settings or data are not what they were (stop "
+        f"now to keep the old ones)\n{escape(listed(list(lines)))}"
+    )
+
+
 def _plan_line(
     config: RunConfig, table: ImageTable, works: Sequence[_FoldModel], unfinished: Sequence[_FoldModel]
 ) -> str:
@@ -145,24 +170,23 @@ def _plan_line(
     return f"{len(config.models)} models x {table.num_folds} folds, {steps} each{already}"
 
 
-def _fold_line(works: Sequence[_FoldModel], records: Sequence[StageRecord]) -> str:
+def _fold_line(trained: Sequence[tuple[_FoldModel, StageRecord]], unfinished: Sequence[_FoldModel]) -> str:
     """What the newest fold model reached, and how long the rest will take at the pace of those of this run."""
-    work, record = works[len(records) - 1], records[-1]
-    rest = works[len(records) :]
-    line = f"{len(records)}/{len(works)}  {work.label:<24} {about(record.seconds):>6}"
+    work, record = trained[-1]
+    rest = unfinished[len(trained) :]
+    line = f"{len(trained)}/{len(unfinished)}  {work.label:<24} {about(record.seconds):>6}"
     ap = _held_out_ap(record)
     if ap is not None:
         line += f"  held-out AP {ap:.3f}"
     if record.facts["best_held_out_ap"] is not None:
         line += f" (best look, step {record.facts['kept_step']})"
     if rest:
-        line += f"  about {about(_seconds_of(rest, works, records))} left"
+        line += f"  about {about(_seconds_of(rest, trained))} left"
     return line
 
 
-def _seconds_of(rest: Sequence[_FoldModel], works: Sequence[_FoldModel], records: Sequence[StageRecord]) -> float:
+def _seconds_of(rest: Sequence[_FoldModel], trained: Sequence[tuple[_FoldModel, StageRecord]]) -> float:
     """An estimate: a model takes what its folds took so far, and before its first what all models took, by steps."""
-    trained = list(zip(works, records, strict=False))
     total = 0.0
     for work in rest:
         alike = [(w, r) for w, r in trained if w.model.name == work.model.name] or trained

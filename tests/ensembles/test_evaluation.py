@@ -327,3 +327,20 @@ def test_replicates_are_the_number_that_was_used(tmp_path, monkeypatch):
     monkeypatch.setattr(intervals, "MIN_REPLICATES", 50)
     monkeypatch.setattr(intervals, "MAX_DRAWS", 1)
     assert evaluate(tmp_path, table, None)["replicates"] == 50
+
+
+def test_a_model_that_is_better_than_the_ensemble_it_is_in_is_named(tmp_path):
+    table, truth = toy_table()
+    write_toy_predictions(tmp_path / "predictions", table, truth, models=("good",), signal=4.0)
+    write_toy_predictions(tmp_path / "predictions", table, truth, models=("poor",), signal=-1.0, seed=1)
+    metrics = evaluate(tmp_path, table, None)
+    (warning,) = [text for text in metrics["warnings"] if "alone" in text]
+    assert warning.startswith("good alone ranks better than the ensemble")
+    gain = metrics["models"]["good"]["supervised"]["ap"] - metrics["ensemble"]["ap"]
+    assert f"higher by {gain:.3f} [" in warning
+
+
+def test_models_that_differ_by_chance_are_not_set_above_their_ensemble(tmp_path):
+    table, truth = toy_table()
+    write_toy_predictions(tmp_path / "predictions", table, truth)
+    assert not [text for text in evaluate(tmp_path, table, None)["warnings"] if "alone" in text]

@@ -240,6 +240,29 @@ def test_without_a_source_the_way_out_is_named(tmp_path: Path) -> None:
         run_pipeline(RunConfig(out=tmp_path))
 
 
+def test_a_forgotten_override_is_told_before_finished_models_are_trained_again(
+    data: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished.parent, tmp_path / "runs")
+    changed = {"models": [{"backbone": MODELS[0], "train": {"lr": 0.004}}, {"backbone": MODELS[1]}]}
+    run_pipeline(config_of(data, tmp_path / "runs", **changed), until="train")
+    told = capsys.readouterr().out
+    assert "training again test_resnet fold 0, test_resnet fold 1, because" in told
+    assert "- train.lr: was 0.003, is now 0.004\n" in told
+    assert "1/2  test_resnet fold 0" in told
+    assert told.count(" left") == 1  # after the first of the two, and not for those that are trained already
+    assert told.index("training again") < told.index("1/2")
+
+
+def test_other_ids_for_the_same_images_train_nothing(data: Path, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished.parent, tmp_path / "runs")
+    table = pd.read_csv(data / "table.csv", dtype=str, keep_default_na=False)
+    table["id"] = [f"{number % 7}-{id}" for number, id in enumerate(table["id"])]
+    table.to_csv(data / "renamed.csv", index=False)
+    config = config_of(data, tmp_path / "runs", data={"source": str(data / "renamed.csv"), "truth": None})
+    assert not [name for name in fresh(run_pipeline(config, until="train")) if name.startswith("train")]
+
+
 def test_a_sample_that_does_not_fit_is_told_before_anything_is_trained(data: Path, tmp_path: Path) -> None:
     sample = tmp_path / "sample_submission.csv"
     sample.write_text("id,target\nnobody,0.5\n")
