@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import typer
@@ -58,5 +59,6 @@ def _on_thread_error(failed: threading.ExceptHookArgs) -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    print(message, file=sys.stderr)
+    with suppress(OSError):  # what reads the messages may be gone: Ctrl-C ends a `tee`, too
+        print(message, file=sys.stderr, flush=True)
     raise SystemExit(code)

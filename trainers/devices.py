@@ -107,12 +107,15 @@ def launch(function: Callable[..., None], arguments: tuple[Any, ...], *, num_pro
 
 def _end(processes: Sequence[BaseProcess]) -> None:
     """Tell processes to save and end; those that do not are killed."""
-    for process in processes:
-        process.terminate()
     give_up = time.monotonic() + PATIENCE_SECONDS
-    for process in processes:
-        process.join(max(0.0, give_up - time.monotonic()))
-        process.kill()
+    try:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join(max(0.0, give_up - time.monotonic()))
+    finally:  # also of a second Ctrl-C
+        for process in processes:
+            process.kill()
 
 
 def _join(

@@ -78,7 +78,6 @@ def run(
         *source.warnings,
         *_rejected_warning(rejected, data),
         *_overlap_warnings(table.frame),
-        *guarantee_warnings(table, guarantee),
     ]
     return _result(table, rejected, fold_lines, num_groups=num_groups, num_reused=num_reused, warnings=warnings)
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM (a batch system, a spot machine that is taken away) end a run cleanly.
+"""Ctrl-C, SIGTERM (a batch system, a spot machine that is taken away) and SIGHUP (a lost terminal) end a run cleanly.
 
 A signal raises `Stopped` where the program is. Inside `deferred`, where an interruption between two instructions would
 lose work, it is only noted: a training loop finishes its step, saves, and then calls `stop`.
@@ -6,14 +6,14 @@ lose work, it is only noted: a training loop finishes its step, saves, and then 
 
 import os
 import signal
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import NoReturn
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STDERR = 2
 
 
 class Stopped(BaseException):
@@ -25,7 +25,7 @@ class Stopped(BaseException):
 
     @property
     def exit_code(self) -> int:
-        """What a shell reports of a program that a signal ended: 130 of Ctrl-C, 143 of SIGTERM."""
+        """What a shell reports of a program that a signal ended: 130 of Ctrl-C, 143 of SIGTERM, 129 of SIGHUP."""
         return 128 + self.received
 
 
@@ -42,8 +42,12 @@ _RECEIVED = _Received()
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into `Stopped` while the block runs; only for the main thread of a process."""
-    before = {number: signal.signal(number, _on_signal) for number in SIGNALS}
+    """Turn the signals into `Stopped` while the block runs; only for the main thread of a process.
+
+    One that is ignored already, as nohup does with SIGHUP, stays so.
+    """
+    heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, _on_signal) for number in heeded}
     try:
         yield
     finally:
@@ -79,9 +83,9 @@ def stop() -> NoReturn:
 
 
 def leave_to_parent() -> None:
-    """In a helper process: Ctrl-C, which reaches all processes of a terminal, is the parent's to handle."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """In a helper process: signals reach all processes of a terminal or a batch job, and are the parent's to handle."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
@@ -89,5 +93,6 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     _RECEIVED.asked = signal.Signals(number)
     if not _RECEIVED.is_deferred or again:
         raise Stopped(_RECEIVED.asked)
-    # Not print: the signal may have come in the middle of one.
-    os.write(sys.stderr.fileno(), b"\nstopping after this step, and saving (once more: at once, without saving)\n")
+    # Not print: the signal may have come in the middle of one. What reads the messages may be gone: Ctrl-C ends a `tee`.
+    with suppress(OSError):
+        os.write(STDERR, b"\nstopping after this step, and saving (once more: at once, without saving)\n")

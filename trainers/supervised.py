@@ -210,7 +210,9 @@ def _train(task: FoldTask) -> None:
     loss_function = build_loss(
         train.loss, class_counts=data.class_counts.tolist(), class_shares=sampler.class_shares.tolist()
     )
-    writer = SummaryWriter(task.out / "tensorboard", purge_step=state.step) if rank == 0 else None
+    writer = SummaryWriter(task.out / "tensorboard", purge_step=state.step and state.step + 1) if rank == 0 else None
+    # Over the CPU, so that asking at every step does not make it wait for the GPU.
+    votes = torch.distributed.new_group(backend="gloo") if world > 1 else None
 
     state.forward.train()
     started = time.perf_counter() - state.seconds
@@ -241,7 +243,7 @@ def _train(task: FoldTask) -> None:
             if evaluate or state.step % train.log_every_steps == 0:
                 _log(state, writer, task.out)
                 bar.note(_note(state))
-            if _stop_is_agreed(state, train):
+            if _stop_is_agreed(votes):
                 _save(state, task.out)
                 stopping.stop()
             if evaluate and len(data.held_rows):
@@ -261,14 +263,13 @@ def _train(task: FoldTask) -> None:
     stopping.raise_if_asked()  # of a signal that came too late to stop the loop
 
 
-def _stop_is_agreed(state: TrainingState, train: TrainConfig) -> bool:
-    """Whether to stop here: several processes, of which one may have been told first, ask each other when they log."""
-    if state.accelerator.num_processes == 1:
+def _stop_is_agreed(votes: Any) -> bool:
+    """Whether to stop here: several processes, of which one may have been told first, ask each other."""
+    if votes is None:
         return stopping.asked()
-    if state.step % train.log_every_steps:
-        return False
-    votes = state.accelerator.gather(torch.tensor([stopping.asked()], device=state.accelerator.device))
-    return bool(votes.any())
+    asked = torch.tensor([stopping.asked()], dtype=torch.uint8)
+    torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX, group=votes)
+    return bool(asked)
 
 
 def _save(state: TrainingState, out: Path) -> None:
@@ -282,7 +283,9 @@ def _save(state: TrainingState, out: Path) -> None:
 def _look_is_due(state: TrainingState, task: FoldTask) -> bool:
     """Whether the training was stopped between a logged step and its look at the held-out fold."""
     at_look = state.step > 0 and (state.step % task.train.eval_steps == 0 or state.step == task.train.steps)
-    return at_look and len(task.data.held_rows) > 0 and state.curves[-1]["ap"] is None
+    # Under another eval_every_steps than before, the step that it stopped at has no row.
+    is_logged = bool(state.curves) and state.curves[-1]["step"] == state.step
+    return at_look and len(task.data.held_rows) > 0 and is_logged and state.curves[-1]["ap"] is None
 
 
 def _log(state: TrainingState, writer: SummaryWriter | None, out: Path) -> None:

@@ -9,7 +9,7 @@ from configs.errors import InputError
 from scripts.steps.run_state import CONSOLE, Pipeline, read_rejected, truth_of
 from trainers import prepare
 from trainers.decode import RULES_VERSION
-from trainers.stages import Stage, StageOutcome, finished, forget
+from trainers.stages import Stage, StageOutcome, finished, forget, log_event
 from trainers.table import read_table
 
 # What the prepared table does not depend on.
@@ -24,7 +24,7 @@ def prepare_step(pipeline: Pipeline) -> None:
         {
             "data": config.data.model_dump(mode="json", exclude=NOT_PREPARED),
             "folds": config.folds.model_dump(),
-            "guarantee": config.guarantee.model_dump(),
+            "holdout": config.guarantee.holdout,
             "seed": config.seed,
             "source": prepare.source_fingerprint(config.data),
             "rules": RULES_VERSION,
@@ -56,19 +56,19 @@ def check_later_stages(pipeline: Pipeline, wanted: Sequence[str]) -> None:
 
     config, run_dir = pipeline.config, pipeline.run_dir
     table, rejected = read_table(run_dir / "table.parquet"), read_rejected(run_dir)
+    log_event(run_dir, "started", stage="check")  # warnings of earlier runs may have been heeded
+    pipeline.warn(prepare.guarantee_warnings(table, config.guarantee), stage="check")
     if "ensemble" in wanted:
         evaluation.known_targets(table, truth_of(config.data), rejected["id"].tolist())
-    if "submit" not in wanted or not submission.has_test(table, rejected):
-        return
-    if config.submit.sample is not None:
-        submission.match_sample(table, rejected, config.submit)
     num_unreadable = int((rejected["split"] == "test").sum())
     if num_unreadable and config.submit.unreadable == "error":
         message = (
             f"{num_unreadable} test image(s) cannot be read, so there will be no submission; mend them, or set "
             "submit.unreadable: lowest to give them the lowest score"
         )
-        pipeline.warn([message], stage="prepare")
+        pipeline.warn([message], stage="check")
+    if "submit" in wanted and config.submit.sample is not None and submission.has_test(table, rejected):
+        submission.match_sample(table, rejected, config.submit)
 
 
 def _forget_damaged_pixels(pipeline: Pipeline, stage: Stage) -> None:

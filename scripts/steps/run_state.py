@@ -16,6 +16,7 @@ from trainers.decode import RULES_VERSION
 from trainers.provenance import digest, file_digest
 from trainers.source import read_truth
 from trainers.stages import Stage, StageOutcome, StageRecord, log_event, run_stage
+from trainers.stopping import raise_if_asked
 from trainers.table import ImageTable
 
 ARM = "supervised"
@@ -39,6 +40,7 @@ class Pipeline:
 
     def stage(self, stage: Stage, work: Callable[[Path], StageOutcome]) -> StageRecord:
         """Bring one stage up to date."""
+        raise_if_asked()  # of a signal that came where Python drops exceptions, as in the middle of a clean-up
         record = run_stage(self.run_dir, stage, work, restart=self.restart)
         self.records.append(record)
         return record

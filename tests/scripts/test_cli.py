@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -83,13 +84,16 @@ def test_a_stop_saves_within_the_fold_and_the_next_run_says_from_where_it_goes_o
         f"data.source={tmp_path / 'table.csv'}", f"out={tmp_path / 'runs'}", "folds.num_folds=2",
         "models=[{backbone: test_resnet}]", "train.batch_size=8", "train.steps=600", "train.eval_every_steps=600",
     ]  # fmt: skip
-    stopped = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if number == signal.SIGTERM:
+        command.append("compute.workers=1")  # which gets the signal as well, and must not die of it
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    stopped = subprocess.Popen(command, start_new_session=True, **pipes)
     curves = tmp_path / "runs" / "demo" / ".partial" / "train~supervised~test_resnet~fold0"
     deadline = time.monotonic() + 120
     while not list(curves.rglob("events.out*")) and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.5)  # some steps
-    stopped.send_signal(number)
+    os.killpg(stopped.pid, number)  # as terminals and batch systems do
     output, errors = stopped.communicate(timeout=30)
     assert stopped.returncode == 128 + number, errors
     assert "stopping after this step" in errors

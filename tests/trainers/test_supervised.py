@@ -193,6 +193,17 @@ def test_a_stop_is_obeyed_after_the_step_and_loses_nothing(
     pd.testing.assert_frame_equal(*curves, check_exact=True)
 
 
+def test_another_interval_of_looks_after_a_stop_takes_none_where_nothing_was_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        interrupt_at(patched, 3)
+        supervised.run(toy_task(tmp_path, train={"checkpoint_every_steps": 3}))
+    supervised.run(toy_task(tmp_path, train={"eval_every_steps": 3}))  # step 3 has no row to put a look into
+    curves = pd.read_csv(tmp_path / "curves.csv")
+    assert curves.loc[curves["ap"].notna(), "step"].tolist() == list(range(6, STEPS + 1, 3))
+
+
 def test_resume_points_by_time_change_nothing(tmp_path: Path, uninterrupted: Path) -> None:
     supervised.run(toy_task(tmp_path, train={"checkpoint_every_seconds": 1e-9}))
     assert same(final_weights(tmp_path), final_weights(uninterrupted))
