@@ -8,7 +8,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from configs.errors import InputError, listed
+from configs.errors import InputError, counted, listed
 from configs.schema import RunConfig, TrainConfig, merged
 
 # Written in a file they are relative to the file; typed as an override, to where the user is.
@@ -80,7 +80,7 @@ def check_config(values: dict[str, Any], where: str) -> RunConfig:
         problems = [_problem(item) for item in error.errors()]
         problems += _own_train_problems(values.get("models"))
     if problems:
-        raise InputError(f"{where}: {len(problems)} wrong setting(s)\n{listed(problems, cap=30)}")
+        raise InputError(f"{where}: {counted(len(problems), 'wrong setting')}\n{listed(problems, cap=30)}")
     return config
 
 

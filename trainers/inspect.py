@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from configs.errors import InputError, listed
+from configs.errors import InputError, counted, listed
 from configs.schema import DataConfig
 from trainers.decode import UnreadableImage, open_header
 from trainers.folders import KINDS, is_idx_folder, list_images, read_class_folders, read_idx_folder
@@ -170,7 +170,7 @@ def _guess_tables(folder: Path, tables: list[Path]) -> _Guess:
             path_format = found[table].path_format
             if path_format is not None and path_format != columns.path_format:
                 guess.data[f"{origin}_path_format"] = path_format
-            guess.lines.append(f"{table.name}: {len(frames[table])} rows, the {origin} set.")
+            guess.lines.append(f"{table.name}: {counted(len(frames[table]), 'row')}, the {origin} set.")
         elif images is not None and not _holds(images, folder, main, columns, frames[main], files):
             guess.data[origin] = images
             guess.lines.append(f"{images.name}/: the {origin} set.")
@@ -195,7 +195,7 @@ def _use_columns(guess: _Guess, table: Path, folder: Path, columns: Columns, fra
     # A column that is called like its role is used without being named in the config.
     used = {role: name or (role if role in frame else None) for role, name in roles.items()}
     words = ", ".join(f"{role} {name!r}" for role, name in used.items() if name is not None)
-    guess.lines.append(f"{table.name}: {len(frame)} rows; columns: {words}.")
+    guess.lines.append(f"{table.name}: {counted(len(frame), 'row')}; columns: {words}.")
     if columns.path_format is not None:
         guess.data["path_format"] = columns.path_format
         guess.lines.append(f"Images are called {columns.path_format}.")
@@ -256,8 +256,10 @@ def _counts(source: Source) -> list[str]:
     labels = source.frame["label"].value_counts()
     total = int(labels.sum())
     classes = ", ".join(f"{name!r} {labels[name]} ({labels[name] / total:.1%})" for name in source.classes)
-    lines = [f"Labelled: {total} images: {classes}."]
-    lines += [f"{split.capitalize()}: {splits[split]} images." for split in ("pool", "test") if split in splits]
+    lines = [f"Labelled: {counted(total, 'image')}: {classes}."]
+    lines += [
+        f"{split.capitalize()}: {counted(splits[split], 'image')}." for split in ("pool", "test") if split in splits
+    ]
     groups = source.frame.loc[source.frame["label"].notna(), "group"].dropna()
     if len(groups):
         lines.append(f"Groups: {groups.nunique()} among the labelled images; none is torn apart.")

@@ -52,7 +52,5 @@ def resolve_classes(
         )
     absent = [name for name in classes if not counts[name]]
     if absent:
-        raise InputError(
-            f"{where}: no row has the label(s) {', '.join(map(repr, absent))} of data.labels; found: {found}"
-        )
+        raise InputError(f"{where}: no row has {', '.join(map(repr, absent))} of data.labels; found: {found}")
     return classes, None

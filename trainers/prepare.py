@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from configs.errors import InputError, listed
+from configs.errors import InputError, counted, listed
 from configs.schema import DataConfig, FoldsConfig, GuaranteeConfig
 from trainers.atomic import write_csv
 from trainers.bulk_decode import decode_all
@@ -158,8 +158,8 @@ def _check_conflicts(accepted: pd.DataFrame) -> None:
         )
     if conflicts:
         raise InputError(
-            f"{len(conflicts)} image(s) are there under different labels, byte for byte; correct the label or remove "
-            f"one\n{listed(conflicts)}"
+            f"{counted(len(conflicts), 'image is', 'images are')} there under different labels, byte for byte; "
+            f"correct the label or remove one\n{listed(conflicts)}"
         )
 
 
@@ -195,7 +195,7 @@ def _missing_labelled(rejected: pd.DataFrame) -> str:
     if labelled.empty:
         return ""
     lines = [f"{place_of(row)}, id {row.id!r}, labelled {row.label!r}: {row.reason}" for row in labelled.itertuples()]
-    return f"\n{len(labelled)} labelled image(s) that cannot be used are not counted; mend them\n{listed(lines)}"
+    return f"\nnot counted: {counted(len(labelled), 'labelled image')} that cannot be used; mend them\n{listed(lines)}"
 
 
 def _rejected_warning(rejected: pd.DataFrame, data: DataConfig) -> list[str]:
@@ -207,7 +207,9 @@ def _rejected_warning(rejected: pd.DataFrame, data: DataConfig) -> list[str]:
         f"{roots[origin] / path} (id {id_!r}, {split}): {reason}"
         for origin, path, id_, split, reason in zip(*columns, strict=True)
     ]
-    return [f"{len(rejected)} image(s) cannot be used, all are in rejected.csv\n{listed(lines, cap=MAX_PAIRS)}"]
+    return [
+        f"{counted(len(rejected), 'image')} cannot be used, all are in rejected.csv\n{listed(lines, cap=MAX_PAIRS)}"
+    ]
 
 
 def _overlap_warnings(frame: pd.DataFrame) -> list[str]:
@@ -227,12 +229,14 @@ def _overlap_warnings(frame: pd.DataFrame) -> list[str]:
         if len(pairs):
             lines = [f"{left} {row.left!r} = {right} {row.right!r}" for row in pairs.itertuples()]
             warnings.append(
-                f"{len(pairs)} byte-identical image(s) are in both {left} and {right}\n{listed(lines, cap=MAX_PAIRS)}"
+                f"{counted(len(pairs), 'byte-identical image is', 'byte-identical images are')} in both {left} and "
+                f"{right}\n{listed(lines, cap=MAX_PAIRS)}"
             )
         shared = sorted(set(left_rows["group"].dropna()) & set(right_rows["group"].dropna()))
         if shared and right == "test":
             names = ", ".join(map(repr, shared[:MAX_PAIRS]))
-            warnings.append(f"{len(shared)} group(s) are in both {left} and test, so its scores may flatter: {names}")
+            groups = counted(len(shared), "group is", "groups are")
+            warnings.append(f"{groups} in both {left} and test, so its scores may flatter: {names}")
     return warnings
 
 

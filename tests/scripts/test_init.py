@@ -183,7 +183,7 @@ def test_a_split_column_is_used_and_said_and_files_that_are_left_out_are_too(tmp
     pictures(folder / "labelled" / "b", "2.png")
     (folder / "labelled" / "b" / "3.heic").write_bytes(b"")
     main(folder, out=tmp_path / "other.yaml")
-    assert f"{folder}: 13 file(s) are not images" in capsys.readouterr().out
+    assert f"{folder}: 13 files are not images" in capsys.readouterr().out
 
 
 def test_nothing_to_understand_is_an_error_and_nothing_is_written(tmp_path):
