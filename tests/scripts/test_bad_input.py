@@ -334,7 +334,7 @@ ERRORS: dict[str, tuple[Spoil, str]] = {
         edit("train.csv", ("t2,img/t2.png,1,g2", "t2;img/t2.png;1;g2"), ("p1,img/p1.png,,", "p1;img/p1.png;;")),
         "{data}/train.csv: 2 rows do not have the 4 cells of the header (id, path, label, group); was the file cut "
         "short, or does a cell hold a ',' without quotes?\n"
-        "  - row 4: 1 cell, beginning 't2;img/t2.png;1;g2'\n  - row 15: 1 cells, beginning 'p1;img/p1.png;;'",
+        "  - row 4: 1 cell, beginning 't2;img/t2.png;1;g2'\n  - row 15: 1 cell, beginning 'p1;img/p1.png;;'",
     ),
     "a table that is not UTF-8": (
         put("train.csv", "id,path,label\nt0,img/é.png,1\n".encode("latin-1")),

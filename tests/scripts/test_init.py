@@ -59,9 +59,7 @@ def kaggle(folder):
 def test_a_kaggle_folder_becomes_a_config_that_runs_as_is(tmp_path, capsys):
     config = initialised(tmp_path, kaggle(tmp_path / "skin"))
     data = config.data
-    assert (data.source, data.test) == tuple(
-        tmp_path / "conf" / ".." / "skin" / name for name in ("train.csv", "test.csv")
-    )
+    assert (data.source, data.test) == tuple(tmp_path / "skin" / name for name in ("train.csv", "test.csv"))
     assert (data.columns.id, data.columns.label, data.columns.group) == ("image_name", "target", "patient_id")
     assert data.path_format == "jpeg/train/{image_name}.jpg" and data.test_path_format == "jpeg/test/{image_name}.jpg"
     assert data.positive_label == "1" and data.image_size == 32 and data.channels == 3
