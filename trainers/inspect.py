@@ -22,7 +22,7 @@ from trainers.guess_columns import Columns, ImageFiles, guess_columns
 from trainers.idx import idx_shape
 from trainers.paths import split_idx_path
 from trainers.sheet import is_sheet, read_sheet
-from trainers.source import Source, image_roots, read_source
+from trainers.source import Source, image_roots, read_source, rows_labelled
 
 POOL_NAMES = ("pool", "unlabelled", "unlabeled", "unsupervised", "extra")
 TEST_NAMES = ("test", "test_images", "images_test", "testing")
@@ -31,6 +31,7 @@ SMALL_IMAGES = 64  # pixels; up to that, networks made for it do, which shrink a
 SMALL_MODELS = ["small_resnet", "small_regnet"]
 MODELS = ["resnet18", "efficientnet_b0"]
 FEW_LABELS = 500
+NUM_FOLDS = 3
 MAX_HEADERS = 200
 
 
@@ -70,25 +71,26 @@ def inspect_data(place: Path) -> Understanding:
     values: dict[str, Any] = {
         "name": _safe_name(place.stem if place.is_file() else place.name),
         "data": guess.data,
-        "folds": {"num_folds": 3},
+        "folds": {"num_folds": NUM_FOLDS},
         "augment": {"horizontal_flip": True, "vertical_flip": True},
     }
     if guess.sample_submission is not None:
         values["submit"] = {"sample": guess.sample_submission}
-    problem = None
+    problems = []
     image_size, num_labelled = 224, sum(guess.labels.values())
     data = DataConfig(**guess.data)
     try:
         source = read_source(data)
         guess.lines += [*_counts(source), *source.warnings]
+        problems += _small_classes(source)
         image_size = _describe_images(source, data, guess)
     except InputError as error:
-        problem = str(error)
+        problems.append(str(error))
     names = SMALL_MODELS if image_size <= SMALL_IMAGES else MODELS
     values["models"] = [{"backbone": name} for name in names]
     guess.lines.append(f"Models: {' and '.join(names)}, from random weights.{_pretrained_hint(image_size)}")
     values["train"] = {"steps": 300 if num_labelled < FEW_LABELS else 2000, "batch_size": 64}
-    return Understanding(values, guess.lines, problem)
+    return Understanding(values, guess.lines, "\n".join(problems) or None)
 
 
 def _pretrained_hint(image_size: int) -> str:
@@ -264,6 +266,20 @@ def _counts(source: Source) -> list[str]:
     if len(groups):
         lines.append(f"Groups: {groups.nunique()} among the labelled images; none is torn apart.")
     return lines
+
+
+def _small_classes(source: Source) -> list[str]:
+    """The problem that classes have fewer images than there are folds, if any has."""
+    counts = source.frame["label"].value_counts()
+    small = [name for name in source.classes if counts[name] < NUM_FOLDS]
+    if not small:
+        return []
+    names = ", ".join(f"{name!r} ({counts[name]})" for name in small)
+    number = counted(len(small), "class has", "classes have")
+    return [
+        f"{number} fewer images than the {NUM_FOLDS} folds: {names}; correct the label if it is a typo, else label "
+        f"more\n{listed(rows_labelled(source.frame, small))}"
+    ]
 
 
 def _describe_images(source: Source, data: DataConfig, guess: _Guess) -> int:

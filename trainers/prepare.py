@@ -21,11 +21,12 @@ from trainers.folds import HOLDOUT, assign_folds, fold_table, joined_groups
 from trainers.guarantee import missing_guarantee, positive_units
 from trainers.paths import file_of
 from trainers.pixel_cache import pixel_shape, storing
-from trainers.source import Source, image_roots, place_of, read_source
+from trainers.source import Source, image_roots, place_of, read_source, rows_labelled
 from trainers.table import SPLITS, ImageTable, tidy_frame, write_table
 
 REJECTED_COLUMNS = ["id", "path", "row", "reason", "split"]
 MAX_PAIRS = 5
+FEW_IMAGES = 3  # a class of so few in multi-class work may be a label mistyped
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def run(
         try:
             table, fold_lines, num_groups = _with_folds(accepted, source, folds, guarantee, seed=seed)
         except InputError as error:
-            raise InputError(f"{error}{_missing_labelled(rejected)}") from None
+            raise InputError(f"{error}{_few_labelled(accepted, source)}{_missing_labelled(rejected)}") from None
     write_csv(out / "rejected.csv", rejected[REJECTED_COLUMNS])
     write_table(out / "table.parquet", table)
     warnings = [
@@ -187,6 +188,16 @@ def _with_folds(
     frame["fold"] = pd.Series(assigned, index=labelled.index).drop(held_out).astype("Int64")
     table = ImageTable(tidy_frame(frame), source.classes, source.positive_label)
     return table, fold_table(targets, groups, assigned, classes=source.classes), len(np.unique(groups))
+
+
+def _few_labelled(accepted: pd.DataFrame, source: Source) -> str:
+    """Where the images of tiny classes are, which may be no classes but typing errors; nothing in binary work."""
+    counts = accepted["label"].value_counts()
+    few = [name for name in source.classes if 0 < counts.get(name, 0) <= FEW_IMAGES]
+    if len(source.classes) == 2 or not few:
+        return ""
+    what = counted(len(few), f"class has at most {FEW_IMAGES} images", f"classes have at most {FEW_IMAGES} images")
+    return f"\n{what}, which are here; is a label a typo?\n{listed(rows_labelled(accepted, few))}"
 
 
 def _missing_labelled(rejected: pd.DataFrame) -> str:

@@ -5,6 +5,7 @@ words of the input itself can get wrong is, all problems of a kind in one messag
 """
 
 import itertools
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ def read_source(data: DataConfig) -> Source:
         known=data.labels,
         positive_label=data.positive_label,
         where=str(data.source),
+        rows_of=lambda names: rows_labelled(frame, names),
     )
     warnings = [warning for part in parts for warning in part.warnings] + id_warnings
     tables = [table for part in parts for table in part.tables]
@@ -112,6 +114,14 @@ def read_truth(path: Path) -> pd.DataFrame:
 def place_of(row: Any) -> str:
     """Where a row of `Source.frame` (as `itertuples` gives it) was written: file and row, or folder and file."""
     return f"{row.file} {row.path!r}" if pd.isna(row.row) else f"{row.file} row {row.row}"
+
+
+def rows_labelled(frame: pd.DataFrame, labels: Collection[str]) -> list[str]:
+    """For each row of `Source.frame` with one of these labels where it was written, those of the rarest label first."""
+    found = frame[frame["label"].isin(labels)]
+    num_alike = found.groupby("label")["label"].transform("size")
+    found = found.loc[num_alike.sort_values(kind="stable").index]
+    return [f"{place_of(row)}, id {row.id!r}: label {row.label!r}" for row in found.itertuples()]
 
 
 def _read_part(data: DataConfig, origin: str) -> _Part:

@@ -142,6 +142,24 @@ def test_data_that_has_to_be_mended_still_gets_a_config_and_the_problem_is_told(
     assert load_config(out).data.source == folder / "train.csv"
 
 
+def test_a_class_with_fewer_images_than_folds_is_a_problem_and_its_rows_are_named(tmp_path, capsys):
+    folder, out = tmp_path / "data", tmp_path / "config.yaml"
+    pictures(folder / "img", *(f"{number}.jpg" for number in range(9)))
+    labels = ["0"] * 5 + ["maybe"] + ["1"] * 3
+    rows = [f"{number},img/{number}.jpg,{label}" for number, label in enumerate(labels)]
+    table(folder, "train.csv", "id,path,label", rows)
+    with pytest.raises(InputError) as caught:
+        main(folder, out=out)
+    assert str(caught.value).endswith(
+        "1 class has fewer images than the 3 folds: 'maybe' (1); correct the label if it is a typo, else label more\n"
+        f"  - {folder}/train.csv row 7, id '5': label 'maybe'"
+    )
+    assert load_config(out).data.source == folder / "train.csv"
+    assert "working size" in capsys.readouterr().out
+    table(folder, "train.csv", "id,path,label", [row.replace("maybe", "1") for row in rows])
+    main(folder, out=out, force=True)
+
+
 def test_images_none_of_which_can_be_read_are_an_error_that_names_the_files(tmp_path):
     folder, out = tmp_path / "data", tmp_path / "config.yaml"
     for number in range(12):
@@ -177,8 +195,8 @@ def test_a_split_column_is_used_and_said_and_files_that_are_left_out_are_too(tmp
     assert "columns: id 'id', path 'path', label 'kind', split 'Split', group 'group'." in said
     (folder / "train.csv").unlink()
     pictures(folder / "pool", "1.png")
-    pictures(folder / "labelled" / "a", "1.png")
-    pictures(folder / "labelled" / "b", "2.png")
+    pictures(folder / "labelled" / "a", "1.png", "2.png", "3.png")
+    pictures(folder / "labelled" / "b", "4.png", "5.png", "6.png")
     (folder / "labelled" / "b" / "3.heic").write_bytes(b"")
     main(folder, out=tmp_path / "other.yaml")
     assert f"{folder}: 13 files are not images" in capsys.readouterr().out

@@ -353,6 +353,23 @@ def test_impossible_folds_are_refused_with_the_counts(tmp_path):
     assert prepared(data, tmp_path / "run", num_folds=2).folds["1"].min() == 1
 
 
+def test_a_mistyped_class_is_shown_where_it_is(tmp_path):
+    data = toy(tmp_path)
+    table = tmp_path / "train.csv"
+    lines = table.read_text().splitlines()
+    lines[5] = lines[5].replace(".png,1,", ".png,maybe,")
+    lines[20] = lines[20].replace(".png,0,", ".png,O,")
+    lines[21] = lines[21].replace(".png,0,", ".png,O,")
+    table.write_text("\n".join(lines) + "\n")
+    text = error(data, tmp_path / "run")
+    assert "class 'maybe' has 1 image" in text
+    assert text.endswith(
+        "\n2 classes have at most 3 images, which are here; is a label a typo?\n"
+        f"  - {table} row 6, id 't4': label 'maybe'\n"
+        f"  - {table} row 21, id 't19': label 'O'\n  - {table} row 22, id 't20': label 'O'"
+    )
+
+
 def test_multi_class_has_no_positives_and_counts_per_class(tmp_path):
     rows = []
     for number in range(18):

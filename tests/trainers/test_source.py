@@ -328,6 +328,24 @@ def test_a_label_outside_the_known_set_is_an_error_with_row_and_id(tmp_path):
     )
 
 
+def test_a_third_label_in_binary_work_is_shown_where_it_is(tmp_path):
+    labels = ["0"] * 9 + ["maybe"] + ["1"] * 3 + ["?"] + ["many"] * 5
+    rows = [f"i{number},{number}.jpg,{label}" for number, label in enumerate(labels)]
+    path = written(tmp_path, "train.csv", ["id,path,label", *rows])
+    text = error(config(path, positive_label="1"))
+    assert text.endswith(
+        "'0' (9), '1' (3), '?' (1), 'many' (5), 'maybe' (1); leave it out for multi-class work, or give the images one "
+        f"of two labels. Is 'maybe' or '?' a typo?\n  - {path} row 11, id 'i9': label 'maybe'\n"
+        f"  - {path} row 15, id 'i13': label '?'"
+    )
+    rows = [f"i{number},{number}.jpg,{label}" for number, label in enumerate(["0"] * 90 + ["1"] * 9 + ["2"] * 30)]
+    assert "... and 20 more of 30" in error(
+        config(written(tmp_path, "many.csv", ["id,path,label", *rows]), positive_label="1")
+    )
+    two_of_three = config(written(tmp_path, "two.csv", ["id,path,label", *rows[:99]]), labels=["0", "1", "2"])
+    assert error(two_of_three.model_copy(update={"positive_label": "1"})).endswith("give the images one of two labels")
+
+
 @pytest.mark.parametrize(
     ("labels", "options", "message"),
     [
