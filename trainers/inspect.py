@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from configs.errors import InputError, counted, listed
+from configs.errors import MAX_LISTED, InputError, counted, listed
 from configs.schema import DataConfig
 from trainers.decode import UnreadableImage, open_header
 from trainers.folders import KINDS, is_idx_folder, list_images, read_class_folders, read_idx_folder
-from trainers.guess_columns import Columns, ImageFiles, guess_columns
+from trainers.guess_columns import ID_NAMES, Columns, ImageFiles, guess_columns
 from trainers.idx import idx_shape
 from trainers.paths import split_idx_path
 from trainers.sheet import is_sheet, read_sheet
@@ -32,6 +32,7 @@ SMALL_MODELS = ["small_resnet", "small_regnet"]
 MODELS = ["resnet18", "efficientnet_b0"]
 FEW_LABELS = 500
 NUM_FOLDS = 3
+NEARLY_UNIQUE = 0.9  # share of different values from which a column was probably meant as the id
 MAX_HEADERS = 200
 
 
@@ -142,11 +143,12 @@ def _guess_tables(folder: Path, tables: list[Path]) -> _Guess:
         guess.data["truth"] = path
         guess.lines.append(f"{path.name}: known labels of pool or test rows, which nothing but evaluation reads.")
         tables.remove(path)
-    hint = None
+    hint, sample_id = None, None
     if guess.sample_submission is not None:
         header = [str(name) for name in read_sheet(guess.sample_submission).frame.columns]
         guess.lines.append(f"{guess.sample_submission.name}: the submission gets its columns, {', '.join(header)}.")
         hint = header[1] if len(header) > 1 else None
+        sample_id = header[0]
     paths, _ = list_images(folder)
     files = ImageFiles(paths)
     frames = {path: read_sheet(path).frame for path in tables}
@@ -162,7 +164,7 @@ def _guess_tables(folder: Path, tables: list[Path]) -> _Guess:
     main = max(labelled, key=lambda path: (_is_named(path.stem, TRAIN_NAMES), len(frames[path])))
     columns = found[main]
     if columns.id is None:
-        raise InputError(f"{main}: no column has a different value in every row, which an id must have")
+        raise InputError(_why_no_id(main, sample_id=sample_id, label=columns.label))
     _use_columns(guess, main, folder, columns, frames[main])
     for origin, names in (("pool", POOL_NAMES), ("test", TEST_NAMES)):
         table = next((path for path in tables if path != main and _is_named(path.stem, names)), None)
@@ -180,6 +182,38 @@ def _guess_tables(folder: Path, tables: list[Path]) -> _Guess:
         if path not in (main, guess.data.get("pool"), guess.data.get("test")):
             guess.lines.append(f"{path.name}: not used.")
     return guess
+
+
+def _why_no_id(table: Path, *, sample_id: str | None, label: str | None) -> str:
+    """That no column is an id, and the repeated values of the one that nearly is."""
+    message = f"{table}: no column has a different value in every row, which an id must have"
+    sheet = read_sheet(table)
+    values = {
+        str(name): column.map(str, na_action="ignore").fillna("")
+        for name, column in sheet.frame.items()
+        if name != label
+    }
+    share = {name: column.nunique() / len(column) for name, column in values.items()}
+    # A measurement may well have more different values than the id.
+    likely = sorted(share, key=lambda name: (name.lower() in ID_NAMES, share[name]), reverse=True)
+    candidates = [name for name in likely if name == sample_id] or [n for n in likely if share[n] >= NEARLY_UNIQUE]
+    if not candidates:
+        return message
+    nearly = candidates[0]
+    rows: dict[str, list[int]] = {}
+    for value, row in zip(values[nearly], sheet.rows, strict=True):
+        rows.setdefault(value, []).append(row)
+    repeated = [
+        f"{value!r}: {'row' if len(numbers) == 1 else 'rows'} "
+        f"{', '.join(map(str, numbers[:MAX_LISTED]))}{', ...' if len(numbers) > MAX_LISTED else ''}"
+        for value, numbers in rows.items()
+        if len(numbers) > 1 or not value
+    ]
+    number = counted(len(repeated), "value is", "values are")
+    return (
+        f"{message}. The nearest to one is {nearly!r}, of which {number} empty or there more than once; give every row "
+        f"its own\n{listed(repeated)}"
+    )
 
 
 def _use_columns(guess: _Guess, table: Path, folder: Path, columns: Columns, frame: pd.DataFrame) -> None:

@@ -160,6 +160,38 @@ def test_a_class_with_fewer_images_than_folds_is_a_problem_and_its_rows_are_name
     main(folder, out=out, force=True)
 
 
+def id_error(folder, tmp_path):
+    with pytest.raises(InputError) as caught:
+        main(folder, out=tmp_path / "config.yaml")
+    return str(caught.value)
+
+
+def test_a_repeated_id_is_named_with_its_rows(tmp_path):
+    folder = tmp_path / "data"
+    pictures(folder / "img", *(f"{number}.jpg" for number in range(30)))
+    rows = [f"{number},{number % 7},{int(number % 4 == 0)}" for number in range(30)]
+    table(folder, "train.csv", "image,age,label", [*rows, "4,5,1", "8,3,0", "4,1,1", ",1,0"])
+    text = id_error(folder, tmp_path)
+    assert text == (
+        f"{folder}/train.csv: no column has a different value in every row, which an id must have. The nearest to one "
+        "is 'image', of which 3 values are empty or there more than once; give every row its own\n"
+        "  - '4': rows 6, 32, 34\n  - '8': rows 10, 33\n  - '': row 35"
+    )
+
+
+def test_the_id_of_the_sample_submission_is_named_though_many_of_it_are_repeated(tmp_path):
+    folder = tmp_path / "data"
+    pictures(folder / "img", *(f"{number}.jpg" for number in range(30)))
+    table(folder, "train.csv", "age,image,label", [f"{number % 7},{number % 15},{number % 2}" for number in range(30)])
+    assert id_error(folder, tmp_path).endswith(
+        "train.csv: no column has a different value in every row, which an id must have"
+    )
+    table(folder, "sample_submission.csv", "image,label", ["x,0"])
+    text = id_error(folder, tmp_path)
+    assert "'image', of which 15 values are empty or there more than once" in text
+    assert "  - '0': rows 2, 17\n" in text and "... and 5 more of 15" in text
+
+
 def test_images_none_of_which_can_be_read_are_an_error_that_names_the_files(tmp_path):
     folder, out = tmp_path / "data", tmp_path / "config.yaml"
     for number in range(12):
