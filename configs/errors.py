@@ -15,3 +15,12 @@ def listed(problems: Sequence[object], *, cap: int = MAX_LISTED) -> str:
     if len(problems) > cap:
         lines.append(f"  ... and {len(problems) - cap} more of {len(problems)}")
     return "\n".join(lines)
+
+
+def counted(number: int, singular: str, plural: str | None = None) -> str:
+    """A number with its noun, and whatever else follows the number.
+
+    >>> counted(1, "row"), counted(2, "row"), counted(2, "class", "classes")
+    ('1 row', '2 rows', '2 classes')
+    """
+    return f"{number} {singular if number == 1 else plural or singular + 's'}"

@@ -1,6 +1,7 @@
 """Read a YAML config, apply `key=value` overrides, check it, and say what is wrong in the user's own words."""
 
 import difflib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -8,7 +9,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from configs.errors import InputError, listed
+from configs.errors import InputError, counted, listed
 from configs.schema import RunConfig, TrainConfig, merged
 
 # Written in a file they are relative to the file; typed as an override, to where the user is.
@@ -80,7 +81,7 @@ def check_config(values: dict[str, Any], where: str) -> RunConfig:
         problems = [_problem(item) for item in error.errors()]
         problems += _own_train_problems(values.get("models"))
     if problems:
-        raise InputError(f"{where}: {len(problems)} wrong setting(s)\n{listed(problems, cap=30)}")
+        raise InputError(f"{where}: {counted(len(problems), 'wrong setting')}\n{listed(problems, cap=30)}")
     return config
 
 
@@ -135,7 +136,7 @@ def _overridden(values: dict[str, Any], text: str) -> dict[str, Any]:
         raise InputError(f"override {text!r}: the value is not YAML: {error}") from None
     is_weights = key.endswith(".pretrained") and str(value).endswith(WEIGHT_SUFFIXES)
     if isinstance(value, str) and (key in PATH_FIELDS or is_weights):
-        value = str(Path(value).absolute())
+        value = _plain_path(Path(value).absolute())
     path = key.split(".")
     if path[0] == "models" and len(path) > 1 and "models" not in values:
         values = {**values, "models": [model.model_dump() for model in RunConfig().models]}
@@ -161,17 +162,23 @@ def _absolute_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
         section, key = field.split(".")
         inner = values.get(section)
         if isinstance(inner, dict) and isinstance(inner.get(key), str):
-            values = merged(values, {section: {key: str(folder / inner[key])}})
+            values = merged(values, {section: {key: _plain_path(folder / inner[key])}})
     models = values.get("models")
     if isinstance(models, list):
         values = {**values, "models": [_absolute_weights(model, folder) for model in models]}
     return values
 
 
+def _plain_path(path: Path) -> str:
+    """The path without `..`, links as they are; unchanged where `..` follows a link and so names another place."""
+    plain = os.path.normpath(path)
+    return plain if os.path.realpath(plain) == os.path.realpath(path) else str(path)
+
+
 def _absolute_weights(model: Any, folder: Path) -> Any:
     weights = model.get("pretrained") if isinstance(model, dict) else None
     if isinstance(weights, str) and weights.endswith(WEIGHT_SUFFIXES):
-        return {**model, "pretrained": str(folder / weights)}
+        return {**model, "pretrained": _plain_path(folder / weights)}
     return model
 
 

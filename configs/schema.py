@@ -74,7 +74,7 @@ class ColumnsConfig(Section):
 
 
 class DataConfig(Section):
-    """Where the images are and how they become pixels."""
+    """Images and how they become pixels; source, pool, test, truth and root are relative to the config file."""
 
     source: Path | None = Field(
         None, description="table (CSV, Parquet), folder of class folders, or folder of IDX files"
@@ -252,7 +252,9 @@ class ModelConfig(Section):
     backbone: str = Field(description="timm model name")
     name: str = Field("", description="folder name; default: the backbone's")
     pretrained: str | None = Field(
-        None, description="null = from scratch; timm (needs a network); packaged; or a .safetensors/.pth file"
+        None,
+        description="null = from scratch; timm (needs a network); packaged; or a .safetensors/.pth file, relative to "
+        "the config file",
     )
     options: dict[str, Any] = Field(default_factory=dict, description="further arguments of timm.create_model")
     train: dict[str, Any] = Field(default_factory=dict, description="fields of `train` that differ for this model")
@@ -310,7 +312,9 @@ class MetricsConfig(Section):
 class SubmitConfig(Section):
     """The submission file."""
 
-    sample: Path | None = Field(None, description="sample_submission.csv: gives columns, ids and order")
+    sample: Path | None = Field(
+        None, description="sample_submission.csv, relative to the config file: gives columns, ids and order"
+    )
     id_column: str = Field("id", description="without a sample")
     target_column: str = Field("target", description="without a sample; multi-class uses one column a class")
     unreadable: Literal["error", "lowest"] = Field("error", description="test images that could not be read")

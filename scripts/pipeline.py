@@ -7,7 +7,7 @@ retrains.
 
 from pathlib import Path
 
-from configs.errors import InputError, listed
+from configs.errors import InputError, counted, listed
 from configs.load import WEIGHT_SUFFIXES, dump_config
 from configs.schema import RunConfig
 from scripts.steps.ensemble import ensemble_step
@@ -81,6 +81,6 @@ def _check_files(config: RunConfig) -> None:
             named[f"models.{position}.pretrained"] = Path(model.pretrained)
     missing = [f"{key}: {path} does not exist" for key, path in named.items() if path is not None and not path.exists()]
     if missing:
-        raise InputError(f"{len(missing)} file(s) that the config names are not there\n{listed(missing)}")
+        raise InputError(f"{counted(len(missing), 'file')} named in the config not found\n{listed(missing)}")
     if data.truth is not None:
         read_truth(data.truth)

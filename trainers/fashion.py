@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from configs.errors import InputError
+from configs.errors import InputError, counted
 from trainers import atomic
 from trainers.idx import read_idx_images, read_idx_labels
 
@@ -156,7 +156,9 @@ def _read(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _take(what: str, rows: np.ndarray, number: int) -> np.ndarray:
     if number > len(rows):
-        raise InputError(f"{number} {what} asked for, but only {len(rows)} images are left; ask for fewer")
+        raise InputError(
+            f"{number} {what} asked for, but only {counted(len(rows), 'image is', 'images are')} left; ask for fewer"
+        )
     return rows[:number]
 
 

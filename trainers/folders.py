@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from configs.errors import InputError, listed
+from configs.errors import InputError, counted, listed
 from trainers.decode import SUFFIXES
 from trainers.idx import idx_shape, read_idx_labels
 from trainers.sheet import is_sheet
@@ -79,8 +79,8 @@ def read_class_folders(folder: Path) -> FolderRows:
         )
     if stray:
         raise InputError(
-            f"{folder}: {len(stray)} image(s) lie beside the class folders, so their class is unknown; move them into "
-            f"one\n{listed(stray)}"
+            f"{folder}: {counted(len(stray), 'image lies', 'images lie')} beside the class folders, so the "
+            f"class is unknown; move all into one\n{listed(stray)}"
         )
     return FolderRows(rows, warnings=_ignored_warning(folder, sorted(ignored)))
 
@@ -154,8 +154,8 @@ def list_images(folder: Path) -> tuple[list[str], list[str]]:
     problems += [f"{error.filename!r} cannot be listed ({error.strerror})" for error in unread]
     if problems:
         raise InputError(
-            f"{folder}: {len(problems)} name(s) cannot be used; put the files themselves below the folder, or name the "
-            f"folder that really holds them in the config\n{listed(sorted(problems))}"
+            f"{folder}: {counted(len(problems), 'name')} cannot be used; put the files themselves below the folder, or "
+            f"name the folder that really holds them in the config\n{listed(sorted(problems))}"
         )
     return sorted(paths), sorted(ignored)
 
@@ -198,9 +198,11 @@ def ids_apart(frame: pd.DataFrame) -> tuple[pd.Series, list[str]]:
         f"{Path(file) / path}: id {ids[index]!r}"
         for index, file, path in zip(yielding.index, yielding["file"], yielding["path"], strict=True)
     ]
+    number = counted(len(yielding), "image in a folder has", "images in folders have")
+    starts = " or ".join(sorted(set(yielding["split"].map(FOLDER_OF) + "/")))
     return ids, [
-        f"{len(yielding)} image(s) in folders have the id of an image of another folder or table, so their id begins "
-        f"with {' or '.join(sorted(set(yielding['split'].map(FOLDER_OF) + '/')))}\n{listed(examples, cap=MAX_EXAMPLES)}"
+        f"{number} the id of an image of another folder or table, so their id begins with {starts}\n"
+        f"{listed(examples, cap=MAX_EXAMPLES)}"
     ]
 
 
@@ -212,8 +214,8 @@ def _ignored_warning(folder: Path, ignored: list[str]) -> list[str]:
     if not ignored:
         return []
     return [
-        f"{folder}: {len(ignored)} file(s) are not images ({KINDS}) in a known place and are left out; convert or move "
-        f"those that should be used\n{listed(ignored, cap=MAX_EXAMPLES)}"
+        f"{folder}: {counted(len(ignored), 'file is no image', 'files are not images')} ({KINDS}) "
+        f"in a known place and left out; convert or move those that should be used\n{listed(ignored, cap=MAX_EXAMPLES)}"
     ]
 
 

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from configs.errors import InputError, listed
+from configs.errors import MAX_LISTED, InputError, counted, listed
 from configs.schema import DataConfig
 from trainers.decode import UnreadableImage, open_header
 from trainers.folders import KINDS, is_idx_folder, list_images, read_class_folders, read_idx_folder
-from trainers.guess_columns import Columns, ImageFiles, guess_columns
+from trainers.guess_columns import ID_NAMES, Columns, ImageFiles, guess_columns
 from trainers.idx import idx_shape
 from trainers.paths import split_idx_path
 from trainers.sheet import is_sheet, read_sheet
-from trainers.source import Source, image_roots, read_source
+from trainers.source import Source, image_roots, read_source, rows_labelled
 
 POOL_NAMES = ("pool", "unlabelled", "unlabeled", "unsupervised", "extra")
 TEST_NAMES = ("test", "test_images", "images_test", "testing")
@@ -31,6 +31,8 @@ SMALL_IMAGES = 64  # pixels; up to that, networks made for it do, which shrink a
 SMALL_MODELS = ["small_resnet", "small_regnet"]
 MODELS = ["resnet18", "efficientnet_b0"]
 FEW_LABELS = 500
+NUM_FOLDS = 3
+NEARLY_UNIQUE = 0.9  # share of different values from which a column was probably meant as the id
 MAX_HEADERS = 200
 
 
@@ -70,25 +72,26 @@ def inspect_data(place: Path) -> Understanding:
     values: dict[str, Any] = {
         "name": _safe_name(place.stem if place.is_file() else place.name),
         "data": guess.data,
-        "folds": {"num_folds": 3},
+        "folds": {"num_folds": NUM_FOLDS},
         "augment": {"horizontal_flip": True, "vertical_flip": True},
     }
     if guess.sample_submission is not None:
         values["submit"] = {"sample": guess.sample_submission}
-    problem = None
+    problems = []
     image_size, num_labelled = 224, sum(guess.labels.values())
     data = DataConfig(**guess.data)
     try:
         source = read_source(data)
         guess.lines += [*_counts(source), *source.warnings]
+        problems += _small_classes(source)
         image_size = _describe_images(source, data, guess)
     except InputError as error:
-        problem = str(error)
+        problems.append(str(error))
     names = SMALL_MODELS if image_size <= SMALL_IMAGES else MODELS
     values["models"] = [{"backbone": name} for name in names]
     guess.lines.append(f"Models: {' and '.join(names)}, from random weights.{_pretrained_hint(image_size)}")
     values["train"] = {"steps": 300 if num_labelled < FEW_LABELS else 2000, "batch_size": 64}
-    return Understanding(values, guess.lines, problem)
+    return Understanding(values, guess.lines, "\n".join(problems) or None)
 
 
 def _pretrained_hint(image_size: int) -> str:
@@ -140,11 +143,12 @@ def _guess_tables(folder: Path, tables: list[Path]) -> _Guess:
         guess.data["truth"] = path
         guess.lines.append(f"{path.name}: known labels of pool or test rows, which nothing but evaluation reads.")
         tables.remove(path)
-    hint = None
+    hint, sample_id = None, None
     if guess.sample_submission is not None:
         header = [str(name) for name in read_sheet(guess.sample_submission).frame.columns]
         guess.lines.append(f"{guess.sample_submission.name}: the submission gets its columns, {', '.join(header)}.")
         hint = header[1] if len(header) > 1 else None
+        sample_id = header[0]
     paths, _ = list_images(folder)
     files = ImageFiles(paths)
     frames = {path: read_sheet(path).frame for path in tables}
@@ -160,7 +164,7 @@ def _guess_tables(folder: Path, tables: list[Path]) -> _Guess:
     main = max(labelled, key=lambda path: (_is_named(path.stem, TRAIN_NAMES), len(frames[path])))
     columns = found[main]
     if columns.id is None:
-        raise InputError(f"{main}: no column has a different value in every row, which an id must have")
+        raise InputError(_why_no_id(main, sample_id=sample_id, label=columns.label))
     _use_columns(guess, main, folder, columns, frames[main])
     for origin, names in (("pool", POOL_NAMES), ("test", TEST_NAMES)):
         table = next((path for path in tables if path != main and _is_named(path.stem, names)), None)
@@ -170,7 +174,7 @@ def _guess_tables(folder: Path, tables: list[Path]) -> _Guess:
             path_format = found[table].path_format
             if path_format is not None and path_format != columns.path_format:
                 guess.data[f"{origin}_path_format"] = path_format
-            guess.lines.append(f"{table.name}: {len(frames[table])} rows, the {origin} set.")
+            guess.lines.append(f"{table.name}: {counted(len(frames[table]), 'row')}, the {origin} set.")
         elif images is not None and not _holds(images, folder, main, columns, frames[main], files):
             guess.data[origin] = images
             guess.lines.append(f"{images.name}/: the {origin} set.")
@@ -178,6 +182,38 @@ def _guess_tables(folder: Path, tables: list[Path]) -> _Guess:
         if path not in (main, guess.data.get("pool"), guess.data.get("test")):
             guess.lines.append(f"{path.name}: not used.")
     return guess
+
+
+def _why_no_id(table: Path, *, sample_id: str | None, label: str | None) -> str:
+    """That no column is an id, and the repeated values of the one that nearly is."""
+    message = f"{table}: no column has a different value in every row, which an id must have"
+    sheet = read_sheet(table)
+    values = {
+        str(name): column.map(str, na_action="ignore").fillna("")
+        for name, column in sheet.frame.items()
+        if name != label
+    }
+    share = {name: column.nunique() / len(column) for name, column in values.items()}
+    # A measurement may well have more different values than the id.
+    likely = sorted(share, key=lambda name: (name.lower() in ID_NAMES, share[name]), reverse=True)
+    candidates = [name for name in likely if name == sample_id] or [n for n in likely if share[n] >= NEARLY_UNIQUE]
+    if not candidates:
+        return message
+    nearly = candidates[0]
+    rows: dict[str, list[int]] = {}
+    for value, row in zip(values[nearly], sheet.rows, strict=True):
+        rows.setdefault(value, []).append(row)
+    repeated = [
+        f"{value!r}: {'row' if len(numbers) == 1 else 'rows'} "
+        f"{', '.join(map(str, numbers[:MAX_LISTED]))}{', ...' if len(numbers) > MAX_LISTED else ''}"
+        for value, numbers in rows.items()
+        if len(numbers) > 1 or not value
+    ]
+    number = counted(len(repeated), "value is", "values are")
+    return (
+        f"{message}. The nearest to one is {nearly!r}, of which {number} empty or there more than once; give every row "
+        f"its own\n{listed(repeated)}"
+    )
 
 
 def _use_columns(guess: _Guess, table: Path, folder: Path, columns: Columns, frame: pd.DataFrame) -> None:
@@ -195,7 +231,7 @@ def _use_columns(guess: _Guess, table: Path, folder: Path, columns: Columns, fra
     # A column that is called like its role is used without being named in the config.
     used = {role: name or (role if role in frame else None) for role, name in roles.items()}
     words = ", ".join(f"{role} {name!r}" for role, name in used.items() if name is not None)
-    guess.lines.append(f"{table.name}: {len(frame)} rows; columns: {words}.")
+    guess.lines.append(f"{table.name}: {counted(len(frame), 'row')}; columns: {words}.")
     if columns.path_format is not None:
         guess.data["path_format"] = columns.path_format
         guess.lines.append(f"Images are called {columns.path_format}.")
@@ -256,12 +292,28 @@ def _counts(source: Source) -> list[str]:
     labels = source.frame["label"].value_counts()
     total = int(labels.sum())
     classes = ", ".join(f"{name!r} {labels[name]} ({labels[name] / total:.1%})" for name in source.classes)
-    lines = [f"Labelled: {total} images: {classes}."]
-    lines += [f"{split.capitalize()}: {splits[split]} images." for split in ("pool", "test") if split in splits]
+    lines = [f"Labelled: {counted(total, 'image')}: {classes}."]
+    lines += [
+        f"{split.capitalize()}: {counted(splits[split], 'image')}." for split in ("pool", "test") if split in splits
+    ]
     groups = source.frame.loc[source.frame["label"].notna(), "group"].dropna()
     if len(groups):
         lines.append(f"Groups: {groups.nunique()} among the labelled images; none is torn apart.")
     return lines
+
+
+def _small_classes(source: Source) -> list[str]:
+    """The problem that classes have fewer images than there are folds, if any has."""
+    counts = source.frame["label"].value_counts()
+    small = [name for name in source.classes if counts[name] < NUM_FOLDS]
+    if not small:
+        return []
+    names = ", ".join(f"{name!r} ({counts[name]})" for name in small)
+    number = counted(len(small), "class has", "classes have")
+    return [
+        f"{number} fewer images than the {NUM_FOLDS} folds: {names}; correct the label if it is a typo, else label "
+        f"more\n{listed(rows_labelled(source.frame, small))}"
+    ]
 
 
 def _describe_images(source: Source, data: DataConfig, guess: _Guess) -> int:

@@ -1,18 +1,24 @@
 """The classes of a set of labels, and which of two is the positive one."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 
-from configs.errors import InputError
+from configs.errors import InputError, listed
 
 
 def resolve_classes(
-    labels: Sequence[str], *, known: Sequence[str] | None, positive_label: str | None, where: str
+    labels: Sequence[str],
+    *,
+    known: Sequence[str] | None,
+    positive_label: str | None,
+    where: str,
+    rows_of: Callable[[Collection[str]], list[str]],
 ) -> tuple[list[str], str | None]:
     """The classes, [negative, positive] when there are two, and the positive label (None in multi-class work).
 
     `labels` are those of the labelled rows, all of them in `known` if that is given. Without `positive_label` two
-    classes must be exactly 0 and 1, which makes 1 the positive one. Raises InputError with the counts.
+    classes must be exactly 0 and 1, which makes 1 the positive one. `rows_of` says in words where the rows with some
+    labels are. Raises InputError with the counts.
     """
     counts = Counter(labels)
     if known is not None and len(set(known)) != len(known):
@@ -27,9 +33,11 @@ def resolve_classes(
         positive_label = "1"
     if positive_label is not None:
         if len(classes) > 2:
+            rarest = _rarest_unexpected(counts, positive_label)
+            hint = f". Is {' or '.join(map(repr, rarest))} a typo?\n{listed(rows_of(rarest))}" if rarest else ""
             raise InputError(
                 f"{where}: data.positive_label is {positive_label!r}, but there are {len(classes)} classes: {found}; "
-                "leave it out for multi-class work, or give the images one of two labels"
+                f"leave it out for multi-class work, or give the images one of two labels{hint}"
             )
         if known is not None and positive_label not in classes:
             raise InputError(f"data.positive_label {positive_label!r} is not one of data.labels: {', '.join(classes)}")
@@ -52,7 +60,12 @@ def resolve_classes(
         )
     absent = [name for name in classes if not counts[name]]
     if absent:
-        raise InputError(
-            f"{where}: no row has the label(s) {', '.join(map(repr, absent))} of data.labels; found: {found}"
-        )
+        raise InputError(f"{where}: no row has {', '.join(map(repr, absent))} of data.labels; found: {found}")
     return classes, None
+
+
+def _rarest_unexpected(counts: Counter[str], positive_label: str) -> list[str]:
+    """The labels with the fewest rows, besides the positive one and the commonest other."""
+    unexpected = [(count, name) for name, count in counts.most_common() if name != positive_label][1:]
+    fewest = min((count for count, _ in unexpected), default=0)
+    return [name for count, name in unexpected if count == fewest]

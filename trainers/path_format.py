@@ -42,7 +42,7 @@ def format_paths(sheet: Sheet, path_format: PathFormat, id_column: str) -> list[
     require_columns(Sheet(sheet.path, frame, sheet.rows), names, f"{setting} names columns by {{column}}")
     values = [list(frame[name]) for name in names]
     empty = {
-        f"have no value for {setting}": [
+        f"without a value for {setting}": [
             f"row {row}: {', '.join(name for name, value in zip(names, cells, strict=True) if not value)} is empty"
             for row, *cells in zip(sheet.rows, *values, strict=True)
             if not all(cells)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from configs.errors import InputError, listed
+from configs.errors import InputError, counted, listed
 from configs.schema import DataConfig, FoldsConfig, GuaranteeConfig
 from trainers.atomic import write_csv
 from trainers.bulk_decode import decode_all
@@ -21,11 +21,12 @@ from trainers.folds import HOLDOUT, assign_folds, fold_table, joined_groups
 from trainers.guarantee import missing_guarantee, positive_units
 from trainers.paths import file_of
 from trainers.pixel_cache import pixel_shape, storing
-from trainers.source import Source, image_roots, place_of, read_source
+from trainers.source import Source, image_roots, place_of, read_source, rows_labelled
 from trainers.table import SPLITS, ImageTable, tidy_frame, write_table
 
 REJECTED_COLUMNS = ["id", "path", "row", "reason", "split"]
 MAX_PAIRS = 5
+FEW_IMAGES = 3  # a class of so few in multi-class work may be a label mistyped
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def run(
         try:
             table, fold_lines, num_groups = _with_folds(accepted, source, folds, guarantee, seed=seed)
         except InputError as error:
-            raise InputError(f"{error}{_missing_labelled(rejected)}") from None
+            raise InputError(f"{error}{_few_labelled(accepted, source)}{_missing_labelled(rejected)}") from None
     write_csv(out / "rejected.csv", rejected[REJECTED_COLUMNS])
     write_table(out / "table.parquet", table)
     warnings = [
@@ -157,8 +158,8 @@ def _check_conflicts(accepted: pd.DataFrame) -> None:
         )
     if conflicts:
         raise InputError(
-            f"{len(conflicts)} image(s) are there under different labels, byte for byte; correct the label or remove "
-            f"one\n{listed(conflicts)}"
+            f"{counted(len(conflicts), 'image is', 'images are')} there under different labels, byte for byte; "
+            f"correct the label or remove one\n{listed(conflicts)}"
         )
 
 
@@ -189,13 +190,23 @@ def _with_folds(
     return table, fold_table(targets, groups, assigned, classes=source.classes), len(np.unique(groups))
 
 
+def _few_labelled(accepted: pd.DataFrame, source: Source) -> str:
+    """Where the images of tiny classes are, which may be no classes but typing errors; nothing in binary work."""
+    counts = accepted["label"].value_counts()
+    few = [name for name in source.classes if 0 < counts.get(name, 0) <= FEW_IMAGES]
+    if len(source.classes) == 2 or not few:
+        return ""
+    what = counted(len(few), f"class has at most {FEW_IMAGES} images", f"classes have at most {FEW_IMAGES} images")
+    return f"\n{what}, which are here; is a label a typo?\n{listed(rows_labelled(accepted, few))}"
+
+
 def _missing_labelled(rejected: pd.DataFrame) -> str:
     """What the counts of a message about too few labelled images leave out."""
     labelled = rejected[rejected["label"].notna()]
     if labelled.empty:
         return ""
     lines = [f"{place_of(row)}, id {row.id!r}, labelled {row.label!r}: {row.reason}" for row in labelled.itertuples()]
-    return f"\n{len(labelled)} labelled image(s) that cannot be used are not counted; mend them\n{listed(lines)}"
+    return f"\nnot counted: {counted(len(labelled), 'labelled image')} that cannot be used; mend them\n{listed(lines)}"
 
 
 def _rejected_warning(rejected: pd.DataFrame, data: DataConfig) -> list[str]:
@@ -207,7 +218,9 @@ def _rejected_warning(rejected: pd.DataFrame, data: DataConfig) -> list[str]:
         f"{roots[origin] / path} (id {id_!r}, {split}): {reason}"
         for origin, path, id_, split, reason in zip(*columns, strict=True)
     ]
-    return [f"{len(rejected)} image(s) cannot be used, all are in rejected.csv\n{listed(lines, cap=MAX_PAIRS)}"]
+    return [
+        f"{counted(len(rejected), 'image')} cannot be used, all are in rejected.csv\n{listed(lines, cap=MAX_PAIRS)}"
+    ]
 
 
 def _overlap_warnings(frame: pd.DataFrame) -> list[str]:
@@ -227,12 +240,14 @@ def _overlap_warnings(frame: pd.DataFrame) -> list[str]:
         if len(pairs):
             lines = [f"{left} {row.left!r} = {right} {row.right!r}" for row in pairs.itertuples()]
             warnings.append(
-                f"{len(pairs)} byte-identical image(s) are in both {left} and {right}\n{listed(lines, cap=MAX_PAIRS)}"
+                f"{counted(len(pairs), 'byte-identical image is', 'byte-identical images are')} in both {left} and "
+                f"{right}\n{listed(lines, cap=MAX_PAIRS)}"
             )
         shared = sorted(set(left_rows["group"].dropna()) & set(right_rows["group"].dropna()))
         if shared and right == "test":
             names = ", ".join(map(repr, shared[:MAX_PAIRS]))
-            warnings.append(f"{len(shared)} group(s) are in both {left} and test, so its scores may flatter: {names}")
+            groups = counted(len(shared), "group is", "groups are")
+            warnings.append(f"{groups} in both {left} and test, so its scores may flatter: {names}")
     return warnings
 
 

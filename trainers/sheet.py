@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from configs.errors import InputError, listed
+from configs.errors import InputError, counted, listed
 
 CSV_SUFFIXES = (".csv", ".tsv")
 PARQUET_SUFFIXES = (".parquet", ".pq")
@@ -70,8 +70,8 @@ def require_columns(sheet: Sheet, names: list[str], why: str) -> None:
 
 
 def raise_row_problems(path: Path, problems: dict[str, list[str]]) -> None:
-    """Raise one InputError for all kinds of problem (`have no id` -> a line for each such row), if there are any."""
-    found = [f"{len(lines)} row(s) {kind}\n{listed(lines)}" for kind, lines in problems.items() if lines]
+    """Raise one InputError for all kinds of problem (`without an id` -> a line for each such row), if there are any."""
+    found = [f"{counted(len(lines), 'row')} {kind}\n{listed(lines)}" for kind, lines in problems.items() if lines]
     if found:
         raise InputError(f"{path}: " + "\n".join(found))
 
@@ -93,10 +93,11 @@ def _read_csv(path: Path) -> Sheet:
     names = _column_names(path, filled.pop(0)[1])
     ragged = [(number, record) for number, record in filled if len(record) != len(names)]
     if ragged:
-        lines = [f"row {number}: {len(record)} cells, beginning {record[0]!r}" for number, record in ragged]
+        lines = [f"row {number}: {counted(len(record), 'cell')}, beginning {record[0]!r}" for number, record in ragged]
         raise InputError(
-            f"{path}: {len(ragged)} row(s) do not have the {len(names)} cells of the header ({', '.join(names)}); "
-            f"was the file cut short, or does a cell hold a {delimiter!r} without quotes?\n{listed(lines)}"
+            f"{path}: {counted(len(ragged), 'row does', 'rows do')} not have the {len(names)} cells of the header "
+            f"({', '.join(names)}); was the file cut short, or does a cell hold a {delimiter!r} without quotes?\n"
+            f"{listed(lines)}"
         )
     warnings = []
     if filled and not text.endswith(("\n", "\r")):
@@ -134,7 +135,9 @@ def _column_names(path: Path, header: list[str]) -> list[str]:
     names = [name.strip() or f"unnamed_{position}" for position, name in enumerate(header, start=1)]
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
-        raise InputError(f"{path}: column(s) {', '.join(map(repr, repeated))} are there twice; rename one of each")
+        raise InputError(
+            f"{path}: several columns are called {' and '.join(map(repr, repeated))}; give each its own name"
+        )
     return names
 
 

@@ -5,13 +5,14 @@ words of the input itself can get wrong is, all problems of a kind in one messag
 """
 
 import itertools
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from configs.errors import InputError, listed
+from configs.errors import InputError, counted, listed
 from configs.schema import ColumnsConfig, DataConfig
 from trainers.folders import ids_apart, is_idx_folder, read_class_folders, read_flat_folder, read_idx_folder
 from trainers.labels import resolve_classes
@@ -68,6 +69,7 @@ def read_source(data: DataConfig) -> Source:
         known=data.labels,
         positive_label=data.positive_label,
         where=str(data.source),
+        rows_of=lambda names: rows_labelled(frame, names),
     )
     warnings = [warning for part in parts for warning in part.warnings] + id_warnings
     tables = [table for part in parts for table in part.tables]
@@ -94,12 +96,12 @@ def read_truth(path: Path) -> pd.DataFrame:
     require_columns(sheet, ["id", "label"], "a file of known labels has the columns id and label")
     frame = sheet.frame[["id", "label"]]
     problems = {
-        "have an empty id or label": [
+        "with an empty id or label": [
             f"row {row}, id {id_!r}: label {label!r}"
             for row, id_, label in zip(sheet.rows, frame["id"], frame["label"], strict=True)
             if not id_ or not label
         ],
-        "repeat an id": [
+        "with the id of another row": [
             f"row {row}, id {id_!r}"
             for row, id_, again in zip(sheet.rows, frame["id"], frame["id"].duplicated(), strict=True)
             if again
@@ -112,6 +114,14 @@ def read_truth(path: Path) -> pd.DataFrame:
 def place_of(row: Any) -> str:
     """Where a row of `Source.frame` (as `itertuples` gives it) was written: file and row, or folder and file."""
     return f"{row.file} {row.path!r}" if pd.isna(row.row) else f"{row.file} row {row.row}"
+
+
+def rows_labelled(frame: pd.DataFrame, labels: Collection[str]) -> list[str]:
+    """For each row of `Source.frame` with one of these labels where it was written, those of the rarest label first."""
+    found = frame[frame["label"].isin(labels)]
+    num_alike = found.groupby("label")["label"].transform("size")
+    found = found.loc[num_alike.sort_values(kind="stable").index]
+    return [f"{place_of(row)}, id {row.id!r}: label {row.label!r}" for row in found.itertuples()]
 
 
 def _read_part(data: DataConfig, origin: str) -> _Part:
@@ -186,7 +196,8 @@ def _read_table(data: DataConfig, origin: str) -> _Part:
     extra = sheet.frame.drop(columns=[name for name in roles if name in sheet.frame])
     renamed = _free_names([str(name) for name in extra.columns])
     if renamed:
-        warnings.append(f"{place}: column(s) {', '.join(renamed)} are kept as {', '.join(renamed.values())}")
+        number = counted(len(renamed), "column has a name that is taken", "columns have names that are taken")
+        warnings.append(f"{place}: {number}: {', '.join(renamed)} kept as {', '.join(renamed.values())}")
     return _Part(pd.concat([frame, extra.rename(columns=renamed)], axis=1), [place], warnings)
 
 
@@ -204,14 +215,14 @@ def _free_names(columns: list[str]) -> dict[str, str]:
 def _row_problems(frame: pd.DataFrame, root: Path, origin: str) -> dict[str, list[str]]:
     """Kind of problem -> the rows that have it."""
     kinds: dict[str, list[str]] = {
-        "have no id": [],
-        "have no path": [],
-        "have an unknown split; known: train, pool, test, or empty": [],
-        f"have another split than data.{origin} gives them": [],
-        "are labelled, but are in the pool or the test set; known labels go to data.truth (a file with id,label), "
+        "without an id": [],
+        "without a path": [],
+        "with an unknown split; known: train, pool, test, or empty": [],
+        f"with another split than data.{origin} gives them": [],
+        "with a label in the pool or the test set; known labels go to data.truth (a file with id,label), "
         "which only evaluation reads; leave the label empty here, or make the row's split train": [],
-        "are of split train without a label; label them, or leave the split empty or pool": [],
-        f"have a path that leaves the data root {root}; paths are relative to it (data.root changes it)": [],
+        "of split train without a label; label them, or leave the split empty or pool": [],
+        f"with a path that leaves the data root {root}; paths are relative to it (data.root changes it)": [],
     }
     no_id, no_path, unknown, other, leaked, unlabelled, leaving = kinds.values()
     reasons = paths_leaving(root, frame["path"])
@@ -259,8 +270,8 @@ def _check_line_ends(frame: pd.DataFrame) -> None:
     ]
     if problems:
         raise InputError(
-            f"{len(problems)} row(s) have an id, path or label with a carriage return, which readers of CSV take for "
-            f"the end of a line; rename them\n{listed(problems)}"
+            f"{counted(len(problems), 'row has', 'rows have')} an id, path or label with a carriage return, "
+            f"which readers of CSV take for the end of a line; rename them\n{listed(problems)}"
         )
 
 
@@ -277,8 +288,8 @@ def _check_unique_ids(frame: pd.DataFrame) -> None:
     conflicts = repeated.dropna(subset=["label"]).groupby("id")["label"].nunique().gt(1).sum()
     with_labels = f", {conflicts} of them with different labels" if conflicts else ""
     raise InputError(
-        f"{len(problems)} id(s) are there more than once{with_labels}; an id names one image of all splits together, "
-        f"so rename or remove the others\n{listed(problems)}"
+        f"{counted(len(problems), 'id is', 'ids are')} there more than once{with_labels}; an id names one image of "
+        f"all splits together, so rename or remove the others\n{listed(problems)}"
     )
 
 
@@ -287,8 +298,8 @@ def _check_known_labels(labelled: pd.DataFrame, known: list[str]) -> None:
     if len(wrong):
         problems = [f"{place_of(row)}, id {row.id!r}: {row.label!r}" for row in wrong.itertuples()]
         raise InputError(
-            f"{len(problems)} label(s) are not among data.labels ({', '.join(known)}); correct them or add them there\n"
-            f"{listed(problems)}"
+            f"{counted(len(problems), 'label is', 'labels are')} not among data.labels ({', '.join(known)}); "
+            f"correct them or add them there\n{listed(problems)}"
         )
 
 

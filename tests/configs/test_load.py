@@ -31,7 +31,7 @@ def test_unknown_key_in_a_models_own_train_section_is_refused(tmp_path: Path) ->
 
 def test_all_problems_are_listed_in_one_message(tmp_path: Path) -> None:
     message = config_error(tmp_path, "sed: 1\ntrain: {steps: many}\nname: a/b\n")
-    assert "3 wrong setting(s)" in message
+    assert "3 wrong settings" in message
     assert "sed" in message
     assert "train.steps" in message
     assert "'a/b' cannot be a folder name" in message
@@ -69,6 +69,26 @@ def test_paths_are_relative_to_the_file_and_overrides_to_where_the_user_is(
     assert config.data.source == folder / "train.csv"
     assert config.data.test == tmp_path / "test.csv"
     assert config.models[0].pretrained == str(folder / "w.pth")
+
+
+def test_paths_are_shown_without_dots_but_links_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("configs", "real/inner", "real/images"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "inner")
+    path = tmp_path / "configs" / "run.yaml"
+    path.write_text(
+        "data: {source: ../my images/./train.csv, pool: ../link, root: ../link/../images}\n"
+        "models: [{backbone: resnet18, pretrained: ../w.pth}]"
+    )
+    monkeypatch.chdir(tmp_path / "configs")
+    config = load_config(path, ["data.test=../test.csv"])
+    assert str(config.data.source) == f"{tmp_path}/my images/train.csv"
+    assert str(config.data.test) == f"{tmp_path}/test.csv"
+    assert str(config.data.pool) == f"{tmp_path}/link"
+    assert config.models[0].pretrained == f"{tmp_path}/w.pth"
+    # Behind a link `..` is the folder above what it leads to: without it, this would be another folder.
+    assert config.data.root is not None
+    assert config.data.root.resolve() == tmp_path / "real" / "images"
 
 
 def test_an_override_reaches_into_a_list_by_position(tmp_path: Path) -> None:

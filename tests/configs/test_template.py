@@ -48,3 +48,16 @@ def test_every_field_has_its_meaning_behind_it():
     lines = [line for line in commented_config({}).splitlines() if line.strip()]
     assert len(lines) > 100 and all(re.search(r"\S  # \S", line) for line in lines)
     assert "#   policy: heavy  # none | light | heavy; how much training images are varied" in lines
+
+
+def test_every_path_says_what_it_is_relative_to():
+    lines = commented_config({}).splitlines()
+    (data,) = (line for line in lines if line.startswith("# data:"))
+    assert "source, pool, test, truth and root are relative to the config file" in data
+    assert all(
+        any(name in line and "relative to the config file" in line for line in lines) for name in ("sample:", "data:")
+    )
+    with_model = commented_config({"models": [{"backbone": "resnet18"}]})
+    (pretrained,) = (line for line in with_model.splitlines() if "pretrained:" in line)
+    assert pretrained.endswith("relative to the config file")
+    assert any("out: runs" in line and "relative to where you are" in line for line in lines)

@@ -260,7 +260,7 @@ ERRORS: dict[str, tuple[Spoil, str]] = {
     ),
     "an id twice, one of them with two labels": (
         edit("train.csv", ("t8,", "t7,"), ("t9,", "t1,"), ("p1,", "p0,")),
-        "3 id(s) are there more than once, 1 of them with different labels; an id names one image of all splits "
+        "3 ids are there more than once, 1 of them with different labels; an id names one image of all splits "
         "together, so rename or remove the others\n"
         "  - id 't1': {data}/train.csv row 3, label '1' and {data}/train.csv row 11, label '0'\n"
         "  - id 't7': {data}/train.csv row 9, label '0' and {data}/train.csv row 10, label '0'\n"
@@ -268,19 +268,19 @@ ERRORS: dict[str, tuple[Spoil, str]] = {
     ),
     "an id in training and in the test set": (
         edit("test.csv", ("x2,", "t0,")),
-        "1 id(s) are there more than once; an id names one image of all splits together, so rename or remove the "
+        "1 id is there more than once; an id names one image of all splits together, so rename or remove the "
         "others\n  - id 't0': {data}/train.csv row 2, label '1' and {data}/test.csv row 4",
     ),
     "the same bytes under two labels": (
         together(copy("img/t0.png", "img/t8.png"), copy("img/t0.png", "img/t9.png"), copy("img/t1.png", "img/t10.png")),
-        "2 image(s) are there under different labels, byte for byte; correct the label or remove one\n"
+        "2 images are there under different labels, byte for byte; correct the label or remove one\n"
         "  - {data}/train.csv row 2, id 't0', labelled '1' = {data}/train.csv row 10, id 't8', labelled '0' = "
         "{data}/train.csv row 11, id 't9', labelled '0'\n"
         "  - {data}/train.csv row 3, id 't1', labelled '1' = {data}/train.csv row 12, id 't10', labelled '0'",
     ),
     "unknown labels": (
         edit("train.csv", ("t3.png,1", "t3.png,yes"), ("t9.png,0", "t9.png,01")),
-        "2 label(s) are not among data.labels (0, 1); correct them or add them there\n"
+        "2 labels are not among data.labels (0, 1); correct them or add them there\n"
         "  - {data}/train.csv row 5, id 't3': 'yes'\n  - {data}/train.csv row 11, id 't9': '01'",
     ),
     "paths that leave the data root": (
@@ -296,7 +296,7 @@ ERRORS: dict[str, tuple[Spoil, str]] = {
                 ("img/t5.png", "C:\\t5.png"),
             ),
         ),
-        "{data}/train.csv: 6 row(s) have a path that leaves the data root {data}; paths are relative to it (data.root "
+        "{data}/train.csv: 6 rows with a path that leaves the data root {data}; paths are relative to it (data.root "
         "changes it)\n"
         "  - row 2, id 't0', path '../good/img/t0.png': it goes up with '..'\n"
         "  - row 3, id 't1', path '/etc/passwd': it is absolute\n"
@@ -310,31 +310,31 @@ ERRORS: dict[str, tuple[Spoil, str]] = {
             "train.csv",
             b"id,path,label,split\n,a.png,1,\nb,,0,\nc,c.png,1,valid\nd,d.png,0,test\ne,e.png,,train\n",
         ),
-        "{data}/train.csv: 1 row(s) have no id\n  - row 2, path 'a.png'\n"
-        "1 row(s) have no path\n  - row 3, id 'b'\n"
-        "1 row(s) have an unknown split; known: train, pool, test, or empty\n  - row 4, id 'c': split 'valid'\n"
-        "1 row(s) are labelled, but are in the pool or the test set; known labels go to data.truth (a file with "
+        "{data}/train.csv: 1 row without an id\n  - row 2, path 'a.png'\n"
+        "1 row without a path\n  - row 3, id 'b'\n"
+        "1 row with an unknown split; known: train, pool, test, or empty\n  - row 4, id 'c': split 'valid'\n"
+        "1 row with a label in the pool or the test set; known labels go to data.truth (a file with "
         "id,label), which only evaluation reads; leave the label empty here, or make the row's split train\n"
         "  - row 5, id 'd': label '0', split 'test'\n"
-        "1 row(s) are of split train without a label; label them, or leave the split empty or pool\n  - row 6, id 'e'",
+        "1 row of split train without a label; label them, or leave the split empty or pool\n  - row 6, id 'e'",
     ),
     "a carriage return in an id and in a path": (
         edit("train.csv", ("p0,", '"p\r0",'), ("img/p1.png", '"img/p\r1.png"')),
-        "2 row(s) have an id, path or label with a carriage return, which readers of CSV take for the end of a line; "
+        "2 rows have an id, path or label with a carriage return, which readers of CSV take for the end of a line; "
         "rename them\n"
         "  - {data}/train.csv row 14: id 'p\\r0', path 'img/p0.png', label None\n"
         "  - {data}/train.csv row 15: id 'p1', path 'img/p\\r1.png', label None",
     ),
     "a table cut short": (
         put("train.csv", b"id,path,label,group\nt0,img/t0.png,1,g0\nt1,img/t"),
-        "{data}/train.csv: 1 row(s) do not have the 4 cells of the header (id, path, label, group); was the file cut "
+        "{data}/train.csv: 1 row does not have the 4 cells of the header (id, path, label, group); was the file cut "
         "short, or does a cell hold a ',' without quotes?\n  - row 3: 2 cells, beginning 't1'",
     ),
     "semicolons in a few rows": (
         edit("train.csv", ("t2,img/t2.png,1,g2", "t2;img/t2.png;1;g2"), ("p1,img/p1.png,,", "p1;img/p1.png;;")),
-        "{data}/train.csv: 2 row(s) do not have the 4 cells of the header (id, path, label, group); was the file cut "
+        "{data}/train.csv: 2 rows do not have the 4 cells of the header (id, path, label, group); was the file cut "
         "short, or does a cell hold a ',' without quotes?\n"
-        "  - row 4: 1 cells, beginning 't2;img/t2.png;1;g2'\n  - row 15: 1 cells, beginning 'p1;img/p1.png;;'",
+        "  - row 4: 1 cell, beginning 't2;img/t2.png;1;g2'\n  - row 15: 1 cell, beginning 'p1;img/p1.png;;'",
     ),
     "a table that is not UTF-8": (
         put("train.csv", "id,path,label\nt0,img/é.png,1\n".encode("latin-1")),
@@ -361,7 +361,7 @@ ERRORS: dict[str, tuple[Spoil, str]] = {
     ),
     "no table": (
         lambda data: (data / "train.csv").unlink(),
-        "1 file(s) that the config names are not there\n  - data.source: {data}/train.csv does not exist",
+        "1 file named in the config not found\n  - data.source: {data}/train.csv does not exist",
     ),
 }
 
@@ -403,7 +403,7 @@ def test_positives_that_cannot_be_read_are_named_when_the_folds_lack_them(tmp_pa
     assert message_of(data, data={"max_rejected": 0.5}) == (
         "folds.num_folds: 3 cannot be had: class '1' has 2 image(s) in 2 group(s); each of the 3 folds needs one. "
         "Either set folds.num_folds to 2, or label more, or leave data.columns.group out if its groups may be split\n"
-        "4 labelled image(s) that cannot be used are not counted; mend them\n"
+        "not counted: 4 labelled images that cannot be used; mend them\n"
         + "\n".join(f"  - {place(f't{n}')}, labelled '1': the file is empty (0 bytes)" for n in range(4))
     )
 
@@ -418,9 +418,9 @@ def test_identical_images_across_splits_are_told_with_the_pairs(tmp_path: Path) 
         copy("img/t8.png", "img/p1.png"),
     )(data)
     assert run(data).records[0].facts["warnings"] == [
-        "2 byte-identical image(s) are in both train and test\n  - train 't1' = test 'x3'\n  - train 't7' = test 'x2'",
-        "1 byte-identical image(s) are in both pool and test\n  - pool 'p0' = test 'x1'",
-        "1 byte-identical image(s) are in both train and pool\n  - train 't8' = pool 'p1'",
+        "2 byte-identical images are in both train and test\n  - train 't1' = test 'x3'\n  - train 't7' = test 'x2'",
+        "1 byte-identical image is in both pool and test\n  - pool 'p0' = test 'x1'",
+        "1 byte-identical image is in both train and pool\n  - train 't8' = pool 'p1'",
     ]
 
 
@@ -506,13 +506,13 @@ def test_every_kind_of_image_and_orientation_gives_identical_pixels(tmp_path: Pa
 CONFIGS: dict[str, tuple[str, str]] = {
     "unknown": (
         "data: {colour: 3}",
-        "1 wrong setting(s)\n  - data.colour: unknown key; did you mean 'columns'? The known keys here: cache, "
+        "1 wrong setting\n  - data.colour: unknown key; did you mean 'columns'? The known keys here: cache, "
         "channels, columns, grey_bits, image_size, labels, max_pixels, max_rejected, multi_frame, path_format, pool, "
         "pool_path_format, positive_label, resize, root, source, test, test_path_format, truth",
     ),
     "misspelt, all in one message": (
         "sed: 1\nfolds: {numfolds: 3}\nmodels: [{backbone: resnet18, train: {loss: {gama: 1}}}]\n",
-        "3 wrong setting(s)\n"
+        "3 wrong settings\n"
         "  - folds.numfolds: unknown key; did you mean 'num_folds'? The known keys here: num_folds\n"
         "  - sed: unknown key; did you mean 'seed'? The known keys here: augment, compute, data, ensemble, folds, "
         "guarantee, metrics, models, name, out, predict, report, seed, submit, train\n"
@@ -521,7 +521,7 @@ CONFIGS: dict[str, tuple[str, str]] = {
     ),
     "wrongly typed": (
         "name: a/b\ndata: 7\ntrain: {steps: many, lr: [1], batch_size: yes, warmup_steps: 1.5}\nmodels: resnet18\n",
-        "7 wrong setting(s)\n"
+        "7 wrong settings\n"
         "  - name: 'a/b' cannot be a folder name: use letters, digits, '.', '_' and '-', at most 80 of them "
         "(got 'a/b')\n"
         "  - data: expected a section of `key: value` lines (got 7)\n"
@@ -538,7 +538,7 @@ CONFIGS: dict[str, tuple[str, str]] = {
     ),
     "1e3 where a count is meant": (
         "train: {steps: 1e3}",
-        "1 wrong setting(s)\n"
+        "1 wrong setting\n"
         "  - train.steps: Input should be a valid integer, unable to parse string as an integer (got '1e3')",
     ),
     "a tag": (

@@ -59,9 +59,7 @@ def kaggle(folder):
 def test_a_kaggle_folder_becomes_a_config_that_runs_as_is(tmp_path, capsys):
     config = initialised(tmp_path, kaggle(tmp_path / "skin"))
     data = config.data
-    assert (data.source, data.test) == tuple(
-        tmp_path / "conf" / ".." / "skin" / name for name in ("train.csv", "test.csv")
-    )
+    assert (data.source, data.test) == tuple(tmp_path / "skin" / name for name in ("train.csv", "test.csv"))
     assert (data.columns.id, data.columns.label, data.columns.group) == ("image_name", "target", "patient_id")
     assert data.path_format == "jpeg/train/{image_name}.jpg" and data.test_path_format == "jpeg/test/{image_name}.jpg"
     assert data.positive_label == "1" and data.image_size == 32 and data.channels == 3
@@ -144,6 +142,56 @@ def test_data_that_has_to_be_mended_still_gets_a_config_and_the_problem_is_told(
     assert load_config(out).data.source == folder / "train.csv"
 
 
+def test_a_class_with_fewer_images_than_folds_is_a_problem_and_its_rows_are_named(tmp_path, capsys):
+    folder, out = tmp_path / "data", tmp_path / "config.yaml"
+    pictures(folder / "img", *(f"{number}.jpg" for number in range(9)))
+    labels = ["0"] * 5 + ["maybe"] + ["1"] * 3
+    rows = [f"{number},img/{number}.jpg,{label}" for number, label in enumerate(labels)]
+    table(folder, "train.csv", "id,path,label", rows)
+    with pytest.raises(InputError) as caught:
+        main(folder, out=out)
+    assert str(caught.value).endswith(
+        "1 class has fewer images than the 3 folds: 'maybe' (1); correct the label if it is a typo, else label more\n"
+        f"  - {folder}/train.csv row 7, id '5': label 'maybe'"
+    )
+    assert load_config(out).data.source == folder / "train.csv"
+    assert "working size" in capsys.readouterr().out
+    table(folder, "train.csv", "id,path,label", [row.replace("maybe", "1") for row in rows])
+    main(folder, out=out, force=True)
+
+
+def id_error(folder, tmp_path):
+    with pytest.raises(InputError) as caught:
+        main(folder, out=tmp_path / "config.yaml")
+    return str(caught.value)
+
+
+def test_a_repeated_id_is_named_with_its_rows(tmp_path):
+    folder = tmp_path / "data"
+    pictures(folder / "img", *(f"{number}.jpg" for number in range(30)))
+    rows = [f"{number},{number % 7},{int(number % 4 == 0)}" for number in range(30)]
+    table(folder, "train.csv", "image,age,label", [*rows, "4,5,1", "8,3,0", "4,1,1", ",1,0"])
+    text = id_error(folder, tmp_path)
+    assert text == (
+        f"{folder}/train.csv: no column has a different value in every row, which an id must have. The nearest to one "
+        "is 'image', of which 3 values are empty or there more than once; give every row its own\n"
+        "  - '4': rows 6, 32, 34\n  - '8': rows 10, 33\n  - '': row 35"
+    )
+
+
+def test_the_id_of_the_sample_submission_is_named_though_many_of_it_are_repeated(tmp_path):
+    folder = tmp_path / "data"
+    pictures(folder / "img", *(f"{number}.jpg" for number in range(30)))
+    table(folder, "train.csv", "age,image,label", [f"{number % 7},{number % 15},{number % 2}" for number in range(30)])
+    assert id_error(folder, tmp_path).endswith(
+        "train.csv: no column has a different value in every row, which an id must have"
+    )
+    table(folder, "sample_submission.csv", "image,label", ["x,0"])
+    text = id_error(folder, tmp_path)
+    assert "'image', of which 15 values are empty or there more than once" in text
+    assert "  - '0': rows 2, 17\n" in text and "... and 5 more of 15" in text
+
+
 def test_images_none_of_which_can_be_read_are_an_error_that_names_the_files(tmp_path):
     folder, out = tmp_path / "data", tmp_path / "config.yaml"
     for number in range(12):
@@ -179,11 +227,11 @@ def test_a_split_column_is_used_and_said_and_files_that_are_left_out_are_too(tmp
     assert "columns: id 'id', path 'path', label 'kind', split 'Split', group 'group'." in said
     (folder / "train.csv").unlink()
     pictures(folder / "pool", "1.png")
-    pictures(folder / "labelled" / "a", "1.png")
-    pictures(folder / "labelled" / "b", "2.png")
+    pictures(folder / "labelled" / "a", "1.png", "2.png", "3.png")
+    pictures(folder / "labelled" / "b", "4.png", "5.png", "6.png")
     (folder / "labelled" / "b" / "3.heic").write_bytes(b"")
     main(folder, out=tmp_path / "other.yaml")
-    assert f"{folder}: 13 file(s) are not images" in capsys.readouterr().out
+    assert f"{folder}: 13 files are not images" in capsys.readouterr().out
 
 
 def test_nothing_to_understand_is_an_error_and_nothing_is_written(tmp_path):

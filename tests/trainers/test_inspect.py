@@ -77,7 +77,7 @@ def folder_of(tmp_path, *, mode="RGB", size=(100, 80), broken=0):
 def test_the_working_size_follows_the_shorter_side_up_to_224(tmp_path, size, expected):
     values = inspect_data(folder_of(tmp_path, size=size)).values
     assert values["data"]["image_size"] == expected
-    assert values["models"][0]["backbone"] == ("resnet10t" if expected < 64 else "resnet18")
+    assert values["models"][0]["backbone"] == ("small_resnet" if expected <= 64 else "resnet18")
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("1", 1), ("I;16", 1), ("RGB", 3), ("P", 3)])

@@ -124,7 +124,7 @@ def test_unreadable_images_are_rejected_by_id_and_the_counts_add_up(tmp_path):
     assert "cut short" in rejected["reason"][1] and rejected["reason"][2] == "file not found"
     assert result.num_accepted + result.num_rejected == result.num_rows == 40 and result.num_rejected == 3
     assert len(read_table(tmp_path / "run" / "table.parquet")) == 37
-    assert "3 image(s) cannot be used, all are in rejected.csv" in result.warnings[0]
+    assert "3 images cannot be used, all are in rejected.csv" in result.warnings[0]
     assert f"  - {tmp_path}/img/x1.png (id 'x1', test): file not found" in result.warnings[0]
 
 
@@ -156,7 +156,7 @@ def test_identical_images_under_different_labels_are_an_error_naming_both(tmp_pa
     data = toy(tmp_path)
     shutil.copy(tmp_path / "img" / "0.png", tmp_path / "img" / "20.png")
     assert error(data, tmp_path / "run") == (
-        "1 image(s) are there under different labels, byte for byte; correct the label or remove one\n"
+        "1 image is there under different labels, byte for byte; correct the label or remove one\n"
         f"  - {tmp_path / 'train.csv'} row 2, id 't0', labelled '1' = "
         f"{tmp_path / 'train.csv'} row 22, id 't20', labelled '0'"
     )
@@ -185,10 +185,10 @@ def test_identical_images_and_groups_on_both_sides_are_warned_of_with_the_pairs(
     (tmp_path / "test.csv").write_text(text)
     warnings = prepared(data, tmp_path / "run").warnings
     assert warnings == [
-        "1 byte-identical image(s) are in both train and test\n  - train 't5' = test 'x0'",
-        "1 group(s) are in both train and test, so its scores may flatter: 'g4'",
-        "1 byte-identical image(s) are in both pool and test\n  - pool 'p1' = test 'x2'",
-        "1 byte-identical image(s) are in both train and pool\n  - train 't7' = pool 'p4'",
+        "1 byte-identical image is in both train and test\n  - train 't5' = test 'x0'",
+        "1 group is in both train and test, so its scores may flatter: 'g4'",
+        "1 byte-identical image is in both pool and test\n  - pool 'p1' = test 'x2'",
+        "1 byte-identical image is in both train and pool\n  - train 't7' = pool 'p4'",
     ]
 
 
@@ -351,6 +351,23 @@ def test_impossible_folds_are_refused_with_the_counts(tmp_path):
     text = error(data, tmp_path / "run", num_folds=3)
     assert "class '1' has 3 image(s) in 2 group(s); each of the 3 folds needs one" in text
     assert prepared(data, tmp_path / "run", num_folds=2).folds["1"].min() == 1
+
+
+def test_a_mistyped_class_is_shown_where_it_is(tmp_path):
+    data = toy(tmp_path)
+    table = tmp_path / "train.csv"
+    lines = table.read_text().splitlines()
+    lines[5] = lines[5].replace(".png,1,", ".png,maybe,")
+    lines[20] = lines[20].replace(".png,0,", ".png,O,")
+    lines[21] = lines[21].replace(".png,0,", ".png,O,")
+    table.write_text("\n".join(lines) + "\n")
+    text = error(data, tmp_path / "run")
+    assert "class 'maybe' has 1 image" in text
+    assert text.endswith(
+        "\n2 classes have at most 3 images, which are here; is a label a typo?\n"
+        f"  - {table} row 6, id 't4': label 'maybe'\n"
+        f"  - {table} row 21, id 't19': label 'O'\n  - {table} row 22, id 't20': label 'O'"
+    )
 
 
 def test_multi_class_has_no_positives_and_counts_per_class(tmp_path):

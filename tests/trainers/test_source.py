@@ -93,7 +93,7 @@ def test_a_row_cut_short_is_an_error_with_its_number(tmp_path):
     path = tmp_path / "train.csv"
     path.write_text("id,path,label,age\n1,a.jpg,mel,40\n2,b.jpg,nev,41\n3,c.jp")
     assert error(config(path)) == (
-        f"{path}: 1 row(s) do not have the 4 cells of the header (id, path, label, age); was the file cut short, "
+        f"{path}: 1 row does not have the 4 cells of the header (id, path, label, age); was the file cut short, "
         "or does a cell hold a ',' without quotes?\n  - row 4: 2 cells, beginning '3'"
     )
 
@@ -108,7 +108,7 @@ def test_a_last_row_that_may_be_cut_inside_its_last_cell_is_warned_of(tmp_path):
 def test_ragged_rows_are_listed_in_one_pass_and_blank_rows_counted(tmp_path):
     lines = ["id,path,label", "1,a.jpg,mel", "", "2,b.jpg,nev,extra", ",,", "3,c.jpg"]
     text = error(config(written(tmp_path, "train.csv", lines)))
-    assert "2 row(s) do not have the 3 cells" in text
+    assert "2 rows do not have the 3 cells" in text
     assert "row 4: 4 cells, beginning '2'" in text and "row 6: 2 cells, beginning '3'" in text
 
 
@@ -125,7 +125,7 @@ def test_quoted_cells_may_hold_delimiters_and_line_ends(tmp_path):
     [
         (b"", "the file is empty; expected a header row"),
         (b"id,path,label\n", "the table has a header but no rows"),
-        (b"id,path,id\n1,a,b\n", "column(s) 'id' are there twice"),
+        (b"id,path,id\n1,a,b\n", "several columns are called 'id'"),
         (b"id,path,label\n1,a.jpg,m\xe9l\n", "line 2 is not UTF-8 (byte 0xe9); save the table as 'CSV UTF-8'"),
         (b"name,path,label\n1,a,mel\n", "no column 'id'; its columns are name, path, label"),
         (b"id,path,class\n1,a,mel\n", "no column 'label'; its columns are id, path, class"),
@@ -162,7 +162,10 @@ def test_columns_can_be_renamed_and_the_users_own_are_kept(tmp_path):
     assert list(frame["id"]) == ["ISIC_1", "ISIC_2"] and list(frame["path"]) == ["train/ISIC_1.jpg", "train/ISIC_2.jpg"]
     assert list(frame["group"]) == ["IP_7", None] and list(frame["sex"]) == ["m", ""]
     assert list(frame["user_width"]) == ["640", "480"] and list(frame["user_id"]) == ["x", "y"]
-    assert any("width, id are kept as user_width, user_id" in warning for warning in source.warnings)
+    assert any(
+        "2 columns have names that are taken: width, id kept as user_width, user_id" in warning
+        for warning in source.warnings
+    )
     assert any("1 of 2 labelled rows have no group" in warning for warning in source.warnings)
 
 
@@ -175,7 +178,7 @@ def test_a_renamed_column_that_is_not_there_is_an_error_not_silently_absent(tmp_
 def test_path_format_errors_name_the_column_and_the_rows(tmp_path):
     path = written(tmp_path, "train.csv", ["id,dir,label", "1,x,mel", "2,,nev"])
     assert "no column 'folder'; its columns are id, dir, label" in error(config(path, path_format="{folder}/{id}.jpg"))
-    assert "1 row(s) have no value" in error(config(path, path_format="{dir}/{id}.jpg"))
+    assert "1 row without a value" in error(config(path, path_format="{dir}/{id}.jpg"))
     assert "row 3: dir is empty" in error(config(path, path_format="{dir}/{id}.jpg"))
     for wrong in ("{id.__class__}", "{id!r}", "{id:>8}", "{}", "img.jpg", "{id"):
         assert f"data.path_format {wrong!r}" in error(config(path, path_format=wrong))
@@ -195,7 +198,10 @@ def test_a_users_column_that_has_our_name_gets_a_free_one(tmp_path):
     source = read_source(config(written(tmp_path, "train.csv", lines)))
     names = ["user_fold_3", "user_fold", "user_fold_2", "user_width", "user_width_2"]
     assert source.frame[names].iloc[0].tolist() == list("fuvwx")
-    assert any("column(s) fold, width are kept as user_fold_3, user_width_2" in text for text in source.warnings)
+    assert any(
+        "2 columns have names that are taken: fold, width kept as user_fold_3, user_width_2" in text
+        for text in source.warnings
+    )
 
 
 def test_a_path_format_beside_a_path_column_has_no_effect_and_says_so(tmp_path):
@@ -223,14 +229,14 @@ def test_all_problems_of_the_rows_are_told_in_one_pass(tmp_path):
     ]
     path = written(tmp_path, "train.csv", lines)
     assert error(config(path)) == (
-        f"{path}: 1 row(s) have no id\n  - row 2, path 'a.jpg'\n"
-        "1 row(s) have no path\n  - row 3, id '2'\n"
-        "1 row(s) have an unknown split; known: train, pool, test, or empty\n  - row 4, id '3': split 'validation'\n"
-        "2 row(s) are labelled, but are in the pool or the test set; known labels go to data.truth (a file with "
+        f"{path}: 1 row without an id\n  - row 2, path 'a.jpg'\n"
+        "1 row without a path\n  - row 3, id '2'\n"
+        "1 row with an unknown split; known: train, pool, test, or empty\n  - row 4, id '3': split 'validation'\n"
+        "2 rows with a label in the pool or the test set; known labels go to data.truth (a file with "
         "id,label), which only evaluation reads; leave the label empty here, or make the row's split train\n"
         "  - row 6, id '5': label 'mel', split 'test'\n  - row 7, id '6': label 'nev', split 'pool'\n"
-        "1 row(s) are of split train without a label; label them, or leave the split empty or pool\n  - row 5, id '4'\n"
-        f"1 row(s) have a path that leaves the data root {tmp_path}; paths are relative to it (data.root changes it)\n"
+        "1 row of split train without a label; label them, or leave the split empty or pool\n  - row 5, id '4'\n"
+        f"1 row with a path that leaves the data root {tmp_path}; paths are relative to it (data.root changes it)\n"
         "  - row 8, id '7', path '../g.jpg': it goes up with '..'"
     )
 
@@ -238,7 +244,7 @@ def test_all_problems_of_the_rows_are_told_in_one_pass(tmp_path):
 def test_long_lists_of_problems_are_capped_with_the_count(tmp_path):
     lines = ["id,path,label", *(f"{number},/x/{number}.jpg,mel" for number in range(40))]
     text = error(config(written(tmp_path, "train.csv", lines)))
-    assert "40 row(s) have a path that leaves" in text and "... and 30 more of 40" in text
+    assert "40 rows with a path that leaves" in text and "... and 30 more of 40" in text
 
 
 @pytest.mark.parametrize(
@@ -302,7 +308,7 @@ def test_an_id_twice_is_an_error_and_two_labels_are_named(tmp_path):
     lines = ["id,path,label", "1,a.jpg,mel", "2,b.jpg,nev", "1,c.jpg,nev", "2,d.jpg,nev"]
     path = written(tmp_path, "train.csv", lines)
     assert error(config(path)) == (
-        "2 id(s) are there more than once, 1 of them with different labels; an id names one image of all splits "
+        "2 ids are there more than once, 1 of them with different labels; an id names one image of all splits "
         "together, so rename or remove the others\n"
         f"  - id '1': {path} row 2, label 'mel' and {path} row 4, label 'nev'\n"
         f"  - id '2': {path} row 3, label 'nev' and {path} row 5, label 'nev'"
@@ -318,9 +324,26 @@ def test_an_id_of_the_test_set_that_is_also_in_training_is_an_error(tmp_path):
 def test_a_label_outside_the_known_set_is_an_error_with_row_and_id(tmp_path):
     path = written(tmp_path, "train.csv", [*ROWS, "9,e.jpg,Nev"])
     assert error(config(path, labels=["mel", "nev"])) == (
-        "1 label(s) are not among data.labels (mel, nev); correct them or add them there\n"
-        f"  - {path} row 6, id '9': 'Nev'"
+        f"1 label is not among data.labels (mel, nev); correct them or add them there\n  - {path} row 6, id '9': 'Nev'"
     )
+
+
+def test_a_third_label_in_binary_work_is_shown_where_it_is(tmp_path):
+    labels = ["0"] * 9 + ["maybe"] + ["1"] * 3 + ["?"] + ["many"] * 5
+    rows = [f"i{number},{number}.jpg,{label}" for number, label in enumerate(labels)]
+    path = written(tmp_path, "train.csv", ["id,path,label", *rows])
+    text = error(config(path, positive_label="1"))
+    assert text.endswith(
+        "'0' (9), '1' (3), '?' (1), 'many' (5), 'maybe' (1); leave it out for multi-class work, or give the images one "
+        f"of two labels. Is 'maybe' or '?' a typo?\n  - {path} row 11, id 'i9': label 'maybe'\n"
+        f"  - {path} row 15, id 'i13': label '?'"
+    )
+    rows = [f"i{number},{number}.jpg,{label}" for number, label in enumerate(["0"] * 90 + ["1"] * 9 + ["2"] * 30)]
+    assert "... and 20 more of 30" in error(
+        config(written(tmp_path, "many.csv", ["id,path,label", *rows]), positive_label="1")
+    )
+    two_of_three = config(written(tmp_path, "two.csv", ["id,path,label", *rows[:99]]), labels=["0", "1", "2"])
+    assert error(two_of_three.model_copy(update={"positive_label": "1"})).endswith("give the images one of two labels")
 
 
 @pytest.mark.parametrize(
@@ -338,7 +361,7 @@ def test_a_label_outside_the_known_set_is_an_error_with_row_and_id(tmp_path):
         ("aa", {"positive_label": "a"}, "every labelled row is 'a'"),
         ("aa", {}, "the only class is 'a' (2); at least two are needed"),
         ("  ", {}, "no row has a label"),
-        ("ab", {"labels": ["a", "b", "c"]}, "no row has the label(s) 'c' of data.labels"),
+        ("ab", {"labels": ["a", "b", "c"]}, "no row has 'c' of data.labels"),
         ("ab", {"labels": ["a", "b", "a"]}, "data.labels names a class twice"),
         ("ab", {"labels": ["a", "b"], "positive_label": "x"}, "'x' is not one of data.labels: a, b"),
         ("aa", {"labels": ["a", "b"], "positive_label": "b"}, "no row is labelled with the positive class 'b'"),
@@ -389,7 +412,7 @@ def test_labels_in_the_pool_or_test_table_are_refused(tmp_path, origin):
     other = written(tmp_path, "other.csv", ["id,path,label,split", "8,x.jpg,mel,", "9,y.jpg,,train"])
     text = error(config(path, **{origin: other}))
     assert "known labels go to data.truth" in text and f"row 2, id '8': label 'mel', split '{origin}'" in text
-    assert f"1 row(s) have another split than data.{origin} gives them\n  - row 3, id '9': split 'train'" in text
+    assert f"1 row with another split than data.{origin} gives them\n  - row 3, id '9': split 'train'" in text
 
 
 def test_a_column_of_two_types_becomes_text(tmp_path):
@@ -412,7 +435,7 @@ def test_pool_and_test_may_be_folders_flat_or_nested(tmp_path):
         "c.webp",
     ]
     assert list(frame["split"]) == ["pool", "pool", "test"] and frame["row"].isna().all()
-    assert any("1 file(s) are not images" in warning and "scan.dcm" in warning for warning in source.warnings)
+    assert any("1 file is no image" in warning and "scan.dcm" in warning for warning in source.warnings)
     (tmp_path / "empty").mkdir()
     assert "data.pool: no image (JPEG, PNG, TIFF, WebP, BMP) below" in error(config(path, pool=tmp_path / "empty"))
 
@@ -438,7 +461,7 @@ def test_class_folders_with_pool_and_test(tmp_path):
     assert list(frame["split"]) == ["train", "train", "train", "pool", "test"]
     assert image_roots(config(tmp_path)) == {"source": tmp_path}
     assert source.warnings == [
-        f"{tmp_path}: 1 file(s) are not images (JPEG, PNG, TIFF, WebP, BMP) in a known place and are left out; "
+        f"{tmp_path}: 1 file is no image (JPEG, PNG, TIFF, WebP, BMP) in a known place and left out; "
         "convert or move those that should be used\n  - old/y.jpg"
     ]
 
@@ -451,7 +474,7 @@ def test_notes_tables_and_runs_beside_the_images_are_left_out_silently_and_doubt
     assert list(source.frame["id"]) == ["grid.png/3", "mel/1", "nev/2"] and source.warnings == []
     touched(tmp_path, "nev/photo.HEIC", "nev/scan", "nev/film.gif", "all.zip", "other/log.jsonl", "other/pixels.npy")
     (warning,) = read_source(config(tmp_path, positive_label=None)).warnings
-    assert "5 file(s) are not images" in warning and "  - all.zip\n  - nev/film.gif\n  - nev/photo.HEIC\n" in warning
+    assert "5 files are not images" in warning and "  - all.zip\n  - nev/film.gif\n  - nev/photo.HEIC\n" in warning
 
 
 def test_folders_that_are_just_classes_count_as_labelled(tmp_path):
@@ -464,7 +487,7 @@ def test_folders_that_cannot_be_understood(tmp_path):
     touched(tmp_path / "a", "mel/1.jpg", "nev/2.jpg", "test/3.jpg")
     assert "there is test but no 'labelled'; expected labelled/<class>/..." in error(config(tmp_path / "a"))
     touched(tmp_path / "b", "labelled/mel/1.jpg", "labelled/2.jpg")
-    assert "1 image(s) lie beside the class folders" in error(config(tmp_path / "b"))
+    assert "1 image lies beside the class folders" in error(config(tmp_path / "b"))
     touched(tmp_path / "c", "train.csv", "README.txt")
     assert "there are tables in it (train.csv): name one of them as data.source" in error(config(tmp_path / "c"))
     touched(tmp_path / "d", "labelled/mel/a.jpg", "labelled/mel/a.png", "labelled/nev/b.jpg")
@@ -492,7 +515,7 @@ def test_an_id_in_several_folders_stays_the_test_images_and_the_others_get_their
     }
     (warning,) = read_source(config(tmp_path)).warnings
     assert warning == (
-        "4 image(s) in folders have the id of an image of another folder or table, so their id begins with labelled/ "
+        "4 images in folders have the id of an image of another folder or table, so their id begins with labelled/ "
         f"or pool/\n  - {tmp_path}/labelled/mel/1.jpg: id 'labelled/mel/1'\n  - {tmp_path}/pool/3.jpg: id 'pool/3'\n"
         f"  - {tmp_path}/pool/mel/1.png: id 'pool/mel/1'\n  ... and 1 more of 4"
     )
@@ -521,7 +544,7 @@ def test_folders_named_in_the_config_yield_to_tables_and_test_images_keep_their_
 def test_ids_that_their_folder_does_not_tell_apart_are_an_error(tmp_path, files, repeated):
     touched(tmp_path, "labelled/mel/1.jpg", "labelled/nev/2.jpg", *files)
     text = error(config(tmp_path))
-    assert text.startswith("1 id(s) are there more than once") and f"  - id {repeated!r}: {tmp_path}" in text
+    assert text.startswith("1 id is there more than once") and f"  - id {repeated!r}: {tmp_path}" in text
 
 
 def test_a_tables_id_is_never_changed(tmp_path):
@@ -550,7 +573,7 @@ def test_links_in_class_folders_may_not_lead_out(tmp_path):
     (tmp_path / "data" / "nev" / "3.jpg").symlink_to(tmp_path / "secret" / "x.jpg")
     (tmp_path / "data" / "more").symlink_to(tmp_path / "secret")
     text = error(config(tmp_path / "data"))
-    assert "2 name(s) cannot be used" in text
+    assert "2 names cannot be used" in text
     assert "'more' is a symbolic link to a folder" in text
     assert "'nev/3.jpg' is a symbolic link that leads out of the folder" in text
 
@@ -601,8 +624,8 @@ def test_truth_with_gaps_or_repeats_is_an_error(tmp_path):
     with pytest.raises(InputError) as caught:
         read_truth(path)
     assert str(caught.value) == (
-        f"{path}: 1 row(s) have an empty id or label\n  - row 2, id '1': label ''\n"
-        "1 row(s) repeat an id\n  - row 4, id '2'"
+        f"{path}: 1 row with an empty id or label\n  - row 2, id '1': label ''\n"
+        "1 row with the id of another row\n  - row 4, id '2'"
     )
     with pytest.raises(InputError, match="no column 'label'"):
         read_truth(written(tmp_path, "truth.csv", ["id,target", "1,1"]))
