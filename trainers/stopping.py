@@ -93,6 +93,6 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     _RECEIVED.asked = signal.Signals(number)
     if not _RECEIVED.is_deferred or again:
         raise Stopped(_RECEIVED.asked)
-    # Not print: the signal may have come in the middle of one. What reads the messages may be gone: Ctrl-C ends a `tee`.
+    # Not print: the signal may have come in the middle of one. And what reads it may be gone: Ctrl-C ends a `tee`, too.
     with suppress(OSError):
         os.write(STDERR, b"\nstopping after this step, and saving (once more: at once, without saving)\n")

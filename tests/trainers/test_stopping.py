@@ -11,7 +11,7 @@ from trainers import stopping
 @pytest.mark.parametrize(
     ("number", "code"),
     [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
-    ids=lambda value: str(value),
+    ids=str,
 )
 def test_a_signal_raises_where_the_program_is(number: signal.Signals, code: int) -> None:
     before = signal.getsignal(number)
