@@ -253,8 +253,8 @@ class ModelConfig(Section):
     name: str = Field("", description="folder name; default: the backbone's")
     pretrained: str | None = Field(
         None,
-        description="null = from scratch; timm (needs a network); packaged; or a .safetensors/.pth file, relative to "
-        "the config file",
+        description="null = from scratch; timm (needs a network); packaged (tf_efficientnet_lite0, 1, 2); "
+        "or a .safetensors/.pth file, relative to the config file",
     )
     options: dict[str, Any] = Field(default_factory=dict, description="further arguments of timm.create_model")
     train: dict[str, Any] = Field(default_factory=dict, description="fields of `train` that differ for this model")

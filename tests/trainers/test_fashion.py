@@ -120,6 +120,32 @@ def test_an_impossible_long_tail_is_refused(tmp_path: Path, idx: Path, settings:
         write_long_tail(tmp_path / "out", settings, idx=idx)
 
 
+def test_a_folder_with_other_files_is_refused_and_left_as_it_is(tmp_path: Path, idx: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("table.csv", "notes.txt"):
+        (out / name).write_text("mine")
+    with pytest.raises(InputError, match=r"not of this benchmark; name another folder\n  - notes.txt\n  - table.csv$"):
+        main(out, idx=idx, positives=10, negatives=90, pool=100)
+    (out / "notes.txt").unlink()
+    with pytest.raises(InputError, match=r"  - table.csv$"):  # one that no benchmark has written
+        main(out, idx=idx, positives=10, negatives=90, pool=100)
+    assert [(path.name, path.read_text()) for path in out.iterdir()] == [("table.csv", "mine")]
+
+
+def test_the_same_benchmark_may_be_rewritten_but_not_by_another(tmp_path: Path, idx: Path) -> None:
+    out = tmp_path / "out"
+    (out / ".hidden").mkdir(parents=True)
+    for positives in (10, 8, 6):
+        main(out, idx=idx, positives=positives, negatives=90, pool=100)
+        assert list(pd.read_csv(out / "table.csv")["label"].value_counts()) == [90, positives]
+        (out / "test.csv").unlink()  # as a kill may leave it
+    before = (out / "table.csv").read_bytes()
+    with pytest.raises(InputError, match="holds another benchmark"):
+        main(out, Benchmark.LONG_TAIL, idx=idx, most=50, fewest=5)
+    assert (out / "table.csv").read_bytes() == before
+
+
 def test_options_of_another_benchmark_are_refused(tmp_path: Path, idx: Path) -> None:
     with pytest.raises(InputError, match=r"^--positives, --unseen: not an option of long-tail"):
         main(tmp_path / "out", Benchmark.LONG_TAIL, idx=idx, positives=3, unseen=["bag"])
