@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import sklearn.metrics
 
-from configs.errors import InputError, listed
+from configs.errors import InputError, counted, listed
 from configs.schema import MetricsConfig
 from ensembles.blending import Blend, blend_scores, fit_logits, score_columns
 from ensembles.ensemble import StoredEnsemble, read_ensemble
@@ -394,8 +394,8 @@ def known_targets(table: ImageTable, truth: pd.DataFrame | None, rejected: Colle
     problems += [f"id {id!r} has label {label!r}" for id, label in wrong]
     if problems:
         raise InputError(
-            f"data.truth: {len(problems)} problems; expected each id once, an image of this run, and as labels "
-            f"{', '.join(table.classes)}\n{listed(problems)}"
+            f"data.truth: {counted(len(problems), 'problem')}; expected each id once, an image of this run, and "
+            f"as labels {', '.join(table.classes)}\n{listed(problems)}"
         )
     hidden = (rows >= 0) & table.frame["split"].isin(["test", "pool"]).to_numpy()[rows]
     known[rows[hidden]] = targets[hidden]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from configs.errors import InputError, listed
+from configs.errors import InputError, counted, listed
 from configs.schema import SubmitConfig
 from ensembles.blending import score_columns
 from ensembles.ensemble import StoredEnsemble, read_ensemble
@@ -86,8 +86,8 @@ def match_sample(table: ImageTable, rejected: pd.DataFrame, submit: SubmitConfig
         same = len({_composed(id) for id in strangers} & {_composed(id) for id in missing})
         hint = f"; {same} look the same on both sides, but are in different Unicode forms (NFC, NFD)" if same else ""
         raise InputError(
-            f"{path}: {len(problems)} differences between the sample's {len(ids)} ids and the {len(readable)} test "
-            f"images; check data.test and submit.sample{hint}\n{listed(problems)}"
+            f"{path}: {counted(len(problems), 'difference')} between the sample's {len(ids)} ids and the "
+            f"{len(readable)} test images; check data.test and submit.sample{hint}\n{listed(problems)}"
         )
     return SampleLayout(id_column, columns, ids.tolist(), outputs)
 
@@ -160,8 +160,8 @@ def _check_writable(frame: pd.DataFrame, id_column: str) -> None:
     problems = [f"{what} {text!r}" for what, text in texts if "\r" in text]
     if problems:
         raise InputError(
-            f"{len(problems)} names with a carriage return, which readers of CSV take for the end of a line; expected "
-            f"ids and classes without; rename them in the table\n{listed(problems)}"
+            f"{counted(len(problems), 'name')} with a carriage return, which readers of CSV take for the end of a "
+            f"line; expected ids and classes without; rename them in the table\n{listed(problems)}"
         )
 
 
@@ -172,7 +172,7 @@ def _unreadable(rejected: pd.DataFrame, submit: SubmitConfig) -> list[str]:
             f"row {row['row']}, id {row['id']!r}, {row['path']}: {row['reason']}" for row in rows.to_dict("records")
         ]
         raise InputError(
-            f"{len(problems)} test images could not be read, so they have no score; mend them, or set "
+            f"{counted(len(problems), 'test image')} could not be read and so have no score; mend them, or set "
             f"submit.unreadable: lowest to give them the lowest score\n{listed(problems)}"
         )
     return rows["id"].tolist()

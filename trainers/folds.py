@@ -12,7 +12,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from configs.errors import InputError
+from configs.errors import InputError, counted
 
 HOLDOUT = -1
 DRAWS = 20  # random draws among which a holdout or a set of folds is looked for
@@ -138,8 +138,8 @@ def _check_supply(
     for position, name in enumerate(classes):
         num_groups = len(np.unique(groups[targets == position]))
         if num_groups < needed:
-            num_images = int((targets == position).sum())
-            short.append((num_groups, f"class {name!r} has {num_images} image(s) in {num_groups} group(s)"))
+            num_images = counted(int((targets == position).sum()), "image")
+            short.append((num_groups, f"class {name!r} has {num_images} in {counted(num_groups, 'group')}"))
     if not short:
         return
     fewest = min(count for count, _ in short)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from configs.errors import InputError
+from configs.errors import InputError, counted
 from scripts.steps.run_state import CONSOLE, Pipeline, read_rejected, truth_of
 from trainers import prepare
 from trainers.decode import RULES_VERSION
@@ -63,8 +63,8 @@ def check_later_stages(pipeline: Pipeline, wanted: Sequence[str]) -> None:
     num_unreadable = int((rejected["split"] == "test").sum())
     if num_unreadable and config.submit.unreadable == "error":
         message = (
-            f"{num_unreadable} test image(s) cannot be read, so there will be no submission; mend them, or set "
-            "submit.unreadable: lowest to give them the lowest score"
+            f"{counted(num_unreadable, 'test image')} cannot be read, so there will be no submission; mend them, or "
+            "set submit.unreadable: lowest to give them the lowest score"
         )
         pipeline.warn([message], stage="check")
     if "submit" in wanted and config.submit.sample is not None and submission.has_test(table, rejected):

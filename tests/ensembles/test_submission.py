@@ -158,7 +158,7 @@ def test_a_class_may_have_any_name(tmp_path):
 
 def test_a_carriage_return_in_an_id_is_refused_because_readers_would_split_the_row(tmp_path):
     table = make_run(tmp_path, test_ids=("a\rb", "c\nd"))
-    with pytest.raises(InputError, match=r"1 names with a carriage return") as error:
+    with pytest.raises(InputError, match=r"1 name with a carriage return") as error:
         submit(tmp_path, table)
     assert repr("a\rb") in str(error.value) and not (tmp_path / "submission.csv").exists()
 

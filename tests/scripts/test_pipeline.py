@@ -273,7 +273,7 @@ def test_a_sample_that_does_not_fit_is_told_before_anything_is_trained(data: Pat
 
 def test_a_truth_of_other_images_is_told_before_anything_is_trained(data: Path, tmp_path: Path) -> None:
     (tmp_path / "truth.csv").write_text("id,label\nnobody,eight\n")
-    with pytest.raises(InputError, match=r"(?s)data\.truth: 1 problems.*'nobody' is no image of this run"):
+    with pytest.raises(InputError, match=r"(?s)data\.truth: 1 problem;.*'nobody' is no image of this run"):
         run_pipeline(config_of(data, tmp_path, data={"truth": str(tmp_path / "truth.csv")}))
     assert not (tmp_path / "tiny" / "train").exists()
 
@@ -296,9 +296,9 @@ def test_an_unreadable_test_image_is_told_early_and_costs_the_submission_but_not
     first = pd.read_csv(tmp_path / "data" / "test.csv", dtype=str)["path"][0]
     (tmp_path / "data" / first).write_bytes(b"not an image")
     config = config_of(tmp_path / "data", tmp_path / "runs", data={"max_rejected": 0.5})
-    with pytest.raises(InputError, match="1 test images could not be read"):
+    with pytest.raises(InputError, match="1 test image could not be read"):
         run_pipeline(config)
     told = capsys.readouterr().out
-    assert told.index("1 test image(s) cannot be read, so there will be no submission") < told.index("up to date")
+    assert told.index("1 test image cannot be read, so there will be no submission") < told.index("up to date")
     assert (run_dir / "report.html").exists()
     assert not (run_dir / "submission.csv").exists()

@@ -15,7 +15,7 @@ from configs.errors import InputError
 from configs.schema import ColumnsConfig, DataConfig, FoldsConfig, GuaranteeConfig
 from trainers.bulk_decode import WAITING_PER_THREAD, _in_order
 from trainers.pixels import open_pixels
-from trainers.prepare import run, source_fingerprint
+from trainers.prepare import guarantee_warnings, run, source_fingerprint
 from trainers.table import read_table
 
 
@@ -82,7 +82,8 @@ def test_everything_is_written_and_counted(tmp_path):
     assert (result.num_rows, result.num_accepted, result.num_rejected, result.num_reused) == (40, 40, 0, 0)
     assert result.splits == {"train": 24, "holdout": 6, "pool": 6, "test": 4}
     assert result.labelled == {"0": 21, "1": 9} and result.num_positives == 9 and result.num_groups == 15
-    assert result.warnings == [
+    assert result.warnings == []
+    assert guarantee_warnings(table, GuaranteeConfig(holdout=0.2)) == [
         "the recall will be an estimate, not a guarantee; to guarantee a recall of 0.9 with 95% confidence, at least "
         "29 groups with positives must be held out, and 1 is; the 5 that are labelled are too few for it: label at "
         "least 58 in all and set guarantee.holdout to 0.5"
@@ -349,7 +350,7 @@ def test_a_cache_larger_than_the_disk_is_refused_before_decoding(tmp_path, monke
 def test_impossible_folds_are_refused_with_the_counts(tmp_path):
     data = toy(tmp_path, num_positives=3)  # in two groups
     text = error(data, tmp_path / "run", num_folds=3)
-    assert "class '1' has 3 image(s) in 2 group(s); each of the 3 folds needs one" in text
+    assert "class '1' has 3 images in 2 groups; each of the 3 folds needs one" in text
     assert prepared(data, tmp_path / "run", num_folds=2).folds["1"].min() == 1
 
 
