@@ -4,14 +4,14 @@
 call comes from (seed, draw, index): neither the order of calls nor the process matters. The only importer of
 albumentations, and only when a policy is built, because that import brings torch and scipy along and takes seconds.
 Geometry and dropout are done here: one resampling for all of the geometry keeps small images sharp, and with the
-library's transforms instead the heavy policy took twice as long. Whoever calls a policy in a worker process calls
-`cv2.setNumThreads(0)` there first.
+library's transforms instead the heavy policy took twice as long. Whoever calls a policy in worker processes calls
+`cv2.setNumThreads(0)` before they are started.
 """
 
 import math
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import Any
@@ -53,11 +53,19 @@ class Dropout:
 
 
 @dataclass(frozen=True)
+class OneOf:
+    """Albumentations transforms of which, with a probability, one is applied; each is as likely as the others."""
+
+    probability: float
+    transforms: Sequence[Any]
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """What a policy does after flips and quarter turns: the warp, the albumentations pipeline, dropout."""
+    """What a policy does after flips and quarter turns: the warp, changes of colour and sharpness, dropout."""
 
     warp: Warp
-    pipeline: Any
+    colours: Sequence[OneOf]
     dropout: Dropout
 
 
@@ -78,9 +86,14 @@ class Policy:
     rotate_degrees: float
     seed: int
     recipe: Recipe | None = field(init=False, repr=False, compare=False)
+    _rng: "_Stream" = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "recipe", POLICIES[self.name](self))
+        recipe, stream = POLICIES[self.name](self), _Stream(self.seed)
+        object.__setattr__(self, "recipe", recipe)
+        object.__setattr__(self, "_rng", stream)
+        if recipe is not None:
+            stream.drive([transform for choice in recipe.colours for transform in choice.transforms])
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Policy, tuple(getattr(self, setting.name) for setting in fields(self) if setting.init)
@@ -96,9 +109,9 @@ class Policy:
             raise ValueError(f"the policy is for uint8 images of shape {expected}, got {image.dtype} {image.shape}")
         if self.recipe is None:
             return image.copy()
-        rng = np.random.Generator(np.random.PCG64((self.seed, int(draw), int(index))))
+        rng = self._rng.at(draw, index)
         image = self._move(image, self.recipe.warp, rng)
-        image = _recolour(image, self.recipe.pipeline, rng)
+        image = _recolour(image, self.recipe.colours, self._rng)
         if rng.random() < self.recipe.dropout.probability:
             image = drop_rectangles(image, self.recipe.dropout, rng)
         return image
@@ -121,6 +134,39 @@ class Policy:
         reach = limits.elastic * self.image_size
         cells = rng.uniform(-reach, reach, (ELASTIC_CELLS, ELASTIC_CELLS, 2)).astype(np.float32)
         return warp(image, matrix, cells)
+
+
+class _Stream:
+    """Random numbers as a function of (seed, draw, index), which albumentations' transforms draw from, too.
+
+    The generator is counter-based (Philox 4x64; Salmon et al. 2011): setting its counter is all that it takes to jump,
+    a tenth of the time of making a generator, and two streams do not meet before 2^128 numbers.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._bits = np.random.Philox(key=seed)
+        self._start = self._bits.state
+        self.rng = np.random.Generator(self._bits)
+        self.py_random = random.Random()
+
+    def at(self, draw: int, index: int) -> np.random.Generator:
+        """The generator at the start of the stream of (draw, index)."""
+        self._start["state"]["counter"][2:] = draw, index
+        self._bits.state = self._start
+        return self.rng
+
+    def drive(self, transforms: Sequence[Any]) -> None:
+        """Let transforms draw from here.
+
+        Not by `set_random_seed`: it gives every transform a generator of the same seed, so that two of equal
+        probability always act together.
+        """
+        for transform in transforms:
+            transform.set_random_state(self.rng, self.py_random)
+
+    def seed_python(self) -> None:
+        """Set the generator of Python's kind, which transforms use as well, by the next number of the stream."""
+        self.py_random.seed(self._bits.random_raw())
 
 
 def build_policy(
@@ -176,16 +222,26 @@ def warp_matrix(shares: list[float], limits: Warp, size: int) -> np.ndarray:
     x_step, y_step = math.exp(-zoom - stretch), math.exp(-zoom + stretch)
     lean = math.exp(-zoom) * math.tan(math.radians(shear * limits.shear_degrees) / 2)  # of each axis to the other
     cos, sin = math.cos(angle), math.sin(angle)
-    stretched = np.array([[x_step, lean], [lean, y_step]])
-    centred = np.eye(3)
-    centred[:2, :2] = np.array([[cos, -sin], [sin, cos]]) @ stretched
-    centred[2, :2] = perspective_x * limits.perspective, perspective_y * limits.perspective
-    # after the perspective, whose centre would otherwise move and with it turn the image
-    centred[:2] += np.outer([2 * shift_x * limits.shift, 2 * shift_y * limits.shift], centred[2])
+    tilt_x, tilt_y = perspective_x * limits.perspective, perspective_y * limits.perspective
+    # The shift comes after the perspective, whose centre would otherwise move and with it turn the image.
+    right, down = 2 * shift_x * limits.shift, 2 * shift_y * limits.shift
+    centred = np.array(
+        [
+            [cos * x_step - sin * lean + right * tilt_x, cos * lean - sin * y_step + right * tilt_y, right],
+            [sin * x_step + cos * lean + down * tilt_x, sin * lean + cos * y_step + down * tilt_y, down],
+            [tilt_x, tilt_y, 1.0],
+        ]
+    )
+    to_pixels, to_units = _centred_units(size)
+    return to_pixels @ centred @ to_units
+
+
+@lru_cache(maxsize=4)
+def _centred_units(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Matrices from units of half a side about the centre to pixels, and back."""
     half, centre = size / 2, (size - 1) / 2
     to_pixels = np.array([[half, 0.0, centre], [0.0, half, centre], [0.0, 0.0, 1.0]])
-    to_units = np.array([[1 / half, 0.0, -centre / half], [0.0, 1 / half, -centre / half], [0.0, 0.0, 1.0]])
-    return to_pixels @ centred @ to_units
+    return to_pixels, np.linalg.inv(to_pixels)
 
 
 def warp(image: np.ndarray, matrix: np.ndarray, cells: np.ndarray | None = None) -> np.ndarray:
@@ -223,22 +279,27 @@ def drop_rectangles(image: np.ndarray, limits: Dropout, rng: np.random.Generator
     """A copy of `image` with 1 to `max_holes` rectangles, wholly inside, each of one random colour."""
     image = image.copy()
     height, width, channels = image.shape
-    for _ in range(int(rng.integers(1, limits.max_holes + 1))):
-        *sides, from_top, from_left = rng.random(4).tolist()
+    for *sides, from_top, from_left, colour in rng.random((int(rng.integers(1, limits.max_holes + 1)), 5)).tolist():
         rows, columns = (limits.min_side + share * (limits.max_side - limits.min_side) for share in sides)
         tall, wide = round(rows * height), round(columns * width)
         top, left = int(from_top * (height - tall + 1)), int(from_left * (width - wide + 1))
-        image[top : top + tall, left : left + wide] = rng.integers(0, 256, channels)
+        image[top : top + tall, left : left + wide] = _any_colour(colour, channels)
     return image
 
 
-def _recolour(image: np.ndarray, pipeline: Any, rng: np.random.Generator) -> np.ndarray:
-    # Not `set_random_seed`: it gives every transform a generator of the same seed, so that two of equal probability
-    # always act together. Here they all draw from one pair of generators.
-    pipeline.set_random_state(rng, random.Random(rng.bit_generator.random_raw()))
-    # One by one, because the pipeline's own call checks again for every image what was checked when it was built.
-    for transform in pipeline.transforms:
-        image = transform(image=image)["image"]
+def _any_colour(share: float, channels: int) -> list[int]:
+    """One of all colours, by a share of them in [0, 1)."""
+    number = int(share * 256**channels)
+    return [number >> 8 * channel & 255 for channel in range(channels)]
+
+
+def _recolour(image: np.ndarray, colours: Sequence[OneOf], stream: _Stream) -> np.ndarray:
+    # Chosen here, because the library's own choice takes longer than what it chooses at 28 pixels.
+    drawn = stream.rng.random((len(colours), 2)).tolist()
+    stream.seed_python()
+    for choice, (share, which) in zip(colours, drawn, strict=True):
+        if share < choice.probability:
+            image = choice.transforms[int(which * len(choice.transforms))](image=image)["image"]
     return image
 
 
@@ -254,6 +315,11 @@ def _albumentations() -> Any:
     import albumentations
 
     return albumentations
+
+
+def _strict(transforms: list[Any]) -> list[Any]:
+    """The transforms, if their arguments are right; of a misspelt one the library only warns."""
+    return list(_albumentations().Compose(transforms, strict=True).transforms)
 
 
 def _none(policy: Policy) -> None:
@@ -274,9 +340,9 @@ def _light(policy: Policy) -> Recipe:
         elastic=0.0,
         elastic_probability=0.0,
     )
-    transforms = [A.RandomBrightnessContrast(brightness_limit=0.1 * s, contrast_limit=0.1 * s, p=0.5)]
+    exposure = A.RandomBrightnessContrast(brightness_limit=0.1 * s, contrast_limit=0.1 * s, p=1.0)
     no_dropout = Dropout(probability=0.0, max_holes=1, min_side=0.0, max_side=0.0)
-    return Recipe(limits, A.Compose(transforms, strict=True), no_dropout)
+    return Recipe(limits, [OneOf(0.5, _strict([exposure]))], no_dropout)
 
 
 def _heavy(policy: Policy) -> Recipe:
@@ -296,24 +362,25 @@ def _heavy(policy: Policy) -> Recipe:
     blur_sigma = (0.6 + 0.005 * policy.image_size) * s  # pixels
     # A tile of fewer than 256 pixels makes CLAHE raise contrast beyond its limit.
     tiles = min(8, max(1, policy.image_size // 16))
-    hue_and_saturation = A.HueSaturationValue(hue_shift_limit=8 * s, sat_shift_limit=20 * s, val_shift_limit=0, p=0.4)
+    exposure = A.RandomBrightnessContrast(brightness_limit=0.2 * s, contrast_limit=0.25 * s, p=1.0)
     tone = [
-        A.RandomGamma(gamma_limit=(100 / (1 + 0.4 * s), 100 * (1 + 0.4 * s))),
-        A.CLAHE(clip_limit=(1.0, 1.0 + 2.0 * s), tile_grid_size=(tiles, tiles)),
+        A.RandomGamma(gamma_limit=(100 / (1 + 0.4 * s), 100 * (1 + 0.4 * s)), p=1.0),
+        A.CLAHE(clip_limit=(1.0, 1.0 + 2.0 * s), tile_grid_size=(tiles, tiles), p=1.0),
     ]
+    hue = A.HueSaturationValue(hue_shift_limit=8 * s, sat_shift_limit=20 * s, val_shift_limit=0, p=1.0)
     quality = [
-        A.GaussNoise(std_range=(0.01 * s, 0.06 * s)),
-        A.GaussianBlur(sigma_limit=(0.3 * blur_sigma, blur_sigma)),
-        A.ImageCompression(quality_range=(round(95 - 40 * s), 95)),
+        A.GaussNoise(std_range=(0.01 * s, 0.06 * s), p=1.0),
+        A.GaussianBlur(sigma_limit=(0.3 * blur_sigma, blur_sigma), p=1.0),
+        A.ImageCompression(quality_range=(round(95 - 40 * s), 95), p=1.0),
     ]
-    transforms = [
-        A.RandomBrightnessContrast(brightness_limit=0.2 * s, contrast_limit=0.25 * s, p=0.6),
-        A.OneOf(tone, p=0.3),
-        *([hue_and_saturation] if policy.channels == 3 else []),
-        A.OneOf(quality, p=0.3),
+    colours = [
+        OneOf(0.6, _strict([exposure])),
+        OneOf(0.3, _strict(tone)),
+        OneOf(0.4 if policy.channels == 3 else 0.0, _strict([hue])),
+        OneOf(0.3, _strict(quality)),
     ]
     dropout = Dropout(probability=0.5, max_holes=3, min_side=0.1 * s, max_side=0.3 * s)
-    return Recipe(limits, A.Compose(transforms, strict=True), dropout)  # strict: a misspelt argument is an error
+    return Recipe(limits, colours, dropout)
 
 
 POLICIES: dict[str, Callable[[Policy], Recipe | None]] = {"none": _none, "light": _light, "heavy": _heavy}

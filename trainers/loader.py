@@ -107,8 +107,9 @@ def naming_lost_workers(workers: int) -> Iterator[None]:
 
 
 def _loader(dataset: Dataset, batches: StepBatches | list[range], *, workers: int, pin: bool) -> DataLoader:
-    if workers == 0:
-        cv2.setNumThreads(0)  # its threads would fight torch's over images too small to share
+    # Its threads would fight torch's over images too small to share; and a forked worker would wait for ever for those
+    # that only its parent has, if it were the worker that told them to end.
+    cv2.setNumThreads(0)
     return _Loader(
         _ErrorsAsBatches(dataset),
         batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of batches will do
@@ -127,7 +128,6 @@ def _as_is(batch: Any) -> Any:
 
 def _quiet_worker(worker: int) -> None:
     stopping.leave_to_parent()
-    cv2.setNumThreads(0)
     torch.set_num_threads(1)
 
 

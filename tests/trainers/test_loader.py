@@ -1,5 +1,6 @@
 """What goes wrong with an image is told in its own words, by however many processes images are loaded."""
 
+import cv2
 import numpy as np
 import pytest
 
@@ -35,3 +36,9 @@ def test_a_bug_keeps_its_traceback() -> None:
     loader = scoring_loader(ScoringImages(Broken(), np.arange(4)), batch_size=2, workers=1, pin=False)
     with pytest.raises(ZeroDivisionError, match="Traceback"):
         list(loader)
+
+
+def test_opencv_has_no_threads_of_its_own_where_workers_are_forked() -> None:
+    cv2.setNumThreads(4)
+    scoring_loader(ScoringImages(Changed(), np.arange(4)), batch_size=2, workers=2, pin=False)
+    assert cv2.getNumThreads() == 1
