@@ -333,6 +333,9 @@ class ComputeConfig(Section):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: a GPU if there is one")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 on a GPU that has it")
     num_devices: Count | None = Field(None, description="processes that train a fold together; null: all GPUs, one CPU")
+    side_by_side: Count | None = Field(
+        None, description="fold models trained at a time; null: on a CPU one per core and at most 4, on a GPU 1"
+    )
     workers: Annotated[int, Field(ge=0)] | None = Field(
         None, description="loader processes; null: 0 on CPU, up to 8 on GPU"
     )

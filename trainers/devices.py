@@ -101,11 +101,11 @@ def launch(function: Callable[..., None], arguments: tuple[Any, ...], *, num_pro
             raise
         raise errors.get() from None
     except stopping.Stopped:
-        _end(processes.processes)
+        end_processes(processes.processes)
         raise
 
 
-def _end(processes: Sequence[BaseProcess]) -> None:
+def end_processes(processes: Sequence[BaseProcess]) -> None:
     """Tell processes to save and end; those that do not are killed."""
     give_up = time.monotonic() + PATIENCE_SECONDS
     try:

@@ -64,6 +64,16 @@ class StageOutcome:
     seconds: float | None = None
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """A stage that was begun: its work is to be done in `partial`."""
+
+    run_dir: Path
+    stage: Stage
+    partial: Path
+    started: float
+
+
 def run_stage(
     run_dir: Path, stage: Stage, work: Callable[[Path], StageOutcome], *, restart: bool = False
 ) -> StageRecord:
@@ -71,6 +81,12 @@ def run_stage(
 
     Raises InputError when a half-done attempt was started with other inputs (unless `restart` throws it away).
     """
+    begun = begin(run_dir, stage, restart=restart)
+    return begun if isinstance(begun, StageRecord) else complete(begun, work(begun.partial))
+
+
+def begin(run_dir: Path, stage: Stage, *, restart: bool = False) -> Attempt | StageRecord:
+    """Claim the stage's folder, or tell that the stage is finished; errors as of `run_stage`. `complete` ends it."""
     partial = run_dir / ".partial" / stage.folder
     atomic.clear_temporary(partial.parent)
     _finish_interrupted_commit(run_dir, partial)
@@ -82,11 +98,15 @@ def run_stage(
         log_event(run_dir, "resumed", stage=stage.name, found=[path.name for path in resume_points])
     else:
         log_event(run_dir, "started", stage=stage.name)
-    started = time.perf_counter()
-    outcome = work(partial)
+    return Attempt(run_dir, stage, partial, time.perf_counter())
+
+
+def complete(attempt: Attempt, outcome: StageOutcome) -> StageRecord:
+    """Put the outputs of a stage whose work is done in place."""
+    run_dir, stage, partial = attempt.run_dir, attempt.stage, attempt.partial
     missing = [output for output in stage.outputs if not (partial / output).exists()]
     assert not missing, f"stage {stage.name} did not write {missing}"
-    seconds = time.perf_counter() - started if outcome.seconds is None else outcome.seconds
+    seconds = time.perf_counter() - attempt.started if outcome.seconds is None else outcome.seconds
     record = {
         "stage": stage.name,
         "fingerprint": digest(stage.inputs),

@@ -35,17 +35,19 @@ class _Received:
 
     asked: signal.Signals | None = None
     is_deferred: bool = False
+    is_quiet: bool = False
 
 
 _RECEIVED = _Received()
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
+def stoppable(*, quietly: bool = False) -> Iterator[None]:
     """Turn the signals into `Stopped` while the block runs; only for the main thread of a process.
 
-    One that is ignored already, as nohup does with SIGHUP, stays so.
+    One that is ignored already, as nohup does with SIGHUP, stays so. `quietly`: another process tells the user.
     """
+    _RECEIVED.is_quiet = quietly
     heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, _on_signal) for number in heeded}
     try:
@@ -93,6 +95,12 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     _RECEIVED.asked = signal.Signals(number)
     if not _RECEIVED.is_deferred or again:
         raise Stopped(_RECEIVED.asked)
+    if not _RECEIVED.is_quiet:
+        say_that_it_stops()
+
+
+def say_that_it_stops() -> None:
+    """Tell the user that work is being saved."""
     # Not print: the signal may have come in the middle of one. And what reads it may be gone: Ctrl-C ends a `tee`, too.
     with suppress(OSError):
         os.write(STDERR, b"\nstopping after this step, and saving (once more: at once, without saving)\n")

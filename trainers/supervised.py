@@ -40,7 +40,7 @@ from trainers.devices import build_accelerator, launch, num_devices, num_workers
 from trainers.loader import Pixels, TrainingImages, naming_lost_workers, training_loader
 from trainers.losses import build_loss, class_weights, logit_adjustment, soft_targets
 from trainers.prior import log_odds_shift, warn_double_counting, warn_no_adjustment
-from trainers.progress import ERROR_CONSOLE, progress_bar
+from trainers.progress import progress_bar, tell
 from trainers.provenance import code_version, derive_seed
 from trainers.samplers import BatchSampler, StepBatches, build_sampler
 from trainers.scoring import score_rows
@@ -175,9 +175,9 @@ def _train(task: FoldTask) -> None:
     problems = resume(state, task.out / "checkpoints")
     used = f"the resume point of step {state.step} is used" if state.step else "training starts from the beginning"
     for problem in problems if rank == 0 else ():
-        ERROR_CONSOLE.print(f"[yellow]warning:[/] {escape(problem)}; {used}")
+        tell(f"[yellow]warning:[/] {escape(problem)}; {used}")
     if state.step and rank == 0:
-        ERROR_CONSOLE.print(f"{escape(task.description)}: going on from step {state.step} of {train.steps}")
+        tell(f"{escape(task.description)}: going on from step {state.step} of {train.steps}")
 
     sampler = _sampler(train, data, seed=seed)
     policy = build_policy(

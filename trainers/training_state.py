@@ -16,7 +16,7 @@ from configs.errors import InputError
 from configs.schema import TrainConfig
 from trainers import memory
 from trainers.checkpoints import Checkpoint, flatten_optimizer, load_latest, unflatten_optimizer
-from trainers.progress import ERROR_CONSOLE
+from trainers.progress import tell
 from trainers.torchvision_ops import declare_missing_ops
 
 declare_missing_ops()
@@ -159,7 +159,7 @@ def _gradients_that_fit(state: TrainingState, inputs: Tensor, targets: Tensor, l
         if inputs.device.type == "cuda":
             torch.cuda.empty_cache()
     if state.micro_batch < tried:
-        ERROR_CONSOLE.print(
+        tell(
             f"[yellow]warning:[/] memory ran out at step {state.step + 1} with {tried} images per forward pass; from "
             f"here on it is {state.micro_batch} (train.micro_batch: auto), and a step is of as many images as before"
         )

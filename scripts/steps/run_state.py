@@ -15,7 +15,7 @@ from configs.schema import DataConfig, ModelConfig, RunConfig
 from trainers.decode import RULES_VERSION
 from trainers.provenance import digest, file_digest
 from trainers.source import read_truth
-from trainers.stages import Stage, StageOutcome, StageRecord, log_event, run_stage
+from trainers.stages import Attempt, Stage, StageOutcome, StageRecord, begin, complete, log_event
 from trainers.stopping import raise_if_asked
 from trainers.table import ImageTable
 
@@ -40,8 +40,20 @@ class Pipeline:
 
     def stage(self, stage: Stage, work: Callable[[Path], StageOutcome]) -> StageRecord:
         """Bring one stage up to date."""
+        begun = self.begin(stage)
+        return begun if isinstance(begun, StageRecord) else self.complete(begun, work(begun.partial))
+
+    def begin(self, stage: Stage) -> Attempt | StageRecord:
+        """Begin one stage; the record instead if it is up to date. `complete` ends what was begun."""
         raise_if_asked()  # of a signal that came where Python drops exceptions, as in the middle of a clean-up
-        record = run_stage(self.run_dir, stage, work, restart=self.restart)
+        begun = begin(self.run_dir, stage, restart=self.restart)
+        if isinstance(begun, StageRecord):
+            self.records.append(begun)
+        return begun
+
+    def complete(self, attempt: Attempt, outcome: StageOutcome) -> StageRecord:
+        """Put the outputs of a stage that was begun in place."""
+        record = complete(attempt, outcome)
         self.records.append(record)
         return record
 
@@ -59,10 +71,18 @@ class Pipeline:
             CONSOLE.print(f"[yellow]warning:[/] {escape(warning)}")
             log_event(self.run_dir, "warning", stage=stage, message=warning)
 
-    def say(self, name: str, records: Sequence[StageRecord], files: str, *, summary: str | None = None) -> None:
-        """One line per stage: its time, its counts, where its files are."""
+    def say(
+        self,
+        name: str,
+        records: Sequence[StageRecord],
+        files: str,
+        *,
+        summary: str | None = None,
+        seconds: float | None = None,
+    ) -> None:
+        """One line per stage: its time (`seconds` if not the sum of the records'), its counts, where its files are."""
         fresh = [record.seconds for record in records if not record.skipped]
-        took = f"{sum(fresh):8.1f} s" if fresh else "up to date"
+        took = f"{sum(fresh) if seconds is None else seconds:8.1f} s" if fresh else "up to date"
         where = os.path.join(self.run_dir, files)  # noqa: PTH118 - keeps the slash that marks a folder
         CONSOLE.print(f"[bold]{name:<9}[/] {took}  {escape(summary or records[-1].summary)}  [dim]{escape(where)}[/]")
 

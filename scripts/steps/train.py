@@ -1,6 +1,7 @@
 """Train: each model on each fold, one stage each, so that an interrupted run goes on where it was."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +13,11 @@ from configs.schema import ModelConfig, RunConfig
 from scripts.steps.run_state import CONSOLE, Pipeline, pixel_settings, rows_digest, train_folder
 from trainers.progress import about
 from trainers.provenance import derive_seed, file_digest
-from trainers.stages import Stage, StageOutcome, StageRecord, finished, log_event, outdated
+from trainers.stages import Attempt, Stage, StageOutcome, StageRecord, finished, log_event, outdated
 from trainers.table import ImageTable, read_table
 
 if TYPE_CHECKING:
-    from trainers.supervised import FoldData
+    from trainers.supervised import FoldData, FoldTask, TrainResult
 
 # What the user calls the inputs that are hashes.
 OTHER_ROWS = "the labelled images, their labels or their folds are others"
@@ -48,14 +49,48 @@ def train_step(pipeline: Pipeline) -> None:
         _try_backbones(config, table)
         _say_why_again(run_dir, unfinished)
         CONSOLE.print(f"[bold]train[/]     {_plan_line(config, table, works, unfinished)}")
-    records: list[StageRecord] = []
-    trained: list[tuple[_FoldModel, StageRecord]] = []
+    started = time.perf_counter()
+    records = _train_all(pipeline, works, unfinished)
+    seconds = time.perf_counter() - started
+    pipeline.say("train", records, "train/", summary=_summary(config, table, records), seconds=seconds)
+
+
+def _train_all(
+    pipeline: Pipeline, works: Sequence["_FoldModel"], unfinished: Sequence["_FoldModel"]
+) -> list[StageRecord]:
+    """The records of all fold models, the unfinished ones trained now, side by side where that is faster."""
+    from trainers.side_by_side import Job, num_side_by_side, run_side_by_side
+    from trainers.supervised import TrainResult, run
+
+    processes = num_side_by_side(pipeline.config.compute, len(unfinished))
+    records: dict[str, StageRecord] = {}
+    attempts: dict[str, Attempt] = {}
+
+    def note(work: _FoldModel, record: StageRecord) -> None:
+        records[work.label] = record
+        trained = [(other, records[other.label]) for other in unfinished if other.label in records]
+        if not record.skipped:
+            CONSOLE.print(f"          {escape(_fold_line((work, record), trained, unfinished, processes))}")
+
+    def jobs() -> Iterator[Job]:
+        for work in unfinished:
+            begun = pipeline.begin(work.stage)
+            if isinstance(begun, StageRecord):
+                note(work, begun)
+            else:
+                attempts[work.label] = begun
+                yield Job(work.label, work.task(begun.partial))
+
+    def end(job: Job, result: TrainResult) -> None:
+        work = next(work for work in unfinished if work.label == job.description)
+        note(work, pipeline.complete(attempts[work.label], work.outcome(result)))
+
+    if processes > 1:
+        run_side_by_side(run, jobs(), end, processes=processes)
     for work in works:
-        records.append(pipeline.stage(work.stage, work.run))
-        if not records[-1].skipped:
-            trained.append((work, records[-1]))
-            CONSOLE.print(f"          {escape(_fold_line(trained, unfinished))}")
-    pipeline.say("train", records, "train/", summary=_summary(config, table, records))
+        if work.label not in records:
+            note(work, pipeline.stage(work.stage, work.run))
+    return [records[work.label] for work in works]
 
 
 class _FoldModel:
@@ -92,25 +127,33 @@ class _FoldModel:
         return f"{self.model.name} fold {self.fold}"
 
     def run(self, partial: Path) -> StageOutcome:
+        """Train here."""
         from trainers import supervised
+
+        return self.outcome(supervised.run(self.task(partial)))
+
+    def task(self, partial: Path) -> "FoldTask":
+        """What is to be done, in the folder of the stage."""
         from trainers.pixels import open_pixels
+        from trainers.supervised import FoldTask
 
         config = self.config
-        result = supervised.run(
-            supervised.FoldTask(
-                model=self.model,
-                train=self.train,
-                augment=config.augment,
-                compute=config.compute,
-                data=self.data,
-                pixels=open_pixels(self.run_dir, config.data, self.table),
-                image_size=config.data.image_size,
-                channels=config.data.channels,
-                seed=derive_seed(config.seed, self.model.name, self.fold),
-                out=partial / self.folder,
-                description=self.label,
-            )
+        return FoldTask(
+            model=self.model,
+            train=self.train,
+            augment=config.augment,
+            compute=config.compute,
+            data=self.data,
+            pixels=open_pixels(self.run_dir, config.data, self.table),
+            image_size=config.data.image_size,
+            channels=config.data.channels,
+            seed=derive_seed(config.seed, self.model.name, self.fold),
+            out=partial / self.folder,
+            description=self.label,
         )
+
+    def outcome(self, result: "TrainResult") -> StageOutcome:
+        """What is kept of the training in the stage's record."""
         facts = {key: result.facts[key] for key in FACTS}
         summary = f"{self.train.steps} steps on {len(self.data.train_rows)} rows"
         return StageOutcome(summary, facts, result.facts["seconds"])
@@ -170,10 +213,16 @@ def _plan_line(
     return f"{len(config.models)} models x {table.num_folds} folds, {steps} each{already}"
 
 
-def _fold_line(trained: Sequence[tuple[_FoldModel, StageRecord]], unfinished: Sequence[_FoldModel]) -> str:
+def _fold_line(
+    newest: tuple[_FoldModel, StageRecord],
+    trained: Sequence[tuple[_FoldModel, StageRecord]],
+    unfinished: Sequence[_FoldModel],
+    processes: int,
+) -> str:
     """What the newest fold model reached, and how long the rest will take at the pace of those of this run."""
-    work, record = trained[-1]
-    rest = unfinished[len(trained) :]
+    work, record = newest
+    done = {other.label for other, _ in trained}
+    rest = [other for other in unfinished if other.label not in done]
     line = f"{len(trained)}/{len(unfinished)}  {work.label:<24} {about(record.seconds):>6}"
     ap = _held_out_ap(record)
     if ap is not None:
@@ -181,7 +230,7 @@ def _fold_line(trained: Sequence[tuple[_FoldModel, StageRecord]], unfinished: Se
     if record.facts["best_held_out_ap"] is not None:
         line += f" (best look, step {record.facts['kept_step']})"
     if rest:
-        line += f"  about {about(_seconds_of(rest, trained))} left"
+        line += f"  about {about(_seconds_of(rest, trained) / min(processes, len(rest)))} left"
     return line
 
 

@@ -73,9 +73,9 @@ def test_a_full_disk_is_a_sentence_but_a_bug_is_not_hidden(capsys: pytest.Captur
         guarded(raising(ZeroDivisionError()))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("number", "side_by_side"), [(signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGINT, 2)])
 def test_a_stop_saves_within_the_fold_and_the_next_run_says_from_where_it_goes_on(
-    tmp_path: Path, number: signal.Signals
+    tmp_path: Path, number: signal.Signals, side_by_side: int
 ) -> None:
     """Real processes and real signals, through the very entry point."""
     write_digits(tmp_path, split=DigitsSplit(train=(12, 60), pool=(0, 0), test=(2, 4)))
@@ -83,14 +83,15 @@ def test_a_stop_saves_within_the_fold_and_the_next_run_says_from_where_it_goes_o
         sys.executable, "-m", "scripts.cli", "train", str(Path(configs.__file__).parent / "demo.yaml"),
         f"data.source={tmp_path / 'table.csv'}", f"out={tmp_path / 'runs'}", "folds.num_folds=2",
         "models=[{backbone: test_resnet}]", "train.batch_size=8", "train.steps=600", "train.eval_every_steps=600",
+        f"compute.side_by_side={side_by_side}",
     ]  # fmt: skip
     if number == signal.SIGTERM:
         command.append("compute.workers=1")  # which gets the signal as well, and must not die of it
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     stopped = subprocess.Popen(command, start_new_session=True, **pipes)
-    curves = tmp_path / "runs" / "demo" / ".partial" / "train~supervised~test_resnet~fold0"
+    partial = tmp_path / "runs" / "demo" / ".partial"
     deadline = time.monotonic() + 120
-    while not list(curves.rglob("events.out*")) and time.monotonic() < deadline:
+    while len(list(partial.rglob("events.out*"))) < side_by_side and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.5)  # some steps
     os.killpg(stopped.pid, number)  # as terminals and batch systems do
@@ -100,9 +101,11 @@ def test_a_stop_saves_within_the_fold_and_the_next_run_says_from_where_it_goes_o
     assert errors.rstrip().endswith("stopped; the same command goes on from the newest saved state")
     assert "Traceback" not in errors
     assert "held-out AP" not in output
-    (saved,) = curves.rglob("checkpoints/step-*")
+    saved, *others = partial.rglob("checkpoints/step-*")
+    assert len(others) == side_by_side - 1
     step = int(saved.name.removeprefix("step-"))
-    assert 0 < step < 600
+    assert all(0 < int(path.name.removeprefix("step-")) < 600 for path in (saved, *others))
+    assert errors.count("stopping after this step") == 1
     if number == signal.SIGINT:
         return  # to resume costs another start of a process, and does not depend on the signal
 

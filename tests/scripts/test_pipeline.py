@@ -150,11 +150,11 @@ def test_new_test_images_are_scored_without_retraining(data: Path, finished: Pat
     run_pipeline(config_of(data, finished.parent))
 
 
-@pytest.mark.parametrize("workers", [0, 3])
-def test_the_same_seed_gives_the_same_predictions_for_any_number_of_loader_processes(
-    data: Path, finished: Path, tmp_path: Path, workers: int
+@pytest.mark.parametrize("compute", [{"workers": 0}, {"workers": 3}, {"side_by_side": 2}])
+def test_the_same_seed_gives_the_same_predictions_for_any_number_of_processes(
+    data: Path, finished: Path, tmp_path: Path, compute: dict[str, int]
 ) -> None:
-    config = config_of(data, tmp_path, compute={"workers": workers}, models=[{"backbone": "test_resnet"}])
+    config = config_of(data, tmp_path, compute=compute, models=[{"backbone": "test_resnet"}])
     run_dir = run_pipeline(config, until="predict").run_dir
     again = read_predictions(run_dir)
     before = read_predictions(finished).query("model == 'test_resnet'")

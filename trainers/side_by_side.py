@@ -1,0 +1,169 @@
+"""Trainings side by side: processes with their share of the cores, each given one training after the other.
+
+A small network does not keep several cores busy: two trainings at a time with one thread each end sooner than one after
+the other with two threads (`rarefind bench train --side-by-side 2`).
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import Any
+
+import torch
+
+from configs.errors import InputError
+from configs.schema import ComputeConfig
+from trainers import progress, stopping
+from trainers.devices import device_type, end_processes
+
+MAX_AUTO = 4  # trainings at a time unless asked for more: each needs memory of its own
+
+
+@dataclass(frozen=True)
+class Job:
+    """Something to do in another process: what its bar is called, and the argument."""
+
+    description: str
+    argument: Any
+
+
+@dataclass
+class _Worker:
+    process: SpawnProcess
+    connection: Connection
+    lifeline: Connection
+    job: Job | None = None
+
+
+def num_side_by_side(compute: ComputeConfig, jobs: int) -> int:
+    """Trainings at a time: as set, else one per thread that torch may use on a CPU, at most 4, and one on a GPU.
+
+    Raises InputError when several processes are to train each fold as well.
+    """
+    several = (compute.num_devices or 1) > 1
+    if compute.side_by_side is None:
+        alone = several or device_type(compute) != "cpu"
+        return 1 if alone else max(1, min(jobs, torch.get_num_threads(), MAX_AUTO))
+    if several and compute.side_by_side > 1:
+        raise InputError(
+            f"compute.side_by_side {compute.side_by_side} and compute.num_devices {compute.num_devices}: processes "
+            "share either the trainings or the batches of one; set one of the two to 1"
+        )
+    return max(1, min(jobs, compute.side_by_side))
+
+
+def run_side_by_side(
+    work: Callable[[Any], Any], jobs: Iterator[Job], done: Callable[[Job, Any], None], *, processes: int
+) -> None:
+    """Call `work(job.argument)` for every job in `processes` processes, and `done(job, result)` here as they end.
+
+    Jobs are asked for when there is a process for them. `work`, its argument and its result travel between processes.
+    Each process gets its share of this one's threads. The first InputError or OSError ends the others, which save, and
+    is raised; so does a stop.
+    """
+    threads = max(1, torch.get_num_threads() // processes)
+    workers: list[_Worker] = []
+    try:
+        for _ in range(processes):
+            workers.append(_start(work, threads))
+        with progress.relayed() as relay:
+            _supervise(workers, jobs, done, relay)
+        for worker in workers:
+            worker.connection.send(None)
+            worker.process.join()
+    except stopping.Stopped:
+        stopping.say_that_it_stops()
+        raise
+    finally:
+        end_processes([worker.process for worker in workers])
+
+
+def _start(work: Callable[[Any], Any], threads: int) -> _Worker:
+    context = multiprocessing.get_context("spawn")  # a fork would have torch's threads only in name
+    ours, theirs = context.Pipe()
+    held, lifeline = context.Pipe()
+    process = context.Process(target=_serve, args=(work, theirs, lifeline, threads))
+    process.start()
+    theirs.close()
+    lifeline.close()
+    return _Worker(process, ours, held)
+
+
+def _supervise(
+    workers: Sequence[_Worker], jobs: Iterator[Job], done: Callable[[Job, Any], None], relay: progress.Relay
+) -> None:
+    for worker in workers:
+        _give(worker, jobs)
+    while busy := {worker.connection: worker for worker in workers if worker.job is not None}:
+        for connection in wait(list(busy)):
+            worker = busy[connection]  # type: ignore[index]  # `wait` knows sockets, too
+            assert worker.job is not None
+            try:
+                kind, *values = worker.connection.recv()
+            except (EOFError, ConnectionResetError):
+                raise _death(worker, len(workers)) from None
+            if kind == "failed":
+                raise values[0]
+            if kind == "done":
+                relay.close(worker.job.description)
+                with relay.hidden():
+                    done(worker.job, values[0])
+                _give(worker, jobs)
+            else:
+                relay.show((kind, *values))
+
+
+def _give(worker: _Worker, jobs: Iterator[Job]) -> None:
+    worker.job = next(jobs, None)
+    if worker.job is not None:
+        worker.connection.send(worker.job.argument)
+
+
+def _death(worker: _Worker, processes: int) -> BaseException:
+    """Why a process is gone."""
+    assert worker.job is not None
+    worker.process.join()
+    code = worker.process.exitcode or 0
+    for number in stopping.SIGNALS:  # it has saved and ended as it was told, perhaps it alone
+        if code == 128 + number:
+            return stopping.Stopped(number)
+    if code >= 0:
+        return RuntimeError(f"the process of {worker.job.description} ended with exit status {code}; see above")
+    return InputError(
+        f"{worker.job.description}: its process was killed ({signal.Signals(-code).name}), most often because the "
+        f"machine's memory ran out; set compute.side_by_side to less than {processes}, or free memory. The same "
+        "command goes on from the newest saved state"
+    )
+
+
+def _serve(work: Callable[[Any], Any], connection: Connection, lifeline: Connection, threads: int) -> None:
+    """What a process does: one job after the other, until there are no more."""
+    threading.Thread(target=_die_with_parent, args=(lifeline,), daemon=True).start()
+    torch.set_num_threads(threads)
+    progress.report_to(connection.send)
+    try:
+        with stopping.stoppable(quietly=True):
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and passes it on as SIGTERM
+            while (argument := connection.recv()) is not None:
+                try:
+                    answer = ("done", work(argument))
+                except (InputError, OSError) as error:
+                    answer = ("failed", error)
+                connection.send(answer)
+    except EOFError:
+        raise SystemExit(1) from None
+    except stopping.Stopped as stop:
+        raise SystemExit(stop.exit_code) from None
+
+
+def _die_with_parent(lifeline: Connection) -> None:
+    """End at once when the parent is gone, however it went: another run may take its folder over."""
+    try:
+        lifeline.recv()
+    except EOFError:
+        os.kill(os.getpid(), signal.SIGKILL)
