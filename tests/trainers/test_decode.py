@@ -4,10 +4,10 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps
 
 from configs.schema import PILLOW_PIXELS, DataConfig
-from trainers.decode import UnreadableImage, decode_image, fit_pixels, open_header
+from trainers.decode import Resize, UnreadableImage, decode_image, fit_pixels, open_header
 
 ROWS, COLUMNS = np.mgrid[:24, :36]
 RGB = np.stack([ROWS * 10, COLUMNS * 7, (ROWS + COLUMNS) * 4], axis=-1).astype(np.uint8)  # (24, 36, 3)
@@ -312,3 +312,22 @@ def test_the_header_alone_tells_size_and_mode(tmp_path):
     assert open_header(path) == (36, 24, "L")
     with pytest.raises(UnreadableImage, match="No such file"):
         open_header(tmp_path / "no.jpg")
+
+
+@pytest.mark.parametrize("shape", [(512, 512), (700, 333), (2100, 1900)])
+@pytest.mark.parametrize("resize", ["squash", "crop"])
+def test_shrinking_in_two_steps_stays_close_to_bicubic(shape: tuple[int, int], resize: Resize) -> None:
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    picture = coarse.resize(shape, Image.Resampling.BICUBIC)
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    got = decode_image(stream.getvalue(), size=160, channels=3, resize=resize).pixels.astype(int)
+    exact = {
+        "squash": picture.resize((160, 160), Image.Resampling.BICUBIC),
+        "crop": ImageOps.fit(picture, (160, 160), method=Image.Resampling.BICUBIC),
+    }[resize]
+    difference = np.abs(got - np.asarray(exact))
+    assert difference.mean() < 1.2 and difference.max() <= 8
+    shifted = np.abs(got - np.roll(np.asarray(exact), 1, axis=0).astype(int))
+    assert shifted.mean() > 3 * difference.mean(), "a picture that is one pixel off would not be noticed"
