@@ -42,7 +42,7 @@ class MovingAverage(ModelEmaV3):
             self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]
             self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]
         averages, values = zip(*self._averaged, strict=True)
-        self._foreach_lerp_(averages, values, weight=1.0 - decay)
+        self._foreach_lerp_(list(averages), list(values), weight=1.0 - decay)
         for mine, its in self._copied:
             mine.copy_(its)
 
