@@ -5,6 +5,7 @@ recipes that were chosen. Runs are ordinary run folders: finished ones are reuse
 """
 
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,7 +51,10 @@ def main(
             rows.append({"recipe": name, "seeds": chosen, **_summary(results)})
     first = rows[0]
     table = Table(title=f"{plan.benchmark}, {len(chosen)} seed(s): average precision")
-    for heading in ("recipe", "out of fold", f"minus {first['recipe']}", "models", "test", "minutes"):
+    headings = ["recipe", "out of fold", f"minus {first['recipe']}", "models", "test", "minutes"]
+    if first["worst_recall"]:
+        headings.append("worst class recall, test")
+    for heading in headings:
         table.add_column(heading, justify="left" if heading == "recipe" else "right")
     for row in rows:
         alike = row is not first and row["recipe"] not in plan.oracle  # whose out-of-fold rows are others
@@ -58,7 +62,9 @@ def main(
         models = ", ".join(_mean_sd(aps) for aps in row["models"].values())
         test = _mean_sd(row["test_ap"]) if row["test_ap"] else "not looked at"
         minutes = f"{sum(row['minutes']):.0f}"
-        table.add_row(row["recipe"], _mean_sd(row["ap"]), _signed(row), models, test, minutes)
+        worst = [", ".join(_mean_sd(recalls) for recalls in (row["worst_recall"], row["test_worst_recall"]) if recalls)]
+        cells = [row["recipe"], _mean_sd(row["ap"]), _signed(row), models, test, minutes, *worst]
+        table.add_row(*cells[: len(headings)])
     Console().print(table)
     print(json.dumps({"benchmark": plan.benchmark, "recipes": rows}))
 
@@ -74,6 +80,7 @@ def _run(
     """metrics.json of one recipe and seed."""
     from configs.load import load_config
     from scripts.pipeline import run_pipeline
+    from trainers import atomic
 
     data = _data(plan, seed, out)
     table = "table-oracle.csv" if name in plan.oracle else "table.csv"
@@ -85,8 +92,18 @@ def _run(
         *([f"data.truth={data / 'truth-test.csv'}"] if truth else []),
     ]  # fmt: skip
     print(f"--- {name}, seed {seed}", flush=True)
-    pipeline = run_pipeline(load_config(study.parent / plan.preset, overrides))
-    return json.loads((pipeline.run_dir / "metrics.json").read_text(encoding="utf-8"))
+    config = load_config(study.parent / plan.preset, overrides)
+    wall = config.run_dir / "wall.json"  # seconds of all the commands that it took, of which stages know but their own
+    seconds = json.loads(wall.read_text(encoding="utf-8")) if wall.exists() else 0.0
+    started = time.perf_counter()
+    done_before = (config.run_dir / "metrics.json").exists()
+    try:
+        run_pipeline(config)
+    finally:  # of a stopped one, too
+        if not done_before:
+            seconds += time.perf_counter() - started
+            atomic.write_json(wall, seconds)
+    return json.loads((config.run_dir / "metrics.json").read_text(encoding="utf-8")) | {"wall_seconds": seconds}
 
 
 def _data(plan: "StudyConfig", seed: int, out: Path) -> Path:
@@ -111,13 +128,21 @@ def _data(plan: "StudyConfig", seed: int, out: Path) -> Path:
 
 def _summary(results: list[dict[str, Any]]) -> dict[str, Any]:
     models = results[0]["models"]
-    tests = [result["test"]["ensemble"]["ap"] for result in results if "test" in result]
+    ensembles = [result["ensemble"] for result in results]
+    tests = [result["test"]["ensemble"] for result in results if "test" in result]
     return {
-        "ap": [result["ensemble"]["ap"] for result in results],
+        "ap": [figures["ap"] for figures in ensembles],
+        "worst_recall": _worst_recalls(ensembles),
         "models": {name: [result["models"][name]["supervised"]["ap"] for result in results] for name in models},
-        "test_ap": tests,
-        "minutes": [sum(result["timing"].values()) / 60 for result in results],
+        "test_ap": [figures["ap"] for figures in tests],
+        "test_worst_recall": _worst_recalls(tests),
+        "minutes": [result["wall_seconds"] / 60 for result in results],
     }
+
+
+def _worst_recalls(figures: list[dict[str, Any]]) -> list[float]:
+    """Of multi-class figures, the recall of the class that is found least."""
+    return [entry["worst_recall"]["recall"] for entry in figures if "worst_recall" in entry]
 
 
 def _paired(values: list[float], others: list[float]) -> tuple[float, list[float] | None]:
