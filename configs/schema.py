@@ -337,7 +337,7 @@ class ComputeConfig(Section):
         None, description="fold models trained at a time; null: on a CPU one per core and at most 4, on a GPU 1"
     )
     workers: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="loader processes; null: 0 on CPU, up to 8 on GPU"
+        None, description="loader processes; null: 1 on a CPU, none with a single thread, up to 8 on a GPU"
     )
     decode_threads: Count | None = Field(None, description="threads that decode images in prepare; null: all cores")
 

@@ -11,10 +11,15 @@ from configs.schema import ComputeConfig
 from trainers.devices import device_type, launch, num_devices, num_workers, precision
 
 
-def test_a_cpu_trains_in_one_process_without_loader_processes() -> None:
+@pytest.mark.parametrize(("threads", "workers"), [(1, 0), (2, 1), (16, 1)])
+def test_a_cpu_trains_in_one_process_with_at_most_one_loader_process(
+    monkeypatch: pytest.MonkeyPatch, threads: int, workers: int
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     compute = ComputeConfig(device="cpu")
-    assert (device_type(compute), precision(compute), num_workers(compute)) == ("cpu", "no", 0)
+    assert (device_type(compute), precision(compute), num_workers(compute)) == ("cpu", "no", workers)
     assert num_devices(compute, batch_size=64) == 1
+    assert num_workers(ComputeConfig(device="cpu", workers=3)) == 3
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU, so asking for one is no mistake")
