@@ -57,16 +57,20 @@ def num_side_by_side(compute: ComputeConfig, jobs: int) -> int:
     return max(1, min(jobs, compute.side_by_side))
 
 
+def threads_each(processes: int) -> int:
+    """This process's threads, shared out."""
+    return max(1, torch.get_num_threads() // processes)
+
+
 def run_side_by_side(
-    work: Callable[[Any], Any], jobs: Iterator[Job], done: Callable[[Job, Any], None], *, processes: int
+    work: Callable[[Any], Any], jobs: Iterator[Job], done: Callable[[Job, Any], None], *, processes: int, threads: int
 ) -> None:
     """Call `work(job.argument)` for every job in `processes` processes, and `done(job, result)` here as they end.
 
-    Jobs are asked for when there is a process for them. `work`, its argument and its result travel between processes.
-    Each process gets its share of this one's threads. The first InputError or OSError ends the others, which save, and
-    is raised; so does a stop.
+    A process has `threads` threads, and a job is asked for when there is a process for it. `work`, its argument and its
+    result travel between processes. The first InputError or OSError ends the others, which save, and is raised; so does
+    a stop.
     """
-    threads = max(1, torch.get_num_threads() // processes)
     workers: list[_Worker] = []
     try:
         for _ in range(processes):
@@ -98,7 +102,7 @@ def _supervise(
     workers: Sequence[_Worker], jobs: Iterator[Job], done: Callable[[Job, Any], None], relay: progress.Relay
 ) -> None:
     for worker in workers:
-        _give(worker, jobs)
+        _give(worker, jobs, len(workers))
     while busy := {worker.connection: worker for worker in workers if worker.job is not None}:
         for connection in wait(list(busy)):
             worker = busy[connection]  # type: ignore[index]  # `wait` knows sockets, too
@@ -113,15 +117,18 @@ def _supervise(
                 relay.close(worker.job.description)
                 with relay.hidden():
                     done(worker.job, values[0])
-                _give(worker, jobs)
+                _give(worker, jobs, len(workers))
             else:
                 relay.show((kind, *values))
 
 
-def _give(worker: _Worker, jobs: Iterator[Job]) -> None:
+def _give(worker: _Worker, jobs: Iterator[Job], processes: int) -> None:
     worker.job = next(jobs, None)
     if worker.job is not None:
-        worker.connection.send(worker.job.argument)
+        try:
+            worker.connection.send(worker.job.argument)
+        except (BrokenPipeError, ConnectionResetError):
+            raise _death(worker, processes) from None
 
 
 def _death(worker: _Worker, processes: int) -> BaseException:

@@ -59,10 +59,11 @@ def _train_all(
     pipeline: Pipeline, works: Sequence["_FoldModel"], unfinished: Sequence["_FoldModel"]
 ) -> list[StageRecord]:
     """The records of all fold models, the unfinished ones trained now, side by side where that is faster."""
-    from trainers.side_by_side import Job, num_side_by_side, run_side_by_side
+    from trainers.side_by_side import Job, num_side_by_side, run_side_by_side, threads_each
     from trainers.supervised import TrainResult, run
 
-    processes = num_side_by_side(pipeline.config.compute, len(unfinished))
+    # By all of them and not by those that are left: the share of threads decides the last bits of the weights.
+    processes = num_side_by_side(pipeline.config.compute, len(works))
     records: dict[str, StageRecord] = {}
     attempts: dict[str, Attempt] = {}
 
@@ -85,8 +86,9 @@ def _train_all(
         work = next(work for work in unfinished if work.label == job.description)
         note(work, pipeline.complete(attempts[work.label], work.outcome(result)))
 
-    if processes > 1:
-        run_side_by_side(run, jobs(), end, processes=processes)
+    if processes > 1 and unfinished:
+        started = min(processes, len(unfinished))
+        run_side_by_side(run, jobs(), end, processes=started, threads=threads_each(processes))
     for work in works:
         if work.label not in records:
             note(work, pipeline.stage(work.stage, work.run))

@@ -17,7 +17,7 @@ import torch
 from configs.errors import InputError
 from configs.load import load_config
 from configs.schema import ComputeConfig
-from trainers.side_by_side import Job, num_side_by_side, run_side_by_side
+from trainers.side_by_side import Job, num_side_by_side, run_side_by_side, threads_each
 from trainers.stopping import Stopped
 
 
@@ -42,7 +42,7 @@ def test_every_result_arrives_and_jobs_wait_for_a_free_process() -> None:
         results[job.description] = result
         waiting.append(len(asked) - len(results))
 
-    run_side_by_side(math.factorial, jobs(), done, processes=2)
+    run_side_by_side(math.factorial, jobs(), done, processes=2, threads=1)
     assert results == {f"{number}!": math.factorial(number) for number in range(6)}
     assert max(waiting) == 1
     assert multiprocessing.active_children() == []
@@ -51,14 +51,14 @@ def test_every_result_arrives_and_jobs_wait_for_a_free_process() -> None:
 def test_a_mistake_in_one_is_told_and_ends_the_others(tmp_path: Path) -> None:
     started = time.monotonic()
     with pytest.raises(InputError, match="no such config file"):
-        run_side_by_side(load_config, jobs_of(tmp_path / "none.yaml"), nothing, processes=2)
+        run_side_by_side(load_config, jobs_of(tmp_path / "none.yaml"), nothing, processes=2, threads=1)
     assert time.monotonic() - started < 20
     assert multiprocessing.active_children() == []
 
 
 def test_a_killed_process_is_told_with_what_to_change() -> None:
     with pytest.raises(InputError) as caught:
-        run_side_by_side(signal.raise_signal, jobs_of(signal.SIGKILL), nothing, processes=2)
+        run_side_by_side(signal.raise_signal, jobs_of(signal.SIGKILL), nothing, processes=2, threads=1)
     assert str(caught.value) == (
         f"job {signal.SIGKILL}: its process was killed (SIGKILL), most often because the machine's memory ran out; set "
         "compute.side_by_side to less than 2, or free memory. The same command goes on from the newest saved state"
@@ -67,12 +67,12 @@ def test_a_killed_process_is_told_with_what_to_change() -> None:
 
 def test_a_bug_in_one_is_a_bug_here() -> None:
     with pytest.raises(RuntimeError, match="job 3 ended with exit status 3"):
-        run_side_by_side(os._exit, jobs_of(3), nothing, processes=1)
+        run_side_by_side(os._exit, jobs_of(3), nothing, processes=1, threads=1)
 
 
 def test_a_process_that_was_told_to_end_stops_the_run() -> None:
     with pytest.raises(Stopped) as caught:
-        run_side_by_side(signal.raise_signal, jobs_of(signal.SIGTERM), nothing, processes=1)
+        run_side_by_side(signal.raise_signal, jobs_of(signal.SIGTERM), nothing, processes=1, threads=1)
     assert caught.value.exit_code == 143
 
 
@@ -86,7 +86,7 @@ def sleep(folder):
     time.sleep(600)
 
 if __name__ == "__main__":
-    run_side_by_side(sleep, iter([Job("a", sys.argv[1]), Job("b", sys.argv[1])]), print, processes=2)
+    run_side_by_side(sleep, iter([Job("a", sys.argv[1]), Job("b", sys.argv[1])]), print, processes=2, threads=1)
 """
 
 
@@ -143,6 +143,11 @@ def test_how_many_at_a_time(
 def test_processes_for_trainings_and_for_batches_exclude_each_other() -> None:
     with pytest.raises(InputError, match=r"compute\.side_by_side 2 and compute\.num_devices 2: .* set one of the two"):
         num_side_by_side(ComputeConfig(device="cpu", num_devices=2, side_by_side=2), 4)
+
+
+def test_threads_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    assert [threads_each(processes) for processes in (1, 2, 5, 8)] == [5, 2, 1, 1]
 
 
 def test_a_gpu_is_not_shared_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
