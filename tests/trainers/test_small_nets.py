@@ -16,6 +16,10 @@ def test_a_small_net_is_built_by_name_and_keeps_resolution(name: str, channels: 
     images = torch.zeros(2, channels, 28, 28)
     assert model(images).shape == (2, 5)
     assert model.forward_features(images).shape[-2:] == (4, 4)
+    assert model.stem(images).shape[-2:] == (28, 28)
+    for stage, features in zip(model.feature_info, [model.stem, *model.stages], strict=True):
+        images = features(images)
+        assert images.shape[1:] == (stage["num_chs"], *[-(-28 // stage["reduction"])] * 2)
     assert sum(weight.numel() for weight in model.parameters()) < 1_000_000
 
 
