@@ -2,8 +2,8 @@
 
 timm's own networks shrink an image 32-fold, which leaves one cell of a 28-pixel one. These shrink it 8-fold, in three
 stages after a stem at full resolution, and train on two CPU cores in minutes. Any two make a pair: residual blocks (He
-et al. 2016), plain convolutions with parallel branches (Ding et al. 2021), or, at about twice the time, bottlenecks with
-grouped convolutions and squeeze-and-excitation (Radosavovic et al. 2020).
+et al. 2016), plain convolutions with parallel branches (Ding et al. 2021), or, at about twice the time, bottlenecks
+with grouped convolutions and squeeze-and-excitation (Radosavovic et al. 2020).
 """
 
 from typing import Any
