@@ -1,8 +1,17 @@
-"""The one exception that means "the user can mend this": commands print it without a traceback."""
+"""What a user can mend is told in a sentence, without a traceback: the exception for it, and the system's errors."""
 
+import errno
+import threading
 from collections.abc import Sequence
 
 MAX_LISTED = 10
+
+
+# A disk that is full, a place that is not there or cannot be written to, a file where a folder should be.
+USER_ERRORS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR,
+    errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG,
+}  # fmt: skip
 
 
 class InputError(ValueError):
@@ -24,3 +33,9 @@ def counted(number: int, singular: str, plural: str | None = None) -> str:
     ('1 row', '2 rows', '2 classes')
     """
     return f"{number} {singular if number == 1 else plural or singular + 's'}"
+
+
+def tell_user_error_once(failed: threading.ExceptHookArgs) -> None:
+    """For `threading.excepthook`: a full disk that a thread notices is raised in the main one too, and told there."""
+    if not (isinstance(failed.exc_value, OSError) and failed.exc_value.errno in USER_ERRORS):
+        threading.__excepthook__(failed)

@@ -1,6 +1,5 @@
 """Run a command's function from the shell: a user's mistake or a stop ends in one message, not in a traceback."""
 
-import errno
 import os
 import sys
 import threading
@@ -10,15 +9,10 @@ from typing import Any
 
 import typer
 
-from configs.errors import InputError
+from configs.errors import USER_ERRORS, InputError, tell_user_error_once
 from trainers.stopping import Stopped, stoppable
 
 EXIT_INPUT = 2
-# A disk that is full, a place that is not there or cannot be written to, a file where a folder should be.
-USER_ERRORS = {
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR,
-    errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG,
-}  # fmt: skip
 
 
 def new_app(**settings: Any) -> typer.Typer:
@@ -38,7 +32,7 @@ def guarded(app: Callable[[], Any]) -> None:
     # Read when the commands import torch. Threads that spin while they wait, the default, make training over ten times
     # slower whenever another program wants one of two cores; asleep they cost less than that (configs/LOG.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    threading.excepthook = _on_thread_error
+    threading.excepthook = tell_user_error_once
     try:
         with stoppable():
             app()
@@ -50,12 +44,6 @@ def guarded(app: Callable[[], Any]) -> None:
         if error.errno not in USER_ERRORS:
             raise
         _fail(f"error: {error.filename or 'a file'}: {error.strerror}; nothing that existed was changed", EXIT_INPUT)
-
-
-def _on_thread_error(failed: threading.ExceptHookArgs) -> None:
-    """A full disk that a thread notices (tensorboard's, that writes) is raised in the main one too, and told there."""
-    if not (isinstance(failed.exc_value, OSError) and failed.exc_value.errno in USER_ERRORS):
-        threading.__excepthook__(failed)
 
 
 def _fail(message: str, code: int) -> None:

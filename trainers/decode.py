@@ -253,7 +253,7 @@ def _resized(
     Of a JPEG (drafted to between two and four times the size) that takes half the time of bicubic alone. What is larger
     keeps at least twice the size for the second step, where averaging alone would blur.
     """
-    shrinks_by = min(image.width / size[0], image.height / size[1])
+    shrinks_by = max(image.width / size[0], image.height / size[1])
     return image.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=1.0 if shrinks_by < DRAFTED else 2.0)
 
 

@@ -22,6 +22,8 @@ from configs.schema import ComputeConfig
 from trainers import stopping
 
 MAX_WORKERS = 8
+SHARED_MEMORY = "/dev/shm"
+BATCHES_ON_THE_WAY = 4  # of one worker: two prefetched, one in use, one being made
 # To end on a SIGTERM; a batch system kills after 30.
 PATIENCE_SECONDS = 20.0
 
@@ -48,17 +50,27 @@ def precision(compute: ComputeConfig) -> str:
     return "no" if compute.precision == "fp32" else compute.precision
 
 
-def num_workers(compute: ComputeConfig) -> int:
+def num_workers(compute: ComputeConfig, *, batch_bytes: int) -> int:
     """Loader processes: as set, else up to 8 per GPU, and on a CPU one where torch has more than one thread.
 
     That one varies images while the others wait for each other: a sixth faster for small networks (`rarefind bench
-    train`). With one thread, as side by side, it would only take turns with it.
+    train`). With one thread, as side by side, it would only take turns with it. And where batches of `batch_bytes` do
+    not fit in the memory that processes share (64 MB in a container, unless told otherwise) it would hang.
     """
     if compute.workers is not None:
         return compute.workers
     if device_type(compute) == "cpu":
-        return 1 if torch.get_num_threads() > 1 else 0
+        return 1 if torch.get_num_threads() > 1 and _shared_bytes() > BATCHES_ON_THE_WAY * batch_bytes else 0
     return min(MAX_WORKERS, os.cpu_count() or 1)
+
+
+def _shared_bytes() -> int:
+    """What is free of the memory that processes share; 0 where the system has no such place."""
+    try:
+        place = os.statvfs(SHARED_MEMORY)
+    except OSError:
+        return 0
+    return place.f_bavail * place.f_frsize
 
 
 def num_devices(compute: ComputeConfig, *, batch_size: int) -> int:
@@ -111,14 +123,15 @@ def launch(function: Callable[..., None], arguments: tuple[Any, ...], *, num_pro
         raise
 
 
-def end_processes(processes: Sequence[BaseProcess]) -> None:
-    """Tell processes to save and end; those that do not are killed."""
-    give_up = time.monotonic() + PATIENCE_SECONDS
+def end_processes(processes: Sequence[BaseProcess], *, patience: float | None = PATIENCE_SECONDS) -> None:
+    """Tell processes to save and end; those that have not after `patience` seconds, or at a Ctrl-C, are killed."""
+    give_up = None if patience is None else time.monotonic() + patience
     try:
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.join(max(0.0, give_up - time.monotonic()))
+        with stopping.deferred():
+            for process in processes:
+                process.terminate()
+            for process in processes:
+                process.join(None if give_up is None else max(0.0, give_up - time.monotonic()))
     finally:  # also of a second Ctrl-C
         for process in processes:
             process.kill()

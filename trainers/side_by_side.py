@@ -1,7 +1,7 @@
 """Trainings side by side: processes with their share of the cores, each given one training after the other.
 
 A small network does not keep several cores busy: two trainings at a time with one thread each end sooner than one after
-the other with two threads (`rarefind bench train --side-by-side 2`).
+the other with two threads (configs/LOG.md).
 """
 
 import multiprocessing
@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 
-from configs.errors import InputError
+from configs.errors import InputError, tell_user_error_once
 from configs.schema import ComputeConfig
 from trainers import progress, stopping
 from trainers.devices import device_type, end_processes
@@ -74,17 +75,28 @@ def run_side_by_side(
     workers: list[_Worker] = []
     try:
         for _ in range(processes):
-            workers.append(_start(work, threads))
+            with _signals_held():  # until the process is in the list
+                workers.append(_start(work, threads))
         with progress.relayed() as relay:
             _supervise(workers, jobs, done, relay)
         for worker in workers:
-            worker.connection.send(None)
             worker.process.join()
     except stopping.Stopped:
         stopping.say_that_it_stops()
+        end_processes([worker.process for worker in workers], patience=None)  # whatever saving takes
         raise
     finally:
         end_processes([worker.process for worker in workers])
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Signals wait until the end of the block; those of a process started in it until it asks for them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, stopping.SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start(work: Callable[[Any], Any], threads: int) -> _Worker:
@@ -109,7 +121,7 @@ def _supervise(
             assert worker.job is not None
             try:
                 kind, *values = worker.connection.recv()
-            except (EOFError, ConnectionResetError):
+            except (EOFError, OSError):  # between two messages or in the middle of one
                 raise _death(worker, len(workers)) from None
             if kind == "failed":
                 raise values[0]
@@ -123,11 +135,12 @@ def _supervise(
 
 
 def _give(worker: _Worker, jobs: Iterator[Job], processes: int) -> None:
+    """Send the next job, or tell the process that there is none, so that its memory is free for the others."""
     worker.job = next(jobs, None)
-    if worker.job is not None:
-        try:
-            worker.connection.send(worker.job.argument)
-        except (BrokenPipeError, ConnectionResetError):
+    try:
+        worker.connection.send(None if worker.job is None else worker.job.argument)
+    except (BrokenPipeError, ConnectionResetError):
+        if worker.job is not None:
             raise _death(worker, processes) from None
 
 
@@ -150,20 +163,22 @@ def _death(worker: _Worker, processes: int) -> BaseException:
 
 def _serve(work: Callable[[Any], Any], connection: Connection, lifeline: Connection, threads: int) -> None:
     """What a process does: one job after the other, until there are no more."""
+    threading.excepthook = tell_user_error_once
     threading.Thread(target=_die_with_parent, args=(lifeline,), daemon=True).start()
     torch.set_num_threads(threads)
     progress.report_to(connection.send)
     try:
         with stopping.stoppable(quietly=True):
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and passes it on as SIGTERM
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping.SIGNALS)
             while (argument := connection.recv()) is not None:
                 try:
                     answer = ("done", work(argument))
                 except (InputError, OSError) as error:
-                    answer = ("failed", error)
+                    answer = ("failed", error.with_traceback(None))  # whose frames would keep loaders alive
                 connection.send(answer)
-    except EOFError:
-        raise SystemExit(1) from None
+                del argument, answer
+                stopping.raise_if_asked()  # of a signal that came while the work failed
     except stopping.Stopped as stop:
         raise SystemExit(stop.exit_code) from None
 

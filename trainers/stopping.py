@@ -60,7 +60,10 @@ def stoppable(*, quietly: bool = False) -> Iterator[None]:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """While the block runs a first signal is only noted (see `asked`); a second one raises at once."""
+    """While the block runs a signal is only noted (see `asked`); a second Ctrl-C raises at once.
+
+    Others come twice by themselves: to a whole process group, and again from the parent that passes them on.
+    """
     _RECEIVED.is_deferred = True
     try:
         yield
@@ -91,11 +94,12 @@ def leave_to_parent() -> None:
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
-    again = asked()
-    _RECEIVED.asked = signal.Signals(number)
-    if not _RECEIVED.is_deferred or again:
-        raise Stopped(_RECEIVED.asked)
-    if not _RECEIVED.is_quiet:
+    again, received = asked(), signal.Signals(number)
+    if not again:
+        _RECEIVED.asked = received
+    if not _RECEIVED.is_deferred or (again and received == signal.SIGINT):
+        raise Stopped(_RECEIVED.asked or received)
+    if not again and not _RECEIVED.is_quiet:
         say_that_it_stops()
 
 

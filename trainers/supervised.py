@@ -200,10 +200,11 @@ def _train(task: FoldTask) -> None:
         rank=rank,
         world_size=world,
     )
+    workers = num_workers(task.compute, batch_bytes=train.batch_size * task.image_size**2 * task.channels)
     loader = training_loader(
         TrainingImages(task.pixels, data.train_rows, targets, policy),
         batches,
-        workers=num_workers(task.compute),
+        workers=workers,
         pin=device.type == "cuda",
     )
     shift = _log_odds_shift(task, sampler.class_shares)
@@ -219,7 +220,7 @@ def _train(task: FoldTask) -> None:
     saved_at = time.perf_counter()
     with (
         stopping.deferred(),
-        naming_lost_workers(num_workers(task.compute)),
+        naming_lost_workers(workers),
         progress_bar(task.description, train.steps, done=state.step, shown=rank == 0) as bar,
     ):
         if _look_is_due(state, task):  # the stop came before or in the middle of it

@@ -131,6 +131,7 @@ def _decoding(
 
 def _loading(*, batches: int, workers: int, seed: int) -> tuple[Callable[[], object], Callable[[], object]]:
     """The training loader with heavy augmentation; and the same policy in a loop, in as many processes."""
+    import cv2
     import numpy as np
     import torch
 
@@ -157,6 +158,7 @@ def _loading(*, batches: int, workers: int, seed: int) -> tuple[Callable[[], obj
             pass
 
     def bare() -> None:
+        cv2.setNumThreads(0)  # before the fork, or a process would wait for threads that it does not have
         shares = [range(first, batches, workers) for first in range(workers)]
         processes = [
             multiprocessing.get_context("fork").Process(target=partial(_augment, stored, policy, share))
@@ -171,10 +173,8 @@ def _loading(*, batches: int, workers: int, seed: int) -> tuple[Callable[[], obj
 
 
 def _augment(stored: "np.ndarray", policy: "Policy", batches: range) -> None:
-    import cv2
     import numpy as np
 
-    cv2.setNumThreads(0)
     for batch in batches:
         rows = [(64 * batch + position) % len(stored) for position in range(64)]
         np.stack([policy(stored[row], index=row, draw=batch) for row in rows])

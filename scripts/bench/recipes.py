@@ -96,14 +96,17 @@ def _run(
     wall = config.run_dir / "wall.json"  # seconds of all the commands that it took, of which stages know but their own
     seconds = json.loads(wall.read_text(encoding="utf-8")) if wall.exists() else 0.0
     started = time.perf_counter()
-    done_before = (config.run_dir / "metrics.json").exists()
+    trained = True  # before it stopped, if it does
     try:
-        run_pipeline(config)
-    finally:  # of a stopped one, too
-        if not done_before:
+        records = run_pipeline(config).records
+        trained = any(not record.skipped for record in records if record.name.startswith("train/"))
+    finally:
+        if trained and config.run_dir.exists():
             seconds += time.perf_counter() - started
             atomic.write_json(wall, seconds)
-    return json.loads((config.run_dir / "metrics.json").read_text(encoding="utf-8")) | {"wall_seconds": seconds}
+    metrics = json.loads((config.run_dir / "metrics.json").read_text(encoding="utf-8"))
+    # Of a run of another command only its stages' seconds are known; trainings side by side count one by one.
+    return metrics | {"wall_seconds": seconds or sum(metrics["timing"].values())}
 
 
 def _data(plan: "StudyConfig", seed: int, out: Path) -> Path:

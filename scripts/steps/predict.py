@@ -59,7 +59,10 @@ def _predict_one(pipeline: Pipeline, table: ImageTable, model: ModelConfig, fold
             std=scorer.std,
             batch_size=config.predict.batch_size,
             views=config.predict.views,
-            workers=num_workers(config.compute),
+            workers=num_workers(
+                config.compute,
+                batch_bytes=config.predict.batch_size * config.data.image_size**2 * config.data.channels,
+            ),
             description=f"score {model.name} fold {fold}",
         )
         write_predictions(

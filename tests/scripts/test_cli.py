@@ -73,7 +73,10 @@ def test_a_full_disk_is_a_sentence_but_a_bug_is_not_hidden(capsys: pytest.Captur
         guarded(raising(ZeroDivisionError()))
 
 
-@pytest.mark.parametrize(("number", "side_by_side"), [(signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGINT, 2)])
+@pytest.mark.parametrize(
+    ("number", "side_by_side"),
+    [(signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGINT, 2), (signal.SIGTERM, 2), (signal.SIGHUP, 2)],
+)
 def test_a_stop_saves_within_the_fold_and_the_next_run_says_from_where_it_goes_on(
     tmp_path: Path, number: signal.Signals, side_by_side: int
 ) -> None:
@@ -85,7 +88,7 @@ def test_a_stop_saves_within_the_fold_and_the_next_run_says_from_where_it_goes_o
         "models=[{backbone: test_resnet}]", "train.batch_size=8", "train.steps=600", "train.eval_every_steps=600",
         f"compute.side_by_side={side_by_side}",
     ]  # fmt: skip
-    if number == signal.SIGTERM:
+    if (number, side_by_side) == (signal.SIGTERM, 1):
         command.append("compute.workers=1")  # which gets the signal as well, and must not die of it
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     stopped = subprocess.Popen(command, start_new_session=True, **pipes)
@@ -106,7 +109,7 @@ def test_a_stop_saves_within_the_fold_and_the_next_run_says_from_where_it_goes_o
     step = int(saved.name.removeprefix("step-"))
     assert all(0 < int(path.name.removeprefix("step-")) < 600 for path in (saved, *others))
     assert errors.count("stopping after this step") == 1
-    if number == signal.SIGINT:
+    if (number, side_by_side) != (signal.SIGTERM, 1):
         return  # to resume costs another start of a process, and does not depend on the signal
 
     again = subprocess.Popen([*command, "train.log_every_steps=50"], stderr=subprocess.PIPE, text=True)

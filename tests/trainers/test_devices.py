@@ -8,6 +8,7 @@ import torch
 from configs.errors import InputError
 from configs.load import load_config
 from configs.schema import ComputeConfig
+from trainers import devices
 from trainers.devices import device_type, launch, num_devices, num_workers, precision
 
 
@@ -17,9 +18,17 @@ def test_a_cpu_trains_in_one_process_with_at_most_one_loader_process(
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     compute = ComputeConfig(device="cpu")
-    assert (device_type(compute), precision(compute), num_workers(compute)) == ("cpu", "no", workers)
+    assert (device_type(compute), precision(compute), num_workers(compute, batch_bytes=1)) == ("cpu", "no", workers)
     assert num_devices(compute, batch_size=64) == 1
-    assert num_workers(ComputeConfig(device="cpu", workers=3)) == 3
+    assert num_workers(ComputeConfig(device="cpu", workers=3), batch_bytes=1) == 3
+
+
+def test_no_loader_process_without_room_for_its_batches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    compute = ComputeConfig(device="cpu")
+    assert num_workers(compute, batch_bytes=2**60) == 0
+    monkeypatch.setattr(devices, "SHARED_MEMORY", str(tmp_path / "none"))
+    assert num_workers(compute, batch_bytes=1) == 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU, so asking for one is no mistake")

@@ -3,6 +3,7 @@
 import math
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -68,6 +69,19 @@ def test_a_killed_process_is_told_with_what_to_change() -> None:
 def test_a_bug_in_one_is_a_bug_here() -> None:
     with pytest.raises(RuntimeError, match="job 3 ended with exit status 3"):
         run_side_by_side(os._exit, jobs_of(3), nothing, processes=1, threads=1)
+
+
+def test_an_end_of_file_in_the_work_is_a_bug_with_its_traceback(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RuntimeError, match="ended with exit status 1; see above"):
+        run_side_by_side(pickle.loads, jobs_of(b""), nothing, processes=1, threads=1)
+    assert "EOFError: Ran out of input" in capfd.readouterr().err
+
+
+def test_a_process_without_work_may_die() -> None:
+    """The second has nothing to do from the start; the first takes longer than it needs to end."""
+    finished: list[Job] = []
+    run_side_by_side(time.sleep, jobs_of(1.0), lambda job, result: finished.append(job), processes=2, threads=1)
+    assert len(finished) == 1
 
 
 def test_a_process_that_was_told_to_end_stops_the_run() -> None:

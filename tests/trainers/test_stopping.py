@@ -22,13 +22,17 @@ def test_a_signal_raises_where_the_program_is(number: signal.Signals, code: int)
     assert not stopping.asked()
 
 
-def test_a_deferred_signal_is_noted_and_a_second_one_raises() -> None:
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_deferred_signal_is_noted_and_a_second_ctrl_c_raises(first: signal.Signals) -> None:
     with stopping.stoppable():
-        with pytest.raises(stopping.Stopped), stopping.deferred():
-            os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(stopping.Stopped) as caught, stopping.deferred():
+            os.kill(os.getpid(), first)
             assert stopping.asked()
-            os.kill(os.getpid(), signal.SIGTERM)
-            pytest.fail("the second signal was not obeyed")
+            os.kill(os.getpid(), signal.SIGTERM)  # as from a parent, of what a process group got already
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGINT)
+            pytest.fail("the second Ctrl-C was not obeyed")
+        assert caught.value.received == first
         with pytest.raises(stopping.Stopped):
             stopping.raise_if_asked()
 
