@@ -11,11 +11,15 @@ from configs.schema import Section
 
 
 class StudyConfig(Section):
-    """Recipes are overrides of the preset; those under `oracle` learn from the true labels of the pool, too."""
+    """Recipes are overrides of the preset; those under `oracle` learn from the true labels of the pool, too.
+
+    The others are compared with the first of them.
+    """
 
     benchmark: Literal["rare-fashion", "long-tail"] = Field(description="data that every seed draws anew")
     preset: Path = Field(description="config, relative to the study")
     seeds: list[int] = Field(min_length=1, description="of the data, the folds, the weights and the batches")
+    common: dict[str, Any] = Field(default_factory=dict, description="overrides of every recipe, which it may change")
     recipes: dict[str, dict[str, Any]] = Field(min_length=1, description="name: {dotted key: value}")
     oracle: dict[str, dict[str, Any]] = Field(default_factory=dict, description="the same, with all labels")
 

@@ -6,8 +6,7 @@ the scale of all fold models together, and an out-of-fold score is of one. What 
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,10 @@ from configs.schema import MetricsConfig
 from ensembles.blending import Blend, blend_scores, fit_logits, score_columns
 from ensembles.ensemble import StoredEnsemble, read_ensemble
 from ensembles.predictions import read_predictions
+from ensembles.scoring_figures import at_threshold, binary_figures, class_figures, mean_of_defined
 from trainers import metrics as metric
 from trainers.atomic import write_json
-from trainers.intervals import (
-    Groups,
-    average_precision_interval,
-    macro_average_precision_interval,
-    paired_difference,
-    share_interval,
-)
+from trainers.intervals import Interval, paired_difference
 from trainers.provenance import code_version, derive_seed
 from trainers.table import ImageTable
 
@@ -175,16 +169,7 @@ class _Judge:
             return []
         rows, targets = self._rows("oof", stored.scores)
         ranks = rows.groupby(rows["fold"].to_numpy(dtype=np.int64))["score"].rank(pct=True).to_numpy()
-        pooled = rows["score"].to_numpy()
-        gain = paired_difference(
-            targets,
-            ranks,
-            pooled,
-            groups=self._units(rows),
-            replicates=self.metrics.replicates,
-            confidence=self.metrics.confidence,
-            rng=np.random.default_rng(derive_seed(self.seed, "scales")),
-        )
+        gain = self._gain(rows, targets, ranks, confidence=self.metrics.confidence, stream="scales")
         if not (gain.low > 0 and gain.estimate > MIN_SCALE_GAIN):  # false for nan, too
             return []
         of_ranks = metric.average_precision(targets, ranks)
@@ -199,6 +184,8 @@ class _Judge:
         if not self.table.is_binary:
             return []
         rows, targets = self._rows("oof", stored.scores)
+        # of several models the best is looked at
+        confidence = 1.0 - (1.0 - self.metrics.confidence) / len(stored.blend.weights)
         warnings = []
         for (model, arm), scoring in scorings.items():
             if arm != stored.arm or len(stored.blend.weights) == 1:
@@ -206,16 +193,7 @@ class _Judge:
             columns = score_columns(scoring["blend"].num_outputs)
             own = self._rows("oof", scoring["scores"])[0].set_index("id").loc[rows["id"]]
             values = scoring["blend"].class_scores(own[columns].to_numpy(dtype=np.float64))[:, 0]
-            gain = paired_difference(
-                targets,
-                values,
-                rows["score"].to_numpy(),
-                groups=self._units(rows),
-                replicates=self.metrics.replicates,
-                # of several models the best is looked at
-                confidence=1.0 - (1.0 - self.metrics.confidence) / len(stored.blend.weights),
-                rng=np.random.default_rng(derive_seed(self.seed, "members")),
-            )
+            gain = self._gain(rows, targets, values, confidence=confidence, stream="members")
             if gain.low > 0:
                 warnings.append(
                     f"{model} alone ranks better than the ensemble: its out-of-fold AP is higher by "
@@ -223,6 +201,20 @@ class _Judge:
                     "of the others, or leave them out of `models`"
                 )
         return warnings
+
+    def _gain(
+        self, rows: pd.DataFrame, targets: np.ndarray, values: np.ndarray, *, confidence: float, stream: str
+    ) -> Interval:
+        """AP that other values give the rows, less that of their scores."""
+        return paired_difference(
+            targets,
+            values,
+            rows["score"].to_numpy(),
+            groups=self._units(rows),
+            replicates=self.metrics.replicates,
+            confidence=confidence,
+            rng=np.random.default_rng(derive_seed(self.seed, stream)),
+        )
 
     def _at_threshold(self, rows: pd.DataFrame, targets: np.ndarray, threshold: float) -> dict[str, Any]:
         groups, scores = self._units(rows), rows["score"].to_numpy()
@@ -244,122 +236,9 @@ class _Judge:
             if self.table.is_binary:
                 ap = metric.average_precision(targets[own], values[own, 0])
             else:
-                ap = _mean(metric.per_class_average_precision(targets[own], values[own]))
+                ap = mean_of_defined(metric.per_class_average_precision(targets[own], values[own]))
             result.append({"fold": int(fold), "ap": ap, **_counts(targets[own], self.table)})
         return result
-
-
-def binary_figures(
-    targets: np.ndarray,
-    scores: np.ndarray,
-    *,
-    metrics: MetricsConfig,
-    groups: Groups,
-    rng: np.random.Generator,
-) -> dict[str, Any]:
-    """What metrics.json says of one binary scoring; the objects are keyed by the configured points as text."""
-    interval = average_precision_interval(
-        targets, scores, groups=groups, replicates=metrics.replicates, confidence=metrics.confidence, rng=rng
-    )
-    figures = _figures(targets, scores, metrics)
-    return {
-        "ap": figures.pop("ap"),
-        "ap_ci": [interval.low, interval.high],
-        "ap_sd": interval.sd,
-        "replicates": interval.replicates,
-        **figures,
-    }
-
-
-def class_figures(
-    targets: np.ndarray,
-    class_scores: np.ndarray,
-    *,
-    classes: Sequence[str],
-    metrics: MetricsConfig,
-    groups: Groups,
-    rng: np.random.Generator,
-    class_intervals: bool = True,
-) -> dict[str, Any]:
-    """What metrics.json says of one multi-class scoring, (rows,) class numbers and (rows, classes) scores.
-
-    Each figure is the mean of the one-vs-rest figures over the classes that occur, which `per_class` lists, with an
-    interval each unless `class_intervals` is off; the predicted class is the one with the highest score.
-    """
-    predicted = class_scores.argmax(axis=1)
-    recalls = metric.per_class_recall(targets, predicted, num_classes=len(classes))
-    per_class: dict[str, dict[str, Any]] = {}
-    for number, name in enumerate(classes):
-        own, scores = targets == number, class_scores[:, number]
-        if class_intervals:
-            figures = binary_figures(own, scores, metrics=metrics, groups=groups, rng=rng)
-        else:
-            figures = _figures(own, scores, metrics)
-        per_class[name] = {**figures, "recall": float(recalls[number]), "num_rows": int(own.sum())}
-    interval = macro_average_precision_interval(
-        targets, class_scores, groups=groups, replicates=metrics.replicates, confidence=metrics.confidence, rng=rng
-    )
-    occurring = [figures for figures in per_class.values() if figures["num_rows"]]
-    macro = {
-        "ap": _mean([figures["ap"] for figures in occurring]),
-        "ap_ci": [interval.low, interval.high],
-        "ap_sd": interval.sd,
-        "replicates": interval.replicates,
-        "roc_auc": _mean([figures["roc_auc"] for figures in occurring]),
-        "partial_auc": _mean([figures["partial_auc"] for figures in occurring]),
-    }
-    for key in ("recall_at_precision", "precision_at_recall", "recall_at_k"):
-        points = next(iter(per_class.values()))[key]
-        macro[key] = {point: _mean([figures[key][point] for figures in occurring]) for point in points}
-    worst = {
-        f"worst_{key}": min(
-            ({"class": name, key: figures[key]} for name, figures in per_class.items() if figures["num_rows"]),
-            key=lambda entry: float(entry[key]),
-            default=None,
-        )
-        for key in ("recall", "ap")
-    }
-    return {
-        **macro,
-        "accuracy": metric.accuracy(targets, predicted),
-        "balanced_accuracy": _mean(recalls),
-        **worst,
-        "macro": {**macro, "recall": _mean(recalls)},
-        "per_class": per_class,
-    }
-
-
-def at_threshold(
-    targets: np.ndarray, scores: np.ndarray, *, threshold: float, groups: Groups, metrics: MetricsConfig
-) -> dict[str, Any]:
-    """What the decision score >= threshold does to these rows."""
-    counts = metric.confusion(targets, scores, threshold=threshold)
-    is_positive = targets == 1
-    of_positives = None if groups is None else np.asarray(groups, dtype=object)[is_positive]
-    interval = share_interval(scores[is_positive] >= threshold, groups=of_positives, confidence=metrics.confidence)
-    return {
-        "balanced_accuracy": metric.balanced_accuracy(targets, scores, threshold=threshold),
-        "confusion": asdict(counts),
-        "recall_at_threshold": counts.recall,
-        "recall_at_threshold_ci": list(interval),
-        "precision_at_threshold": counts.precision,
-    }
-
-
-def _figures(targets: np.ndarray, scores: np.ndarray, metrics: MetricsConfig) -> dict[str, Any]:
-    """The part of `binary_figures` that needs no resampling."""
-    return {
-        "ap": metric.average_precision(targets, scores),
-        "roc_auc": metric.roc_auc(targets, scores),
-        "partial_auc": metric.partial_auc(targets, scores, metrics.min_tpr),
-        "recall_at_precision": {
-            str(point): metric.recall_at_precision(targets, scores, point) for point in metrics.precision_points
-        },
-        "precision_at_recall": {
-            str(point): metric.precision_at_recall(targets, scores, point) for point in metrics.recall_points
-        },
-        "recall_at_k": {str(k): metric.recall_at_k(targets, scores, k) for k in metrics.top_k},
-    }
 
 
 def _model_scorings(everything: pd.DataFrame, optimistic: Collection[str]) -> dict[tuple[str, str], dict[str, Any]]:
@@ -411,13 +290,6 @@ def _counts(targets: np.ndarray, table: ImageTable) -> dict[str, Any]:
     positives = int((targets == 1).sum())
     prevalence = positives / len(targets) if len(targets) else None
     return {"prevalence": prevalence, "num_positives": positives, "num_negatives": len(targets) - positives}
-
-
-def _mean(values: Collection[float] | np.ndarray) -> float:
-    """Mean of what is defined; nan when nothing is."""
-    array = np.asarray(list(values), dtype=np.float64)
-    array = array[~np.isnan(array)]
-    return float(array.mean()) if array.size else float("nan")
 
 
 def _json_safe(value: Any) -> Any:

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from augment.policies import Policy
 from configs.errors import InputError
@@ -132,4 +132,5 @@ def _quiet_worker(worker: int) -> None:
 
 
 def _stack(images: Sequence[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)  # (batch, channels, height, width)
+    stacked: Tensor = default_collate(list(images))  # in a worker, into memory that is shared already
+    return stacked.permute(0, 3, 1, 2)  # (batch, channels, height, width)

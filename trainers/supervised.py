@@ -13,97 +13,33 @@ ends with the very weights of an uninterrupted one.
 
 import shutil
 import time
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from rich.markup import escape
-from torch import Tensor
 
 from augment.mixing import mix_batch
 from augment.policies import build_policy
 from configs.errors import InputError
-from configs.schema import AugmentConfig, ComputeConfig, ModelConfig, TrainConfig
-from trainers import atomic, memory, stopping
+from configs.schema import TrainConfig
+from trainers import atomic, held_out, memory, stopping, training_record
 from trainers.backbones import Backbone, build_backbone, to_input
-from trainers.checkpoints import (
-    Checkpoint,
-    load_latest,
-    read_final,
-    save_latest,
-    write_checkpoint,
-)
+from trainers.checkpoints import read_final
 from trainers.devices import build_accelerator, launch, num_devices, num_workers
-from trainers.loader import Pixels, TrainingImages, naming_lost_workers, training_loader
+from trainers.fold_task import FoldData, FoldTask, TrainResult
+from trainers.loader import TrainingImages, naming_lost_workers, training_loader
 from trainers.losses import build_loss, class_weights, logit_adjustment, soft_targets
 from trainers.prior import log_odds_shift, warn_double_counting, warn_no_adjustment
 from trainers.progress import progress_bar, tell
 from trainers.provenance import code_version, derive_seed
 from trainers.samplers import BatchSampler, StepBatches, build_sampler
-from trainers.scoring import score_rows
 from trainers.torchvision_ops import declare_missing_ops
-from trainers.training_state import TrainingState, build_training, is_finite, resume, snapshot, take_step
+from trainers.training_state import build_training, resume, take_step
 
 declare_missing_ops()
 
 from torch.utils.tensorboard import SummaryWriter  # noqa: E402
-from torchmetrics.functional.classification import (  # noqa: E402
-    binary_average_precision,
-    multiclass_average_precision,
-)
-
-CURVE_COLUMNS = ("step", "loss", "lr", "seconds", "ap")
-
-
-class NonFiniteLoss(InputError):
-    """The loss became NaN or infinite."""
-
-
-@dataclass(frozen=True)
-class FoldData:
-    """The rows one training sees, learnt and held out: table positions, and targets (int64, 0/1 or class index)."""
-
-    train_rows: np.ndarray
-    train_targets: np.ndarray
-    held_rows: np.ndarray
-    held_targets: np.ndarray
-    num_outputs: int
-
-    @property
-    def num_classes(self) -> int:
-        return max(2, self.num_outputs)
-
-    @property
-    def class_counts(self) -> np.ndarray:
-        return np.bincount(self.train_targets, minlength=self.num_classes)
-
-
-@dataclass(frozen=True)
-class FoldTask:
-    """One network to train on one fold: the sections of the config that matter, the data, and where to write."""
-
-    model: ModelConfig
-    train: TrainConfig
-    augment: AugmentConfig
-    compute: ComputeConfig
-    data: FoldData
-    pixels: Pixels
-    image_size: int
-    channels: int
-    seed: int
-    out: Path
-    description: str = "training"
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """Where the trained network is and what is known of it."""
-
-    final: Path
-    facts: dict[str, Any]
 
 
 def run(task: FoldTask) -> TrainResult:
@@ -223,8 +159,8 @@ def _train(task: FoldTask) -> None:
         naming_lost_workers(workers),
         progress_bar(task.description, train.steps, done=state.step, shown=rank == 0) as bar,
     ):
-        if _look_is_due(state, task):  # the stop came before or in the middle of it
-            _look(state, task, mean, std, shift, writer)
+        if held_out.look_is_due(state, task):  # the stop came before or in the middle of it
+            held_out.look(state, task, mean, std, shift, writer)
         for images, batch_targets in loader:
             # Dropout draws from torch's global generator: seeded by the step, it needs no saving to resume exactly.
             torch.manual_seed(derive_seed(seed, "dropout", state.step, rank))
@@ -242,24 +178,24 @@ def _train(task: FoldTask) -> None:
 
             evaluate = state.step % train.eval_steps == 0 or state.step == train.steps
             if evaluate or state.step % train.log_every_steps == 0:
-                _log(state, writer, task.out)
-                bar.note(_note(state))
+                training_record.log(state, writer, task.out)
+                bar.note(training_record.note(state))
             if _stop_is_agreed(votes):
-                _save(state, task.out)
+                training_record.save(state, task.out)
                 stopping.stop()
             if evaluate and len(data.held_rows):
-                _look(state, task, mean, std, shift, writer)
-                bar.note(_note(state))
+                held_out.look(state, task, mean, std, shift, writer)
+                bar.note(training_record.note(state))
             by_time = 0 < train.checkpoint_every_seconds < time.perf_counter() - saved_at
             by_steps = train.checkpoint_every_steps and state.step % train.checkpoint_every_steps == 0
             if (by_time or by_steps) and state.step < train.steps:
-                _save(state, task.out)
+                training_record.save(state, task.out)
                 saved_at = time.perf_counter()
-    _check_finite(state, task.out)
+    training_record.check_finite(state, task.out)
     if writer is not None:
         with atomic.naming(task.out / "tensorboard"):
             writer.close()
-        _finish(state, _facts(task, backbone, shift), task.out)
+        training_record.finish(state, _facts(task, backbone, shift), task.out)
     accelerator.wait_for_everyone()
     stopping.raise_if_asked()  # of a signal that came too late to stop the loop
 
@@ -271,125 +207,6 @@ def _stop_is_agreed(votes: Any) -> bool:
     asked = torch.tensor([stopping.asked()], dtype=torch.uint8)
     torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX, group=votes)
     return bool(asked)
-
-
-def _save(state: TrainingState, out: Path) -> None:
-    """Write a resume point (the first process does)."""
-    _check_finite(state, out)
-    if state.accelerator.is_main_process:
-        save_latest(out / "checkpoints", state.step, snapshot(state))
-        _write_curves(state, out)
-
-
-def _look_is_due(state: TrainingState, task: FoldTask) -> bool:
-    """Whether the training was stopped between a logged step and its look at the held-out fold."""
-    at_look = state.step > 0 and (state.step % task.train.eval_steps == 0 or state.step == task.train.steps)
-    # Under another eval_every_steps than before, the step that it stopped at has no row.
-    is_logged = bool(state.curves) and state.curves[-1]["step"] == state.step
-    return at_look and len(task.data.held_rows) > 0 and is_logged and state.curves[-1]["ap"] is None
-
-
-def _log(state: TrainingState, writer: SummaryWriter | None, out: Path) -> None:
-    losses = torch.stack(state.losses).cpu()
-    bad = torch.nonzero(~torch.isfinite(losses)).flatten()
-    if len(bad):
-        step = state.step - len(losses) + int(bad[0]) + 1
-        raise _diverged(out, f"the loss became {float(losses[bad[0]])} at step {step}")
-    row = {
-        "step": state.step,
-        "loss": float(losses.double().mean()),
-        "lr": float(state.optimizer.param_groups[0]["lr"]),
-        "seconds": round(state.seconds, 3),
-        "ap": None,
-    }
-    state.losses = []
-    state.curves.append(row)
-    _draw(writer, {"train/loss": row["loss"], "train/lr": row["lr"]}, state.step)
-
-
-def _draw(writer: SummaryWriter | None, points: dict[str, float | None], step: int) -> None:
-    """Add a point to each curve that tensorboard shows; of a full disk its writing thread tells the next caller."""
-    if writer is None:
-        return
-    with atomic.naming(Path(writer.log_dir)):
-        for curve, value in points.items():
-            if value is not None:
-                writer.add_scalar(curve, value, step)
-
-
-def _check_finite(state: TrainingState, out: Path) -> None:
-    """The last loss is that of the weights before the update, so weights are looked at before they are kept."""
-    if not is_finite(state):
-        raise _diverged(out, f"the weights are not finite after step {state.step}")
-
-
-def _diverged(out: Path, what: str) -> NonFiniteLoss:
-    good, _ = load_latest(out / "checkpoints")
-    kept = f"the checkpoint of step {good.state['step']} is kept" if good else "no checkpoint had been saved yet"
-    return NonFiniteLoss(
-        f"{out}: {what}; {kept}. Lower train.lr, lengthen train.warmup_steps or set train.clip_norm, then run again "
-        "with --restart"
-    )
-
-
-def _look(
-    state: TrainingState, task: FoldTask, mean: Tensor, std: Tensor, shift: np.ndarray, writer: SummaryWriter | None
-) -> None:
-    """Judge the network on the held-out fold; a stop in the middle saves, and the look is taken when resumed."""
-    try:
-        _evaluate(state, task, mean, std, shift, writer)
-    except stopping.Stopped:
-        _save(state, task.out)
-        raise
-
-
-def _evaluate(
-    state: TrainingState, task: FoldTask, mean: Tensor, std: Tensor, shift: np.ndarray, writer: SummaryWriter | None
-) -> None:
-    """Average precision on the held-out fold, every process a share of its rows, pooled before the metric."""
-    data, rank, world = task.data, state.accelerator.process_index, state.accelerator.num_processes
-    if world > 1:  # batch statistics differ between processes; those of the first are the ones that are saved
-        for buffer in state.predictor.buffers():
-            torch.distributed.broadcast(buffer, 0)
-    own = score_rows(
-        state.predictor,
-        task.pixels,
-        data.held_rows[rank::world],
-        mean=mean,
-        std=std,
-        # Without gradients four times the images of a training pass need less memory than that.
-        batch_size=min(4 * state.micro_batch, max(256, state.micro_batch)),
-        size_setting="train.micro_batch",
-        autocast=state.accelerator.autocast,
-        after_batch=stopping.raise_if_asked if world == 1 else None,  # or the others would wait for this one
-    )
-    logits = np.empty((len(data.held_rows), data.num_outputs))
-    for other, part in enumerate(_gather(own, world)):
-        logits[other::world] = part
-    ap = _watched_average_precision(logits - shift, data.held_targets, data.num_classes)
-    state.curves[-1]["ap"] = ap
-    _draw(writer, {"held_out/average_precision": ap}, state.step)
-    if task.train.keep == "best" and ap is not None and ap > state.best:
-        state.best = ap
-        state.best_weights = {key: value.detach().clone() for key, value in state.predictor.state_dict().items()}
-
-
-def _gather(own: np.ndarray, world: int) -> list[np.ndarray]:
-    if world == 1:
-        return [own]
-    gathered: list[Any] = [None] * world
-    torch.distributed.all_gather_object(gathered, own)
-    return gathered
-
-
-def _watched_average_precision(logits: np.ndarray, targets: np.ndarray, num_classes: int) -> float | None:
-    """torchmetrics' AP (multi-class: macro) of logits at the natural prevalence; None when a class has no held row."""
-    if len(np.unique(targets)) < num_classes:
-        return None
-    scores, truth = torch.from_numpy(logits), torch.from_numpy(targets)
-    if scores.shape[1] == 1:  # float64 probabilities, so that torchmetrics neither guesses a sigmoid nor saturates
-        return float(binary_average_precision(torch.sigmoid(scores[:, 0]), truth))
-    return float(multiclass_average_precision(torch.softmax(scores, dim=1), truth, num_classes))
 
 
 def _log_odds_shift(task: FoldTask, class_shares: np.ndarray) -> np.ndarray:
@@ -423,32 +240,3 @@ def _facts(task: FoldTask, backbone: Backbone, shift: np.ndarray) -> dict[str, A
         "seed": task.seed,
         "code_version": code_version(),
     }
-
-
-def _finish(state: TrainingState, facts: dict[str, Any], out: Path) -> None:
-    """Write the predicting weights."""
-    weights = state.predictor.state_dict() if state.best_weights is None else state.best_weights
-    _write_curves(state, out)
-    evaluated = [row for row in state.curves if row["ap"] is not None]
-    kept = state.curves[-1] if state.best_weights is None else max(evaluated, key=lambda row: row["ap"] or 0.0)
-    facts = facts | {
-        "held_out_ap": evaluated[-1]["ap"] if evaluated else None,
-        "best_held_out_ap": state.best if state.best_weights is not None else None,
-        "kept_step": kept["step"],
-        "micro_batch": state.micro_batch,
-        "seconds": round(state.seconds, 3),
-        "device": str(state.accelerator.device),
-        "num_devices": state.accelerator.num_processes,
-        "precision": state.accelerator.mixed_precision,
-    }
-    write_checkpoint(out / "final", Checkpoint({"model": weights}, facts))
-
-
-def _write_curves(state: TrainingState, out: Path) -> None:
-    atomic.write_csv(out / "curves.csv", pd.DataFrame(state.curves, columns=list(CURVE_COLUMNS)))
-
-
-def _note(state: TrainingState) -> str:
-    row = state.curves[-1]
-    evaluated = [entry["ap"] for entry in state.curves if entry["ap"] is not None]
-    return f"loss {row['loss']:.4f}" + (f" AP {evaluated[-1]:.3f}" if evaluated else "")

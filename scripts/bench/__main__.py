@@ -10,6 +10,7 @@ from scripts.command import guarded, new_app
 BENCHMARKS = {
     "data": "scripts.bench.data",
     "metrics": "scripts.bench.metrics",
+    "pairs": "scripts.bench.pairs",
     "recipes": "scripts.bench.recipes",
     "train": "scripts.bench.train",
 }

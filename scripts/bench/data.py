@@ -32,7 +32,7 @@ WORKING_SIZE = 224
 def main(
     images: Annotated[int, typer.Option(min=8, help="JPEGs to prepare")] = 800,
     pixels: Annotated[int, typer.Option(min=64, help="their width and height")] = 1024,
-    batches: Annotated[int, typer.Option(min=2, help="batches of 64 to load")] = 30,
+    batches: Annotated[int, typer.Option(min=2, help="batches of 64 to load")] = 100,
     workers: Annotated[int, typer.Option(min=1, help="threads or processes on each side")] = 2,
     repeats: Annotated[int, typer.Option(min=1, help="timed runs of each side, in turn; medians are reported")] = 5,
     seed: Annotated[int, typer.Option(help="of the images and of the augmentation")] = 0,

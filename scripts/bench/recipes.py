@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scripts.bench.spread import mean_sd, paired, signed
 from scripts.command import run_command
 
 if TYPE_CHECKING:
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 
 def main(
     study: Annotated[Path, typer.Argument(help="YAML: benchmark, preset, seeds, recipes; see configs/*_study.yaml")],
-    out: Annotated[Path, typer.Option(help="folder for data and run folders")] = Path("runs/study"),
+    out: Annotated[
+        Path | None, typer.Option(help="folder for data and run folders; default: runs/ and the study's name")
+    ] = None,
     only: Annotated[list[str] | None, typer.Option(help="recipe to run; may be repeated; default: all")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="run only the first so many seeds")] = None,
     overrides: Annotated[
@@ -42,6 +45,7 @@ def main(
     if unknown:
         raise InputError(f"{study}: no recipe {', '.join(map(repr, unknown))}; there are {', '.join(names)}")
     chosen = plan.seeds[:seeds]
+    out = out or Path("runs") / study.stem
     rows = []
     for name in names:
         if name in wanted:
@@ -58,12 +62,20 @@ def main(
         table.add_column(heading, justify="left" if heading == "recipe" else "right")
     for row in rows:
         alike = row is not first and row["recipe"] not in plan.oracle  # whose out-of-fold rows are others
-        row["difference"], row["difference_ci"] = _paired(row["ap"], first["ap"]) if alike else (None, None)
-        models = ", ".join(_mean_sd(aps) for aps in row["models"].values())
-        test = _mean_sd(row["test_ap"]) if row["test_ap"] else "not looked at"
+        row["difference"], row["difference_ci"] = paired(row["ap"], first["ap"]) if alike else (None, None)
+        models = ", ".join(mean_sd(aps) for aps in row["models"].values())
+        test = mean_sd(row["test_ap"]) if row["test_ap"] else "not looked at"
         minutes = f"{sum(row['minutes']):.0f}"
-        worst = [", ".join(_mean_sd(recalls) for recalls in (row["worst_recall"], row["test_worst_recall"]) if recalls)]
-        cells = [row["recipe"], _mean_sd(row["ap"]), _signed(row), models, test, minutes, *worst]
+        worst = [", ".join(mean_sd(recalls) for recalls in (row["worst_recall"], row["test_worst_recall"]) if recalls)]
+        cells = [
+            row["recipe"],
+            mean_sd(row["ap"]),
+            signed(row["difference"], row["difference_ci"]),
+            models,
+            test,
+            minutes,
+            *worst,
+        ]
         table.add_row(*cells[: len(headings)])
     Console().print(table)
     print(json.dumps({"benchmark": plan.benchmark, "recipes": rows}))
@@ -71,7 +83,8 @@ def main(
 
 def overrides_of(plan: "StudyConfig", name: str) -> list[str]:
     """What a recipe changes in the preset, as it would be typed on the command line."""
-    return [f"{key}={json.dumps(value)}" for key, value in (plan.recipes | plan.oracle)[name].items()]
+    changes = plan.common | (plan.recipes | plan.oracle)[name]
+    return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
 
 
 def _run(
@@ -115,7 +128,7 @@ def _data(plan: "StudyConfig", seed: int, out: Path) -> Path:
 
     from trainers import atomic, fashion
 
-    folder = out / f"data-seed{seed}"
+    folder = out / f"data-{plan.benchmark}-seed{seed}"  # studies of both may share a folder
     if not (folder / "truth-test.csv").exists():
         if plan.benchmark == "rare-fashion":
             fashion.write_rare_fashion(folder, fashion.RareFashion(seed=seed))
@@ -146,33 +159,6 @@ def _summary(results: list[dict[str, Any]]) -> dict[str, Any]:
 def _worst_recalls(figures: list[dict[str, Any]]) -> list[float]:
     """Of multi-class figures, the recall of the class that is found least."""
     return [entry["worst_recall"]["recall"] for entry in figures if "worst_recall" in entry]
-
-
-def _paired(values: list[float], others: list[float]) -> tuple[float, list[float] | None]:
-    """Mean difference of pairs and its 95% t-interval; no interval of one pair."""
-    import numpy as np
-    from scipy import stats
-
-    differences = np.subtract(values, others)
-    mean = float(differences.mean())
-    if len(differences) < 2:
-        return mean, None
-    half = float(stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences))
-    return mean, [mean - half, mean + half]
-
-
-def _mean_sd(values: list[float]) -> str:
-    import statistics
-
-    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.3f}{spread}"
-
-
-def _signed(row: dict[str, Any]) -> str:
-    if row["difference"] is None:
-        return ""
-    interval = row["difference_ci"]
-    return f"{row['difference']:+.3f}" + (f" [{interval[0]:+.3f}, {interval[1]:+.3f}]" if interval else "")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from scripts.command import run_command
 if TYPE_CHECKING:
     import numpy as np
 
-    from trainers.supervised import FoldTask
+    from trainers.fold_task import FoldTask
 
 
 def main(
@@ -89,7 +89,7 @@ def _task(
     import numpy as np
 
     from configs.schema import AugmentConfig, ComputeConfig, ModelConfig, TrainConfig
-    from trainers.supervised import FoldData, FoldTask
+    from trainers.fold_task import FoldData, FoldTask
 
     rows, nothing = np.arange(len(targets)), np.arange(0)
     return FoldTask(

@@ -17,7 +17,7 @@ from trainers.stages import Attempt, Stage, StageOutcome, StageRecord, finished,
 from trainers.table import ImageTable, read_table
 
 if TYPE_CHECKING:
-    from trainers.supervised import FoldData, FoldTask, TrainResult
+    from trainers.fold_task import FoldData, FoldTask, TrainResult
 
 # What the user calls the inputs that are hashes.
 OTHER_ROWS = "the labelled images, their labels or their folds are others"
@@ -59,8 +59,9 @@ def _train_all(
     pipeline: Pipeline, works: Sequence["_FoldModel"], unfinished: Sequence["_FoldModel"]
 ) -> list[StageRecord]:
     """The records of all fold models, the unfinished ones trained now, side by side where that is faster."""
+    from trainers.fold_task import TrainResult
     from trainers.side_by_side import Job, num_side_by_side, run_side_by_side, threads_each
-    from trainers.supervised import TrainResult, run
+    from trainers.supervised import run
 
     # By all of them and not by those that are left: the share of threads decides the last bits of the weights.
     processes = num_side_by_side(pipeline.config.compute, len(works))
@@ -136,8 +137,8 @@ class _FoldModel:
 
     def task(self, partial: Path) -> "FoldTask":
         """What is to be done, in the folder of the stage."""
+        from trainers.fold_task import FoldTask
         from trainers.pixels import open_pixels
-        from trainers.supervised import FoldTask
 
         config = self.config
         return FoldTask(
@@ -162,7 +163,7 @@ class _FoldModel:
 
 
 def _fold_data(table: ImageTable, fold: int) -> "FoldData":
-    from trainers.supervised import FoldData
+    from trainers.fold_task import FoldData
 
     hashes = table.frame["sha256"].to_numpy()
     # By content, so that a table that is sorted another way, or has other ids, trains the same networks.

@@ -22,6 +22,18 @@ def test_every_recipe_of_a_study_is_a_config_of_its_own(path: Path) -> None:
     assert len({config.model_dump_json() for config in resolved}) == len(resolved)
 
 
+def test_what_recipes_have_in_common_gives_way_to_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        "benchmark: long-tail\npreset: long_tail.yaml\nseeds: [1]\ncommon: {train.steps: 20, train.lr: 0.1}\n"
+        "recipes: {a: {}, b: {train.lr: 0.5}}\noracle: {all: {train.steps: 40}}\n"
+    )
+    plan = load_study(path)
+    assert overrides_of(plan, "a") == ["train.steps=20", "train.lr=0.1"]
+    assert overrides_of(plan, "b") == ["train.steps=20", "train.lr=0.5"]
+    assert overrides_of(plan, "all") == ["train.steps=40", "train.lr=0.1"]
+
+
 def test_a_wrong_study_names_every_wrong_field(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_text("benchmark: fashion\npreset: rare_fashion.yaml\nrecipes: {}\nsead: [1]\n")

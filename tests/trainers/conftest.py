@@ -10,7 +10,7 @@ import pytest
 from configs.schema import AugmentConfig, ComputeConfig, ModelConfig, TrainConfig
 
 if TYPE_CHECKING:
-    from trainers.supervised import FoldTask
+    from trainers.fold_task import FoldTask
 
 SIZE = 16
 
@@ -23,7 +23,7 @@ def short_task() -> "Callable[..., FoldTask]":
 
 def _short_task(out: Path, *, workers: int = 0, **train: Any) -> "FoldTask":
     """Noise with a brighter corner in the positives; everything random switched on."""
-    from trainers.supervised import FoldData, FoldTask  # torch, which most tests of the folder do without
+    from trainers.fold_task import FoldData, FoldTask  # torch, which most tests of the folder do without
 
     rng = np.random.default_rng(0)
     targets = (np.arange(48) % 4 == 0).astype(np.int64)

@@ -21,10 +21,10 @@ from safetensors.torch import load_file
 from scripts.command import guarded
 from trainers import supervised, training_state
 from trainers.checkpoints import Checkpoint, load_latest
+from trainers.fold_task import FoldTask
 from trainers.provenance import derive_seed, file_digest
 from trainers.samplers import StepBatches
 from trainers.stages import Stage, StageOutcome, run_stage
-from trainers.supervised import FoldTask
 
 ExitCodeOf = Callable[[Callable[[], object]], int]
 KilledAt = Callable[[int, Callable[[], object]], bool]

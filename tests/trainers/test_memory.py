@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from configs.errors import InputError
 from configs.load import check_config
 from configs.schema import ComputeConfig
-from trainers import memory, supervised
+from trainers import held_out, memory, supervised
 from trainers.checkpoints import load_latest
+from trainers.fold_task import FoldTask
 from trainers.memory import OutOfMemory
 from trainers.scoring import score_rows
-from trainers.supervised import FoldTask
 
 ShortTask = Callable[..., FoldTask]
 ERRORS = (
@@ -225,9 +225,9 @@ def test_a_look_at_the_held_out_fold_never_takes_more_memory_than_training(
 ) -> None:
     """Four times the images of a training pass, which had to keep the activations of all layers."""
     sizes = []
-    real = supervised.score_rows
+    real = held_out.score_rows
     monkeypatch.setattr(
-        supervised, "score_rows", lambda *rest, **named: (sizes.append(named["batch_size"]), real(*rest, **named))[1]
+        held_out, "score_rows", lambda *rest, **named: (sizes.append(named["batch_size"]), real(*rest, **named))[1]
     )
     supervised.run(short_task(tmp_path / "small", micro_batch=2))
     supervised.run(short_task(tmp_path / "whole"))

@@ -16,11 +16,12 @@ from sklearn.metrics import average_precision_score
 
 from configs.errors import InputError
 from configs.schema import AugmentConfig, ComputeConfig, ModelConfig, TrainConfig
-from trainers import stopping, supervised
+from trainers import held_out, stopping, supervised
 from trainers.backbones import to_input
 from trainers.checkpoints import load_latest
+from trainers.fold_task import FoldData, FoldTask
 from trainers.scoring import load_scorer, score_rows
-from trainers.supervised import FoldData, FoldTask, NonFiniteLoss
+from trainers.training_record import NonFiniteLoss
 
 SIZE = 16
 STEPS = 24
@@ -148,7 +149,7 @@ def test_a_stop_in_the_middle_of_a_look_loses_neither_steps_nor_the_look(
 ) -> None:
     settings = {"checkpoint_every_steps": 0, "eval_every_steps": 6, "log_every_steps": 4, "keep": "best"}
     supervised.run(toy_task(tmp_path / "whole", train=settings))
-    real = supervised.score_rows
+    real = held_out.score_rows
     looks: list[int] = []
 
     def interrupted(*arguments: Any, **keywords: Any) -> Any:
@@ -158,7 +159,7 @@ def test_a_stop_in_the_middle_of_a_look_loses_neither_steps_nor_the_look(
         return real(*arguments, **keywords)
 
     with monkeypatch.context() as patched, pytest.raises(stopping.Stopped):
-        patched.setattr(supervised, "score_rows", interrupted)
+        patched.setattr(held_out, "score_rows", interrupted)
         supervised.run(toy_task(tmp_path / "stopped", train=settings))
     checkpoint, _ = load_latest(tmp_path / "stopped" / "checkpoints")
     assert checkpoint is not None

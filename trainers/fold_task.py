@@ -1,0 +1,54 @@
+"""What one training is given and what it gives back."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from configs.schema import AugmentConfig, ComputeConfig, ModelConfig, TrainConfig
+from trainers.loader import Pixels
+
+
+@dataclass(frozen=True)
+class FoldData:
+    """The rows one training sees, learnt and held out: table positions, and targets (int64, 0/1 or class index)."""
+
+    train_rows: np.ndarray
+    train_targets: np.ndarray
+    held_rows: np.ndarray
+    held_targets: np.ndarray
+    num_outputs: int
+
+    @property
+    def num_classes(self) -> int:
+        return max(2, self.num_outputs)
+
+    @property
+    def class_counts(self) -> np.ndarray:
+        return np.bincount(self.train_targets, minlength=self.num_classes)
+
+
+@dataclass(frozen=True)
+class FoldTask:
+    """One network to train on one fold: the sections of the config that matter, the data, and where to write."""
+
+    model: ModelConfig
+    train: TrainConfig
+    augment: AugmentConfig
+    compute: ComputeConfig
+    data: FoldData
+    pixels: Pixels
+    image_size: int
+    channels: int
+    seed: int
+    out: Path
+    description: str = "training"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Where the trained network is and what is known of it."""
+
+    final: Path
+    facts: dict[str, Any]

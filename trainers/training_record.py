@@ -1,0 +1,108 @@
+"""What a training leaves in its folder: resume points, curves for tensorboard and curves.csv, the weights that predict.
+
+Nothing is kept that is not finite: `NonFiniteLoss` names the step at which training diverged.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from configs.errors import InputError
+from trainers import atomic
+from trainers.checkpoints import Checkpoint, load_latest, save_latest, write_checkpoint
+from trainers.torchvision_ops import declare_missing_ops
+from trainers.training_state import TrainingState, is_finite, snapshot
+
+declare_missing_ops()
+
+from torch.utils.tensorboard import SummaryWriter  # noqa: E402  (after the operators that torchvision looks up exist)
+
+CURVE_COLUMNS = ("step", "loss", "lr", "seconds", "ap")
+
+
+class NonFiniteLoss(InputError):
+    """The loss became NaN or infinite."""
+
+
+def save(state: TrainingState, out: Path) -> None:
+    """Write a resume point (the first process does)."""
+    check_finite(state, out)
+    if state.accelerator.is_main_process:
+        save_latest(out / "checkpoints", state.step, snapshot(state))
+        _write_curves(state, out)
+
+
+def log(state: TrainingState, writer: SummaryWriter | None, out: Path) -> None:
+    """Add a row to the curves: the mean loss since the last one; raises NonFiniteLoss."""
+    losses = torch.stack(state.losses).cpu()
+    bad = torch.nonzero(~torch.isfinite(losses)).flatten()
+    if len(bad):
+        step = state.step - len(losses) + int(bad[0]) + 1
+        raise _diverged(out, f"the loss became {float(losses[bad[0]])} at step {step}")
+    row = {
+        "step": state.step,
+        "loss": float(losses.double().mean()),
+        "lr": float(state.optimizer.param_groups[0]["lr"]),
+        "seconds": round(state.seconds, 3),
+        "ap": None,
+    }
+    state.losses = []
+    state.curves.append(row)
+    draw(writer, {"train/loss": row["loss"], "train/lr": row["lr"]}, state.step)
+
+
+def draw(writer: SummaryWriter | None, points: dict[str, float | None], step: int) -> None:
+    """Add a point to each curve that tensorboard shows; of a full disk its writing thread tells the next caller."""
+    if writer is None:
+        return
+    with atomic.naming(Path(writer.log_dir)):
+        for curve, value in points.items():
+            if value is not None:
+                writer.add_scalar(curve, value, step)
+
+
+def check_finite(state: TrainingState, out: Path) -> None:
+    """The last loss is that of the weights before the update, so weights are looked at before they are kept."""
+    if not is_finite(state):
+        raise _diverged(out, f"the weights are not finite after step {state.step}")
+
+
+def finish(state: TrainingState, facts: dict[str, Any], out: Path) -> None:
+    """Write the predicting weights."""
+    weights = state.predictor.state_dict() if state.best_weights is None else state.best_weights
+    _write_curves(state, out)
+    evaluated = [row for row in state.curves if row["ap"] is not None]
+    kept = state.curves[-1] if state.best_weights is None else max(evaluated, key=lambda row: row["ap"] or 0.0)
+    facts = facts | {
+        "held_out_ap": evaluated[-1]["ap"] if evaluated else None,
+        "best_held_out_ap": state.best if state.best_weights is not None else None,
+        "kept_step": kept["step"],
+        "micro_batch": state.micro_batch,
+        "seconds": round(state.seconds, 3),
+        "device": str(state.accelerator.device),
+        "num_devices": state.accelerator.num_processes,
+        "precision": state.accelerator.mixed_precision,
+    }
+    write_checkpoint(out / "final", Checkpoint({"model": weights}, facts))
+
+
+def note(state: TrainingState) -> str:
+    """What the progress bar says beside the steps: newest loss, and newest AP of the held-out fold."""
+    row = state.curves[-1]
+    evaluated = [entry["ap"] for entry in state.curves if entry["ap"] is not None]
+    return f"loss {row['loss']:.4f}" + (f" AP {evaluated[-1]:.3f}" if evaluated else "")
+
+
+def _write_curves(state: TrainingState, out: Path) -> None:
+    atomic.write_csv(out / "curves.csv", pd.DataFrame(state.curves, columns=list(CURVE_COLUMNS)))
+
+
+def _diverged(out: Path, what: str) -> NonFiniteLoss:
+    good, _ = load_latest(out / "checkpoints")
+    kept = f"the checkpoint of step {good.state['step']} is kept" if good else "no checkpoint had been saved yet"
+    return NonFiniteLoss(
+        f"{out}: {what}; {kept}. Lower train.lr, lengthen train.warmup_steps or set train.clip_norm, then run again "
+        "with --restart"
+    )
