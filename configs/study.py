@@ -1,9 +1,11 @@
 """The file of a study: recipes to compare on a benchmark, each a preset with a few fields changed."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from configs.errors import InputError, listed
 from configs.load import read_yaml
@@ -22,6 +24,33 @@ class StudyConfig(Section):
     common: dict[str, Any] = Field(default_factory=dict, description="overrides of every recipe, which it may change")
     recipes: dict[str, dict[str, Any]] = Field(min_length=1, description="name: {dotted key: value}")
     oracle: dict[str, dict[str, Any]] = Field(default_factory=dict, description="the same, with all labels")
+
+    @field_validator("seeds")
+    @classmethod
+    def _each_once(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("a seed is there twice, and would count as two independent runs")
+        return seeds
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "StudyConfig":
+        folders = [name.replace(" ", "-") for name in (*self.recipes, *self.oracle)]
+        twice = sorted({name for name in folders if folders.count(name) > 1})
+        if twice:
+            raise ValueError(f"recipes that would share a run folder: {', '.join(twice)}")
+        return self
+
+    def overrides(self, name: str, given: Sequence[str] = ()) -> list[str]:
+        """What a recipe changes in the preset, as it would be typed on the command line.
+
+        `given` are those of the command line, which come after what all recipes have in common.
+        """
+        own = (self.recipes | self.oracle)[name]
+        return [*_typed(self.common), *given, *_typed(own)]
+
+
+def _typed(changes: dict[str, Any]) -> list[str]:
+    return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
 
 
 def load_study(path: Path) -> StudyConfig:

@@ -6,9 +6,8 @@ Several GPUs are used by starting one process per GPU for the training of a fold
 import os
 import signal
 import socket
-import time
-from collections.abc import Callable, Sequence
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -20,12 +19,11 @@ from torch.multiprocessing import ProcessExitedException
 from configs.errors import InputError
 from configs.schema import ComputeConfig
 from trainers import stopping
+from trainers.processes import end_processes, end_with_parent, why_it_ended
 
 MAX_WORKERS = 8
 SHARED_MEMORY = "/dev/shm"
 BATCHES_ON_THE_WAY = 4  # of one worker: two prefetched, one in use, one being made
-# To end on a SIGTERM; a batch system kills after 30.
-PATIENCE_SECONDS = 20.0
 
 
 def device_type(compute: ComputeConfig) -> str:
@@ -107,39 +105,39 @@ def launch(function: Callable[..., None], arguments: tuple[Any, ...], *, num_pro
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    errors = multiprocessing.get_context("spawn").SimpleQueue()
+    context = multiprocessing.get_context("spawn")
+    errors = context.SimpleQueue()
+    held, lifeline = context.Pipe()
     processes = multiprocessing.spawn(
-        _join, (num_processes, port, errors, function, arguments), nprocs=num_processes, join=False
+        _join, (num_processes, port, errors, lifeline, function, arguments), nprocs=num_processes, join=False
     )
+    lifeline.close()
     try:
         while not processes.join():
             pass
-    except ProcessExitedException:
-        if errors.empty():
-            raise
-        raise errors.get() from None
+    except ProcessExitedException as error:
+        if not errors.empty():
+            raise errors.get() from None
+        advice = f"set compute.num_devices to less than {num_processes}, train.micro_batch lower, or free memory"
+        raise why_it_ended(error.exit_code, what="one of the devices", advice=advice) from None
     except stopping.Stopped:
-        end_processes(processes.processes)
+        stopping.say_that_it_stops()
+        end_processes(processes.processes, patience=None)  # whatever saving takes
         raise
-
-
-def end_processes(processes: Sequence[BaseProcess], *, patience: float | None = PATIENCE_SECONDS) -> None:
-    """Tell processes to save and end; those that have not after `patience` seconds, or at a Ctrl-C, are killed."""
-    give_up = None if patience is None else time.monotonic() + patience
-    try:
-        with stopping.deferred():
-            for process in processes:
-                process.terminate()
-            for process in processes:
-                process.join(None if give_up is None else max(0.0, give_up - time.monotonic()))
-    finally:  # also of a second Ctrl-C
-        for process in processes:
-            process.kill()
+    finally:
+        held.close()
 
 
 def _join(
-    rank: int, world: int, port: int, errors: Any, function: Callable[..., None], arguments: tuple[Any, ...]
+    rank: int,
+    world: int,
+    port: int,
+    errors: Any,
+    lifeline: Connection,
+    function: Callable[..., None],
+    arguments: tuple[Any, ...],
 ) -> None:
+    end_with_parent(lifeline)
     # Accelerate and torch.distributed find their peers through these variables and through nothing else.
     os.environ |= {
         "RANK": str(rank),
@@ -151,7 +149,7 @@ def _join(
     }
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
     try:
-        with stopping.stoppable():
+        with stopping.stoppable(quietly=True):
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and passes it on as SIGTERM
             function(*arguments)
     except (InputError, OSError) as error:  # what a user can mend is told by the process that the user started

@@ -5,12 +5,12 @@ the other with two threads (configs/LOG.md).
 """
 
 import multiprocessing
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
@@ -20,7 +20,8 @@ import torch
 from configs.errors import InputError, tell_user_error_once
 from configs.schema import ComputeConfig
 from trainers import progress, stopping
-from trainers.devices import device_type, end_processes
+from trainers.devices import device_type
+from trainers.processes import end_processes, end_with_parent, why_it_ended
 
 MAX_AUTO = 4  # trainings at a time unless asked for more: each needs memory of its own
 
@@ -46,13 +47,14 @@ def num_side_by_side(compute: ComputeConfig, jobs: int) -> int:
 
     Raises InputError when several processes are to train each fold as well.
     """
-    several = (compute.num_devices or 1) > 1
+    device = device_type(compute)
+    devices = compute.num_devices or (torch.cuda.device_count() if device == "cuda" else 1)
     if compute.side_by_side is None:
-        alone = several or device_type(compute) != "cpu"
+        alone = devices > 1 or device != "cpu"
         return 1 if alone else max(1, min(jobs, torch.get_num_threads(), MAX_AUTO))
-    if several and compute.side_by_side > 1:
+    if devices > 1 and compute.side_by_side > 1:
         raise InputError(
-            f"compute.side_by_side {compute.side_by_side} and compute.num_devices {compute.num_devices}: processes "
+            f"compute.side_by_side {compute.side_by_side} and {devices} devices (compute.num_devices): processes "
             "share either the trainings or the batches of one; set one of the two to 1"
         )
     return max(1, min(jobs, compute.side_by_side))
@@ -73,6 +75,7 @@ def run_side_by_side(
     a stop.
     """
     workers: list[_Worker] = []
+    resource_tracker.ensure_running()  # or starting the first process would start it, and with it let signals through
     try:
         for _ in range(processes):
             with _signals_held():  # until the process is in the list
@@ -148,23 +151,14 @@ def _death(worker: _Worker, processes: int) -> BaseException:
     """Why a process is gone."""
     assert worker.job is not None
     worker.process.join()
-    code = worker.process.exitcode or 0
-    for number in stopping.SIGNALS:  # it has saved and ended as it was told, perhaps it alone
-        if code == 128 + number:
-            return stopping.Stopped(number)
-    if code >= 0:
-        return RuntimeError(f"the process of {worker.job.description} ended with exit status {code}; see above")
-    return InputError(
-        f"{worker.job.description}: its process was killed ({signal.Signals(-code).name}), most often because the "
-        f"machine's memory ran out; set compute.side_by_side to less than {processes}, or free memory. The same "
-        "command goes on from the newest saved state"
-    )
+    fewer = f"set compute.side_by_side to less than {processes}" if processes > 1 else "set train.micro_batch lower"
+    return why_it_ended(worker.process.exitcode or 0, what=worker.job.description, advice=f"{fewer}, or free memory")
 
 
 def _serve(work: Callable[[Any], Any], connection: Connection, lifeline: Connection, threads: int) -> None:
     """What a process does: one job after the other, until there are no more."""
     threading.excepthook = tell_user_error_once
-    threading.Thread(target=_die_with_parent, args=(lifeline,), daemon=True).start()
+    end_with_parent(lifeline)
     torch.set_num_threads(threads)
     progress.report_to(connection.send)
     try:
@@ -181,11 +175,3 @@ def _serve(work: Callable[[Any], Any], connection: Connection, lifeline: Connect
                 stopping.raise_if_asked()  # of a signal that came while the work failed
     except stopping.Stopped as stop:
         raise SystemExit(stop.exit_code) from None
-
-
-def _die_with_parent(lifeline: Connection) -> None:
-    """End at once when the parent is gone, however it went: another run may take its folder over."""
-    try:
-        lifeline.recv()
-    except EOFError:
-        os.kill(os.getpid(), signal.SIGKILL)

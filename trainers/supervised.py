@@ -191,11 +191,11 @@ def _train(task: FoldTask) -> None:
             if (by_time or by_steps) and state.step < train.steps:
                 training_record.save(state, task.out)
                 saved_at = time.perf_counter()
-    training_record.check_finite(state, task.out)
-    if writer is not None:
-        with atomic.naming(task.out / "tensorboard"):
-            writer.close()
-        training_record.finish(state, _facts(task, backbone, shift), task.out)
+        training_record.check_finite(state, task.out)
+        if writer is not None:
+            with atomic.naming(task.out / "tensorboard"):
+                writer.close()
+            training_record.finish(state, _facts(task, backbone, shift), task.out)
     accelerator.wait_for_everyone()
     stopping.raise_if_asked()  # of a signal that came too late to stop the loop
 

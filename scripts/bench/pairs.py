@@ -29,8 +29,8 @@ def main(
     first = next(iter(by_run.values()))
     for run, found in by_run.items():
         if found.keys() != first.keys():
-            names = [", ".join(" + ".join(names) for names in one if len(names) == 1) for one in (first, found)]
-            raise InputError(f"{run}: expected the networks of {runs[0]} ({names[0]}), got {names[1]}")
+            wanted, got = (", ".join(names[0] for names in one if len(names) == 1) for one in (first, found))
+            raise InputError(f"{run}: expected the networks of {runs[0]} ({wanted}), got {got}")
     values = {names: [found[names] for found in by_run.values()] for names in first}
     ranked = sorted(values, key=lambda names: -sum(values[names]))
     table = Table(title=f"{len(by_run)} run(s): out-of-fold average precision")

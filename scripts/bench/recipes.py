@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scripts.arguments import RestartOption
 from scripts.bench.spread import mean_sd, paired, signed
 from scripts.command import run_command
 
 if TYPE_CHECKING:
+    from configs.schema import RunConfig
     from configs.study import StudyConfig
 
 
@@ -30,6 +32,7 @@ def main(
         typer.Option("--set", help="key=value for every run, e.g. compute.num_devices=2; may be repeated"),
     ] = None,
     look: Annotated[list[str] | None, typer.Option(help="recipe whose test figures are wanted, too")] = None,
+    restart: RestartOption = False,
 ) -> None:
     """Compare recipes over seeds: mean, spread, and the paired difference from the first with its 95% t-interval."""
     from rich.console import Console
@@ -41,18 +44,27 @@ def main(
     plan = load_study(study)
     names = [*plan.recipes, *plan.oracle]
     wanted = list(only or names)
-    unknown = sorted({*wanted, *(look or [])} - set(names))
+    looked = set(look or [])
+    unknown = sorted({*wanted, *looked} - set(names))
     if unknown:
         raise InputError(f"{study}: no recipe {', '.join(map(repr, unknown))}; there are {', '.join(names)}")
+    if not looked <= set(wanted):
+        raise InputError(f"--look {sorted(looked - set(wanted))[0]!r}: not among the recipes of --only")
     chosen = plan.seeds[:seeds]
     out = out or Path("runs") / study.stem
+    configs = {  # all before the first is trained, because one may have a mistake
+        name: [_config(plan, study, name, seed, out, overrides or [], truth=name in looked) for seed in chosen]
+        for name in names
+        if name in wanted
+    }
     rows = []
-    for name in names:
-        if name in wanted:
-            results = [
-                _run(plan, study, name, seed, out, overrides or [], truth=name in (look or [])) for seed in chosen
-            ]
-            rows.append({"recipe": name, "seeds": chosen, **_summary(results)})
+    for name, settings in configs.items():
+        results = []
+        for config in settings:
+            _write_data(plan, config.seed, out)
+            print(f"--- {name}, seed {config.seed}", flush=True)
+            results.append(_run(config, restart=restart))
+        rows.append({"recipe": name, "seeds": chosen, **_summary(results)})
     first = rows[0]
     table = Table(title=f"{plan.benchmark}, {len(chosen)} seed(s): average precision")
     headings = ["recipe", "out of fold", f"minus {first['recipe']}", "models", "test", "minutes"]
@@ -81,65 +93,67 @@ def main(
     print(json.dumps({"benchmark": plan.benchmark, "recipes": rows}))
 
 
-def overrides_of(plan: "StudyConfig", name: str) -> list[str]:
-    """What a recipe changes in the preset, as it would be typed on the command line."""
-    changes = plan.common | (plan.recipes | plan.oracle)[name]
-    return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
-
-
-def _run(
-    plan: "StudyConfig", study: Path, name: str, seed: int, out: Path, common: list[str], *, truth: bool
-) -> dict[str, Any]:
-    """metrics.json of one recipe and seed."""
+def _config(
+    plan: "StudyConfig", study: Path, name: str, seed: int, out: Path, given: list[str], *, truth: bool
+) -> "RunConfig":
     from configs.load import load_config
-    from scripts.pipeline import run_pipeline
-    from trainers import atomic
 
-    data = _data(plan, seed, out)
+    data = _data_folder(plan, seed, out)
     table = "table-oracle.csv" if name in plan.oracle else "table.csv"
     overrides = [
-        *common,
-        *overrides_of(plan, name),
+        *plan.overrides(name, given),
         f"data.source={data / table}", f"data.test={data / 'test.csv'}", f"out={out}", f"seed={seed}",
         f"name={name.replace(' ', '-')}-seed{seed}",
         *([f"data.truth={data / 'truth-test.csv'}"] if truth else []),
     ]  # fmt: skip
-    print(f"--- {name}, seed {seed}", flush=True)
-    config = load_config(study.parent / plan.preset, overrides)
-    wall = config.run_dir / "wall.json"  # seconds of all the commands that it took, of which stages know but their own
-    seconds = json.loads(wall.read_text(encoding="utf-8")) if wall.exists() else 0.0
+    return load_config(study.parent / plan.preset, overrides)
+
+
+def _run(config: "RunConfig", *, restart: bool) -> dict[str, Any]:
+    """metrics.json of one recipe and seed, and `wall_seconds`: of all the commands that its trainings took."""
+    from scripts.pipeline import run_pipeline
+    from trainers import atomic
+
+    wall = config.run_dir / "wall.json"  # stages know but their own seconds
+    trained_with = config.model_dump(mode="json", include={"train", "models", "augment", "folds", "seed"})
+    noted = json.loads(wall.read_text(encoding="utf-8")) if wall.exists() else {}
+    seconds = noted["seconds"] if noted.get("settings") == trained_with else 0.0
     started = time.perf_counter()
     trained = True  # before it stopped, if it does
     try:
-        records = run_pipeline(config).records
+        records = run_pipeline(config, restart=restart).records
         trained = any(not record.skipped for record in records if record.name.startswith("train/"))
     finally:
         if trained and config.run_dir.exists():
             seconds += time.perf_counter() - started
-            atomic.write_json(wall, seconds)
+            atomic.write_json(wall, {"settings": trained_with, "seconds": seconds})
     metrics = json.loads((config.run_dir / "metrics.json").read_text(encoding="utf-8"))
     # Of a run of another command only its stages' seconds are known; trainings side by side count one by one.
     return metrics | {"wall_seconds": seconds or sum(metrics["timing"].values())}
 
 
-def _data(plan: "StudyConfig", seed: int, out: Path) -> Path:
+def _data_folder(plan: "StudyConfig", seed: int, out: Path) -> Path:
+    return out / f"data-{plan.benchmark}-seed{seed}"  # studies of both may share a folder
+
+
+def _write_data(plan: "StudyConfig", seed: int, out: Path) -> None:
     """The benchmark of one seed, and beside it the table of the oracle and the truth of the test rows alone."""
     import pandas as pd
 
     from trainers import atomic, fashion
 
-    folder = out / f"data-{plan.benchmark}-seed{seed}"  # studies of both may share a folder
-    if not (folder / "truth-test.csv").exists():
-        if plan.benchmark == "rare-fashion":
-            fashion.write_rare_fashion(folder, fashion.RareFashion(seed=seed))
-        else:
-            fashion.write_long_tail(folder, fashion.LongTail(seed=seed))
-        texts = {"dtype": str, "keep_default_na": False}
-        table, truth = (pd.read_csv(folder / name, **texts) for name in ("table.csv", "truth.csv"))  # type: ignore[call-overload]
-        known = table["label"].where(table["label"] != "", table["id"].map(truth.set_index("id")["label"]))
-        atomic.write_csv(folder / "table-oracle.csv", table.assign(label=known, split="train"))
-        atomic.write_csv(folder / "truth-test.csv", truth[truth["id"].str.startswith("test-")])
-    return folder
+    folder = _data_folder(plan, seed, out)
+    if (folder / "truth-test.csv").exists():
+        return
+    if plan.benchmark == "rare-fashion":
+        fashion.write_rare_fashion(folder, fashion.RareFashion(seed=seed))
+    else:
+        fashion.write_long_tail(folder, fashion.LongTail(seed=seed))
+    texts = {"dtype": str, "keep_default_na": False}
+    table, truth = (pd.read_csv(folder / name, **texts) for name in ("table.csv", "truth.csv"))  # type: ignore[call-overload]
+    known = table["label"].where(table["label"] != "", table["id"].map(truth.set_index("id")["label"]))
+    atomic.write_csv(folder / "table-oracle.csv", table.assign(label=known, split="train"))
+    atomic.write_csv(folder / "truth-test.csv", truth[truth["id"].str.startswith("test-")])
 
 
 def _summary(results: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """Where the work runs: what is asked for and not there is refused, and several processes share a batch evenly."""
 
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from configs.load import load_config
 from configs.schema import ComputeConfig
 from trainers import devices
 from trainers.devices import device_type, launch, num_devices, num_workers, precision
+from trainers.stopping import Stopped
 
 
 @pytest.mark.parametrize(("threads", "workers"), [(1, 0), (2, 1), (16, 1)])
@@ -57,3 +61,21 @@ def test_a_batch_that_the_devices_asked_for_cannot_share_is_refused() -> None:
 def test_a_mistake_in_one_of_several_processes_is_told_as_from_one(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such config file"):
         launch(load_config, (tmp_path / "none.yaml",), num_processes=2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_how_one_of_several_processes_ended_is_told(number: signal.Signals) -> None:
+    """It is a stop when it was told to end and did, and otherwise a cause."""
+    with pytest.raises((Stopped, InputError)) as caught:
+        launch(raise_in_one, (number,), num_processes=2)
+    if number == signal.SIGTERM:
+        assert isinstance(caught.value, Stopped) and caught.value.exit_code == 143
+    else:
+        assert str(caught.value).startswith("one of the devices: its process was killed (SIGKILL), most often because")
+        assert "set compute.num_devices to less than 2" in str(caught.value)
+
+
+def raise_in_one(number: int) -> None:
+    if os.environ["RANK"] == "1":
+        signal.raise_signal(number)
+    time.sleep(600)

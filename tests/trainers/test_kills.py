@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from scripts.command import guarded
-from trainers import supervised, training_state
+from trainers import supervised, training_record, training_state
 from trainers.checkpoints import Checkpoint, load_latest
 from trainers.fold_task import FoldTask
 from trainers.provenance import derive_seed, file_digest
@@ -114,10 +114,10 @@ def test_a_kill_at_any_file_operation_of_a_save_changes_no_weight_and_no_batch(
         return save
 
     with monkeypatch.context() as patched:
-        for name in ("_save", "_finish"):
-            patched.setattr(supervised, name, killing(getattr(supervised, name)))
+        for name in ("save", "finish"):
+            patched.setattr(training_record, name, killing(getattr(training_record, name)))
         supervised.run(short_task(out))
-    assert num_kills.keys() == {"_save at step 2", "_save at step 4", "_finish at step 6"}
+    assert num_kills.keys() == {"save at step 2", "save at step 4", "finish at step 6"}
     assert min(num_kills.values()) > 20
     whole = list(draws)
     assert [step for step, _ in whole] == list(range(STEPS))
@@ -252,7 +252,7 @@ def test_a_disk_that_fills_up_in_a_training_is_one_sentence_and_costs_the_steps_
     stopped: bool,
 ) -> None:
     """A SIGTERM, too, is not answered with "stopped; goes on from the newest saved state" when that was not saved."""
-    real, step_of = supervised.save_latest, supervised.take_step
+    real, step_of = training_record.save_latest, supervised.take_step
 
     def on_a_full_disk(folder: Path, step: int, checkpoint: Checkpoint) -> None:
         if step < 4:
@@ -267,7 +267,7 @@ def test_a_disk_that_fills_up_in_a_training_is_one_sentence_and_costs_the_steps_
 
     def train() -> None:
         monkeypatch.setattr(supervised, "take_step", signalled)
-        monkeypatch.setattr(supervised, "save_latest", on_a_full_disk)
+        monkeypatch.setattr(training_record, "save_latest", on_a_full_disk)
         guarded(lambda: supervised.run(short_task(tmp_path)))
 
     assert exit_code_of(train) == 2

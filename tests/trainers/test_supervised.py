@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score
 
 from configs.errors import InputError
 from configs.schema import AugmentConfig, ComputeConfig, ModelConfig, TrainConfig
-from trainers import held_out, stopping, supervised
+from trainers import held_out, stopping, supervised, training_record
 from trainers.backbones import to_input
 from trainers.checkpoints import load_latest
 from trainers.fold_task import FoldData, FoldTask
@@ -192,6 +192,21 @@ def test_a_stop_is_obeyed_after_the_step_and_loses_nothing(
     assert same(final_weights(tmp_path), final_weights(uninterrupted))
     curves = [pd.read_csv(out / "curves.csv").drop(columns="seconds") for out in (tmp_path, uninterrupted)]
     pd.testing.assert_frame_equal(*curves, check_exact=True)
+
+
+def test_a_stop_while_the_weights_that_predict_are_written_waits_for_them(
+    tmp_path: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = training_record.write_checkpoint
+
+    def signalled(*arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        real(*arguments)
+
+    with monkeypatch.context() as patched, pytest.raises(stopping.Stopped), stopping.stoppable():
+        patched.setattr(training_record, "write_checkpoint", signalled)
+        supervised.run(toy_task(tmp_path, train={"checkpoint_every_steps": 0}))
+    assert same(final_weights(tmp_path), final_weights(uninterrupted))
 
 
 def test_another_interval_of_looks_after_a_stop_takes_none_where_nothing_was_logged(

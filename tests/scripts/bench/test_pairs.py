@@ -75,7 +75,7 @@ def test_runs_of_other_networks_and_of_one_are_told(tmp_path: Path) -> None:
     first, other = toy_run(tmp_path / "first"), toy_run(tmp_path / "other", models=("a", "b"))
     with pytest.raises(InputError, match=r"other: expected the networks of .*first \(a, b, c\), got a, b"):
         main([first, other], arm="supervised")
-    with pytest.raises(InputError, match="expected two networks or more of arm supervised, got a$"):
+    with pytest.raises(InputError, match=r"expected two networks or more of arm supervised, got a$"):
         average_precisions(toy_run(tmp_path / "single", models=("a",)), "supervised")
     with pytest.raises(InputError, match="of arm semi, got none"):
         average_precisions(first, "semi")

@@ -1,10 +1,19 @@
 """The paired interval is Student's, a single pair has none, and figures are taken from where runs write them."""
 
+import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from scripts.bench.recipes import _summary
+from configs.errors import InputError
+from configs.schema import RunConfig
+from scripts.bench import recipes
+from scripts.bench.recipes import _summary, main
 from scripts.bench.spread import paired
 
 
@@ -37,3 +46,78 @@ def test_a_summary_takes_each_figure_from_its_place() -> None:
     assert summary["test_worst_recall"] == pytest.approx([0.3, 0.4])
     binary = {"ensemble": {"ap": 0.5}, "models": {}, "wall_seconds": 60.0}
     assert _summary([binary])["worst_recall"] == _summary([binary])["test_ap"] == []
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A study of two recipes whose data are written in no time and whose trainings take none."""
+
+    def train(config: RunConfig, *, restart: bool) -> SimpleNamespace:
+        stored = config.run_dir / "steps.json"
+        skipped = stored.exists() and json.loads(stored.read_text()) == config.train.steps
+        config.run_dir.mkdir(parents=True, exist_ok=True)
+        stored.write_text(json.dumps(config.train.steps))
+        figures = {"ensemble": {"ap": config.train.steps / 1000}, "models": {}, "timing": {"train": 60.0}}
+        (config.run_dir / "metrics.json").write_text(json.dumps(figures))
+        time.sleep(0.0 if skipped else 0.05)
+        return SimpleNamespace(records=[SimpleNamespace(name="train/x", skipped=skipped)])
+
+    monkeypatch.setattr("scripts.pipeline.run_pipeline", train)
+    monkeypatch.setattr(recipes, "_write_data", lambda *arguments: None)
+    path = tmp_path / "toy_study.yaml"
+    path.write_text(
+        "benchmark: rare-fashion\npreset: preset.yaml\nseeds: [0, 1]\ncommon: {train.steps: 300}\n"
+        "recipes: {a: {}, long one: {train.steps: 500}}\n"
+    )
+    (tmp_path / "preset.yaml").write_text("train: {steps: 100}\n")
+    monkeypatch.chdir(tmp_path)
+    return path
+
+
+def table_of(output: str) -> dict[str, Any]:
+    return {row["recipe"]: row for row in json.loads(output.splitlines()[-1])["recipes"]}
+
+
+def test_recipes_are_compared_with_the_first(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(study)
+    rows = table_of(capsys.readouterr().out)
+    assert rows["a"]["ap"] == [0.3, 0.3]
+    assert rows["long one"]["difference"] == pytest.approx(0.2)
+    assert (study.parent / "runs" / "toy_study" / "long-one-seed1" / "metrics.json").exists()
+    main(study, overrides=["train.steps=400"])
+    rows = table_of(capsys.readouterr().out)
+    assert (rows["a"]["ap"], rows["long one"]["ap"]) == ([0.4, 0.4], [0.5, 0.5])
+
+
+def test_minutes_are_those_of_the_trainings_with_these_settings(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(study, only=["a"], seeds=1)
+    first = table_of(capsys.readouterr().out)["a"]["minutes"]
+    main(study, only=["a"], seeds=1)  # nothing is trained
+    assert table_of(capsys.readouterr().out)["a"]["minutes"] == first
+    main(study, only=["a"], seeds=1, overrides=["train.steps=200"])
+    other = table_of(capsys.readouterr().out)["a"]["minutes"]
+    assert 0 < other[0] < 1.9 * first[0] + 0.001
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"only": ["b"]}, "no recipe 'b'; there are a, long one"),
+        ({"only": ["a"], "look": ["long one"]}, "--look 'long one': not among the recipes of --only"),
+        ({"overrides": ["train.stepps=3"]}, "train.stepps"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_trained(study: Path, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        main(study, **arguments)
+    assert message in str(caught.value)
+    assert not (study.parent / "runs").exists()
+
+
+def test_a_mistake_in_the_last_recipe_is_told_first(study: Path) -> None:
+    study.write_text(study.read_text().replace("{train.steps: 500}", "{train.steps: many}"))
+    with pytest.raises(InputError, match=r"train\.steps"):
+        main(study)
+    assert not (study.parent / "runs").exists()
