@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scripts.arguments import RestartOption
-from scripts.bench.spread import mean_sd, paired, signed
+from scripts.bench.spread import bracketed, mean_sd, paired, signed
 from scripts.command import run_command
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from configs.schema import RunConfig
     from configs.study import StudyConfig
 
@@ -36,7 +38,6 @@ def main(
 ) -> None:
     """Compare recipes over seeds: mean, spread, and the paired difference from the first with its 95% t-interval."""
     from rich.console import Console
-    from rich.table import Table
 
     from configs.errors import InputError
     from configs.study import load_study
@@ -66,31 +67,69 @@ def main(
             results.append(_run(config, restart=restart))
         rows.append({"recipe": name, "seeds": chosen, **_summary(results)})
     first = rows[0]
-    table = Table(title=f"{plan.benchmark}, {len(chosen)} seed(s): average precision")
-    headings = ["recipe", "out of fold", f"minus {first['recipe']}", "models", "test", "minutes"]
-    if first["worst_recall"]:
-        headings.append("worst class recall, test")
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading == "recipe" else "right")
     for row in rows:
         alike = row is not first and row["recipe"] not in plan.oracle  # whose out-of-fold rows are others
         row["difference"], row["difference_ci"] = paired(row["ap"], first["ap"]) if alike else (None, None)
-        models = ", ".join(mean_sd(aps) for aps in row["models"].values())
-        test = mean_sd(row["test_ap"]) if row["test_ap"] else "not looked at"
-        minutes = f"{sum(row['minutes']):.0f}"
-        worst = [", ".join(mean_sd(recalls) for recalls in (row["worst_recall"], row["test_worst_recall"]) if recalls)]
-        cells = [
-            row["recipe"],
-            mean_sd(row["ap"]),
-            signed(row["difference"], row["difference_ci"]),
-            models,
-            test,
-            minutes,
-            *worst,
-        ]
-        table.add_row(*cells[: len(headings)])
-    Console().print(table)
+        row["images_ci"] = _over_images(configs[row["recipe"]], configs[first["recipe"]]) if alike else None
+    Console().print(_table(rows, f"{plan.benchmark}, {len(chosen)} seed(s): average precision"))
+    if any(row["images_ci"] for row in rows):
+        print("minus: 95% over seeds (t); images: 95% over the images that were judged, trained networks as they are")
     print(json.dumps({"benchmark": plan.benchmark, "recipes": rows}))
+
+
+def _table(rows: list[dict[str, Any]], title: str) -> "Table":
+    """The rows without the columns that say nothing here."""
+    from rich.table import Table
+
+    first = rows[0]
+    columns: dict[str, list[str]] = {
+        "recipe": [row["recipe"] for row in rows],
+        "out of fold": [mean_sd(row["ap"]) for row in rows],
+    }
+    if len(rows) > 1:
+        columns[f"minus {first['recipe']}"] = [signed(row["difference"], row["difference_ci"]) for row in rows]
+    if any(row["images_ci"] for row in rows):
+        columns["images"] = [bracketed(row["images_ci"]) for row in rows]
+    if any(len(row["models"]) > 1 for row in rows):
+        columns["models"] = [", ".join(map(mean_sd, row["models"].values())) for row in rows]
+    if any(row["test_ap"] for row in rows):
+        columns["test"] = [mean_sd(row["test_ap"]) if row["test_ap"] else "not looked at" for row in rows]
+    if first["worst_recall"]:
+        columns["worst class recall"] = [mean_sd(row["worst_recall"]) for row in rows]
+    if any(row["test_worst_recall"] for row in rows):
+        worst = [row["test_worst_recall"] for row in rows]
+        columns["test worst class recall"] = [mean_sd(recalls) if recalls else "not looked at" for recalls in worst]
+    columns["minutes"] = [f"{sum(row['minutes']):.0f}" for row in rows]
+    table = Table(title=title)
+    for heading in columns:
+        table.add_column(heading, justify="left" if heading == "recipe" else "right")
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*cells)
+    return table
+
+
+def _over_images(own: list["RunConfig"], first: list["RunConfig"]) -> list[float] | None:
+    """95% of the mean over seeds of the paired difference in out-of-fold AP, images resampled; two classes only.
+
+    Seeds are independent, so the variances of their differences add up.
+    """
+    import numpy as np
+
+    from ensembles.ensemble import read_ensemble
+    from trainers.intervals import paired_difference
+
+    differences = []
+    for one, other in zip(own, first, strict=True):
+        stored = [read_ensemble(config.run_dir / "ensemble") for config in (one, other)]
+        if stored[0].blend.num_outputs > 1:
+            return None
+        mine, others = (each.scores[each.scores["kind"] == "oof"].set_index("id") for each in stored)
+        targets = mine["target"].to_numpy(dtype=np.int64)
+        scores = mine["score"].to_numpy(), others.loc[mine.index, "score"].to_numpy()
+        differences.append(paired_difference(targets, *scores, rng=np.random.default_rng(one.seed)))
+    mean = float(np.mean([difference.estimate for difference in differences]))
+    sd = float(np.sqrt(np.sum([difference.sd**2 for difference in differences]))) / len(differences)
+    return [mean - 1.96 * sd, mean + 1.96 * sd]
 
 
 def _config(

@@ -35,4 +35,13 @@ def signed(difference: float | None, interval: Sequence[float] | None) -> str:
     """
     if difference is None:
         return ""
-    return f"{difference:+.3f}" + (f" [{interval[0]:+.3f}, {interval[1]:+.3f}]" if interval else "")
+    return f"{difference:+.3f} {bracketed(interval)}".rstrip()
+
+
+def bracketed(interval: Sequence[float] | None) -> str:
+    """An interval of a difference; nothing when there is none.
+
+    >>> bracketed([-0.01, 0.05]), bracketed(None)
+    ('[-0.010, +0.050]', '')
+    """
+    return "" if interval is None else f"[{interval[0]:+.3f}, {interval[1]:+.3f}]"

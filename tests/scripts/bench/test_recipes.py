@@ -7,14 +7,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
 from configs.errors import InputError
 from configs.schema import RunConfig
+from ensembles.blending import Blend
 from scripts.bench import recipes
 from scripts.bench.recipes import _summary, main
 from scripts.bench.spread import paired
+from trainers.intervals import paired_difference
 
 
 def test_the_interval_of_the_paired_difference_is_students_t() -> None:
@@ -64,6 +67,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr("scripts.pipeline.run_pipeline", train)
     monkeypatch.setattr(recipes, "_write_data", lambda *arguments: None)
+    monkeypatch.setattr(recipes, "_over_images", lambda *arguments: None)
     path = tmp_path / "toy_study.yaml"
     path.write_text(
         "benchmark: rare-fashion\npreset: preset.yaml\nseeds: [0, 1]\ncommon: {train.steps: 300}\n"
@@ -121,3 +125,30 @@ def test_a_mistake_in_the_last_recipe_is_told_first(study: Path) -> None:
     with pytest.raises(InputError, match=r"train\.steps"):
         main(study)
     assert not (study.parent / "runs").exists()
+
+
+def test_over_images_the_variances_of_independent_seeds_add_up(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    targets = np.arange(300) % 6 == 0
+    expected = []
+    configs: dict[str, list[RunConfig]] = {"own": [], "first": []}
+    for seed in range(2):
+        scores = {name: rng.normal(size=300) + targets * signal for name, signal in (("own", 2.0), ("first", 1.0))}
+        for name, values in scores.items():
+            config = RunConfig(out=tmp_path, name=f"{name}-{seed}", seed=seed)
+            order = rng.permutation(300)  # rows are matched by id and not by position
+            frame = pd.DataFrame({"id": [f"i{row}" for row in order], "kind": "oof", "score": values[order]})
+            folder = config.run_dir / "ensemble"
+            folder.mkdir(parents=True)
+            frame.assign(target=targets[order].astype(int)).to_parquet(folder / "scores.parquet")
+            blend = Blend("logits", {"a": 1.0}, {"a": [0]}, 1, {}).to_json()
+            stored = {"arm": "supervised", "blend": blend, "threshold": None, "recall_guarantee": {}}
+            (folder / "ensemble.json").write_text(json.dumps(stored))
+            configs[name].append(config)
+        difference = paired_difference(targets, scores["own"], scores["first"], rng=np.random.default_rng(9))
+        expected.append((difference.estimate, difference.sd))
+    low, high = recipes._over_images(configs["own"], configs["first"])
+    estimates, sds = np.array(expected).T
+    assert (low + high) / 2 == pytest.approx(estimates.mean(), abs=1e-9)
+    assert (high - low) / 2 == pytest.approx(1.96 * np.hypot(*sds) / 2, rel=0.1)
+    assert low > 0
