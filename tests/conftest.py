@@ -20,6 +20,12 @@ CREATES = {"os.rename", "os.mkdir", "os.truncate"}
 DELETES = {"os.remove", "os.rmdir", "shutil.rmtree"}
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _heed_hangups() -> None:
+    """Under nohup a SIGHUP is ignored, here and in every process started from here, which tests of it must not be."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.fixture(scope="session")
 def exit_code_of() -> Callable[[Callable[[], object]], int]:
     """`exit_code_of(work)` runs `work` in a fork of this process; 0 when it ends, 1 when it raises, -9 when killed."""
