@@ -21,9 +21,11 @@ DELETES = {"os.remove", "os.rmdir", "shutil.rmtree"}
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _heed_hangups() -> None:
-    """Under nohup a SIGHUP is ignored, here and in every process started from here, which tests of it must not be."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def _heed_signals() -> None:
+    """Under nohup and in a shell's background a signal is ignored, and in every process started from there."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
