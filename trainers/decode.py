@@ -173,7 +173,8 @@ def _load_upright(image: Image.Image, *, smallest: int) -> tuple[int, int, Image
     """Original width and height, and the decoded image, both turned by EXIF.
 
     A large JPEG is decoded at a half, quarter or eighth of its size, never below `smallest`: every byte is still read,
-    it takes a fifth of the time, and the resized pixels differ by 0.2 of 255 levels on average, 5 at most.
+    it takes a fifth of the time, and the resized pixels differ from bicubic ones of the full decode by 0.5 to 2.5 of
+    255 levels on average (scikit-learn's two photographs at 1,024 pixels, to 64 to 224).
     """
     width, height = image.size
     image.draft(None, (smallest, smallest))
