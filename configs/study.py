@@ -34,7 +34,7 @@ class StudyConfig(Section):
 
     @model_validator(mode="after")
     def _names_differ(self) -> "StudyConfig":
-        folders = [name.replace(" ", "-") for name in (*self.recipes, *self.oracle)]
+        folders = [run_name(name) for name in (*self.recipes, *self.oracle)]
         twice = sorted({name for name in folders if folders.count(name) > 1})
         if twice:
             raise ValueError(f"recipes that would share a run folder: {', '.join(twice)}")
@@ -47,6 +47,11 @@ class StudyConfig(Section):
         """
         own = (self.recipes | self.oracle)[name]
         return [*_typed(self.common), *given, *_typed(own)]
+
+
+def run_name(recipe: str) -> str:
+    """A recipe's name as part of a folder's."""
+    return recipe.replace(" ", "-")
 
 
 def _typed(changes: dict[str, Any]) -> list[str]:

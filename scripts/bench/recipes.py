@@ -36,7 +36,7 @@ def main(
     look: Annotated[list[str] | None, typer.Option(help="recipe whose test figures are wanted, too")] = None,
     restart: RestartOption = False,
 ) -> None:
-    """Compare recipes over seeds: mean, spread, and the paired difference from the first with its 95% t-interval."""
+    """Compare recipes over seeds: mean, spread, and the paired difference from the first with 95% intervals."""
     from rich.console import Console
 
     from configs.errors import InputError
@@ -136,13 +136,14 @@ def _config(
     plan: "StudyConfig", study: Path, name: str, seed: int, out: Path, given: list[str], *, truth: bool
 ) -> "RunConfig":
     from configs.load import load_config
+    from configs.study import run_name
 
     data = _data_folder(plan, seed, out)
     table = "table-oracle.csv" if name in plan.oracle else "table.csv"
     overrides = [
         *plan.overrides(name, given),
         f"data.source={data / table}", f"data.test={data / 'test.csv'}", f"out={out}", f"seed={seed}",
-        f"name={name.replace(' ', '-')}-seed{seed}",
+        f"name={run_name(name)}-seed{seed}",
         *([f"data.truth={data / 'truth-test.csv'}"] if truth else []),
     ]  # fmt: skip
     return load_config(study.parent / plan.preset, overrides)
