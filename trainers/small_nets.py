@@ -2,7 +2,7 @@
 
 timm's own networks shrink an image 32-fold, which leaves one cell of a 28-pixel one. These shrink it 8-fold, in three
 stages after a stem at full resolution, and train on two CPU cores in minutes. Any two make a pair: residual blocks (He
-et al. 2016), plain convolutions with parallel branches (Ding et al. 2021), or, at about twice the time, bottlenecks
+et al. 2016), plain convolutions with parallel branches (Ding et al. 2021), or, at about 1.5 times the time, bottlenecks
 with grouped convolutions and squeeze-and-excitation (Radosavovic et al. 2020).
 """
 
@@ -39,12 +39,12 @@ SMALL_REPVGG = ByoModelCfg(
 SMALL_REGNET = ByoModelCfg(
     blocks=tuple(
         ByoBlockCfg(type="bottle", d=depth, c=channels, s=stride, gs=16, br=1.0)
-        for depth, channels, stride in ((1, 48, 2), (2, 96, 2), (2, 160, 2))
+        for depth, channels, stride in ((1, 32, 2), (1, 64, 2), (2, 128, 2))
     ),
     stem_chs=STEM_CHANNELS,
     stem_type="3x3",
     stem_pool="",
-    act_layer="silu",
+    act_layer="relu",
     attn_layer="se",
     attn_kwargs={"rd_ratio": 0.25},
 )
@@ -96,5 +96,5 @@ def small_repvgg(pretrained: bool = False, **options: Any) -> SmallNet:
 
 @register_model
 def small_regnet(pretrained: bool = False, **options: Any) -> SmallNet:
-    """Three stages of grouped bottlenecks with squeeze-and-excitation, 48 to 160 channels."""
+    """Three stages of grouped bottlenecks with squeeze-and-excitation, 32 to 128 channels."""
     return _build("small_regnet", pretrained, **options)

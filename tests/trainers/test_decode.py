@@ -175,6 +175,24 @@ def test_a_large_jpeg_is_within_two_levels_of_its_full_decode():
     assert np.abs(decoded(data, size=64) - full).max() <= 2
 
 
+@pytest.mark.parametrize("resize", ["squash", "crop"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_jpeg_whose_size_is_no_multiple_of_the_scale_is_not_shifted(resize, orientation):
+    smooth = Image.fromarray(RGB).resize((505, 333), Image.Resampling.BICUBIC)  # a quarter is 126.25 x 83.25
+    exif = Image.Exif()
+    exif[274] = orientation
+    image = decode_image(encoded(smooth, "JPEG", quality=95, exif=exif), size=64, channels=3, resize=resize)
+    upright = encoded(ImageOps.exif_transpose(with_exif(smooth, exif)), "PNG")  # is never decoded at a part of its size
+    exact = decode_image(upright, size=64, channels=3, resize=resize)
+    assert (image.width, image.height) == (exact.width, exact.height)
+    error = np.abs(image.pixels.astype(int) - exact.pixels)[2:-2, 2:-2]
+    assert error.mean() < 0.75, "a picture at a quarter of its size that is taken as 127 x 84 has over 0.8"
+
+
+def with_exif(image: Image.Image, exif: Image.Exif) -> Image.Image:
+    return Image.open(io.BytesIO(encoded(image, "PNG", exif=exif)))
+
+
 def test_downscaling_is_antialiased():
     stripes = np.zeros((160, 160, 3), dtype=np.uint8)
     stripes[:, ::2] = 255
