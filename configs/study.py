@@ -55,7 +55,8 @@ def run_name(recipe: str) -> str:
 
 
 def _typed(changes: dict[str, Any]) -> list[str]:
-    return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+    # As JSON, which is YAML; a date, the only scalar of YAML that JSON lacks, is meant as it was written.
+    return [f"{key}={json.dumps(value, default=str)}" for key, value in changes.items()]
 
 
 def load_study(path: Path) -> StudyConfig:

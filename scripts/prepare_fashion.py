@@ -36,7 +36,7 @@ def main(
     ] = None,
     most: Annotated[int | None, typer.Option(help="long-tail: labels of the commonest class; default: 1000")] = None,
     fewest: Annotated[int | None, typer.Option(help="long-tail: labels of the rarest class; default: 20")] = None,
-    seed: Annotated[int, typer.Option(help="which images are chosen")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="which images are chosen")] = 0,
 ) -> None:
     """Build a benchmark: a few labelled images, a pool, and a test set with hidden truth."""
     import configs

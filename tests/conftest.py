@@ -112,8 +112,7 @@ def _failing_from(number: int, error: int) -> Iterator[None]:
 def _watch_files(before: Callable[..., None]) -> None:
     """Call `before` ahead of every change of the file system, of a file by its name or of a descriptor by its number.
 
-        Python raises an audit event for them; fsync alone has none.
-    There is no way back, so this is for a fork.
+    Python raises an audit event for them; fsync alone has none. There is no way back, so this is for a fork.
     """
 
     def is_main() -> bool:

@@ -85,8 +85,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             same = path.stat().st_size == size and file_digest(path) == sha256
         except FileNotFoundError:
             raise CorruptCheckpoint(f"{path}: missing, the manifest lists it") from None
-        except OSError as error:
-            raise CorruptCheckpoint(f"{path}: cannot be read ({error.strerror})") from None
+        except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
+            raise CorruptCheckpoint(f"{path}: cannot be read ({error})") from None
         if not same:
             raise CorruptCheckpoint(f"{path}: its bytes differ from the manifest's SHA-256")
     try:

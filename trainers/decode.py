@@ -1,7 +1,8 @@
 """Image bytes to uint8 pixels at the working size, by one declared rule per kind of file, or a reason why not.
 
 JPEG (and the multi-picture JPEGs of phones), PNG, TIFF, WebP and BMP are read, always to the last byte: `verify()` and
-`LOAD_TRUNCATED_IMAGES` would let half an image pass. Colour profiles are not applied.
+`LOAD_TRUNCATED_IMAGES` would let half an image pass. What a format cannot tell from an image goes through: a WebP, BMP
+or fax-coded TIFF whose second half is zeros. Colour profiles are not applied.
 """
 
 import io
@@ -10,7 +11,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -184,7 +185,7 @@ def _load_upright(image: Image.Image, *, smallest: int) -> tuple[int, int, Image
     if image.format == "TIFF":
         return image.width, image.height, image, (0, 0, image.width, image.height)
     filled_width, filled_height = drafted[1][2:] if drafted is not None else (width, height)
-    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    orientation = _orientation(image)
     if orientation not in UPRIGHT:
         return width, height, image, (0, 0, filled_width, filled_height)
     turn, to_the_right, to_the_bottom = UPRIGHT[orientation]
@@ -195,6 +196,14 @@ def _load_upright(image: Image.Image, *, smallest: int) -> tuple[int, int, Image
     left = image.width - filled_width if to_the_right else 0
     top = image.height - filled_height if to_the_bottom else 0
     return width, height, image, (left, top, left + filled_width, top + filled_height)
+
+
+def _orientation(image: Image.Image) -> Any:
+    """The EXIF orientation; 1, upright, where a broken EXIF block does not tell it: the pixels may be sound."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except DAMAGE:
+        return 1
 
 
 def _raw_mode(image: Image.Image) -> str:

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from trainers.processes import end_processes, end_with_parent, why_it_ended
 
 MAX_WORKERS = 8
 SHARED_MEMORY = "/dev/shm"
+STOPPED = {128 + number for number in stopping.SIGNALS}  # exit codes of a process that was told to end
 BATCHES_ON_THE_WAY = 4  # of one worker: two prefetched, one in use, one being made
 
 
@@ -113,7 +114,7 @@ def launch(function: Callable[..., None], arguments: tuple[Any, ...], *, num_pro
     )
     lifeline.close()
     try:
-        while not processes.join():
+        while not _joined(processes):
             pass
     except ProcessExitedException as error:
         if not errors.empty():
@@ -126,6 +127,19 @@ def launch(function: Callable[..., None], arguments: tuple[Any, ...], *, num_pro
         raise
     finally:
         held.close()
+
+
+def _joined(processes: multiprocessing.ProcessContext) -> bool:
+    """Wait for a process to end; whether all have. When one was told to stop, the others are, and may take their time.
+
+    Torch's own join gives them 30 seconds, less than saving may take. Raises what it raises.
+    """
+    running = {process.sentinel: process for process in processes.processes if process.exitcode is None}
+    for sentinel in wait(list(running)) if running else ():
+        running[sentinel].join()  # the sentinel comes a moment before the exit code
+    if any(process.exitcode in STOPPED for process in processes.processes):
+        end_processes(processes.processes, patience=None)
+    return bool(processes.join())
 
 
 def _join(

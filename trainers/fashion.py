@@ -7,6 +7,7 @@ https://arxiv.org/abs/1708.07747.
 """
 
 import struct
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,8 @@ CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt",
 IMAGES = "images-idx3-ubyte"
 RARE_TARGETS = ("target",)
 SAMPLE = "sample_submission.csv"
-FILES = (IMAGES, "table.csv", "test.csv", SAMPLE, "truth.csv")
+TABLE = "table.csv"
+FILES = (IMAGES, TABLE, "test.csv", SAMPLE, "truth.csv")
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ def write_rare_fashion(out: Path, settings: RareFashion, *, idx: Path = DEBIAN_F
             f"rare-fashion: {unknown or settings.positive!r} cannot be used; the positive class and the unseen "
             f"ones are different ones of: {', '.join(CLASSES)}"
         )
+    if settings.pool_prevalence is not None and not 0.0 <= settings.pool_prevalence <= 1.0:
+        raise InputError(f"rare-fashion: expected a pool prevalence from 0 to 1, got {settings.pool_prevalence}")
     train_images, train_labels = _read(idx, "train")
     test_images, test_labels = _read(idx, "t10k")
     rng = np.random.default_rng(settings.seed)
@@ -194,9 +198,19 @@ def _write(out: Path, parts: dict[str, _Part], targets: list[str], rng: np.rando
     test = frame["split"] == "test"
     hidden = frame.loc[frame["split"] != "train", ["id", "truth"]].rename(columns={"truth": "label"})
     sample = frame.loc[test, ["id"]].assign(**dict.fromkeys(targets, 1.0 / max(2, len(targets))))
-    atomic.write_bytes(out / IMAGES, struct.pack(">IIII", 0x803, *pixels.shape) + pixels.tobytes())
-    atomic.write_csv(out / "table.csv", frame.loc[~test, ["id", "path", "label", "split"]])
-    atomic.write_csv(out / "test.csv", frame.loc[test, ["id", "path"]])
-    atomic.write_csv(out / SAMPLE, sample)
-    atomic.write_csv(out / "truth.csv", hidden)
+    sheets = {
+        TABLE: frame.loc[~test, ["id", "path", "label", "split"]],
+        "test.csv": frame.loc[test, ["id", "path"]],
+        SAMPLE: sample,
+        "truth.csv": hidden,
+    }
+    with ExitStack() as together:  # the first is the last to get its name
+        temporary = {name: together.enter_context(atomic.replacing(out / name)) for name in (*sheets, IMAGES)}
+        for name, sheet in sheets.items():
+            sheet.to_csv(temporary[name], index=False, lineterminator="\n")
+        temporary[IMAGES].write_bytes(struct.pack(">IIII", 0x803, *pixels.shape) + pixels.tobytes())
+        for path in temporary.values():
+            atomic.fsync_file(path)
+        # From here until the new one is there, there is none: a table must never stand beside another seed's images.
+        (out / TABLE).unlink(missing_ok=True)
     return {name: part.counts for name, part in parts.items()}

@@ -192,6 +192,7 @@ def _train(task: FoldTask) -> None:
                 training_record.save(state, task.out)
                 saved_at = time.perf_counter()
         training_record.check_finite(state, task.out)
+        state.seconds = time.perf_counter() - started  # now that a GPU has done all its steps
         if writer is not None:
             with atomic.naming(task.out / "tensorboard"):
                 writer.close()

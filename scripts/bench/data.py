@@ -31,11 +31,11 @@ PICTURES = 400  # different ones; prepare's constant cost would count too much i
 
 def main(
     images: Annotated[int, typer.Option(min=8, help="JPEGs to prepare")] = 4000,
-    pixels: Annotated[int, typer.Option(min=64, help="their width and height")] = 1024,
+    pixels: Annotated[int, typer.Option(min=WORKING_SIZE, help="their width and height")] = 1024,
     batches: Annotated[int, typer.Option(min=2, help="batches of 64 to load")] = 100,
     workers: Annotated[int, typer.Option(min=1, help="threads or processes on each side")] = 2,
     repeats: Annotated[int, typer.Option(min=1, help="timed runs of each side, in turn; medians are reported")] = 5,
-    seed: Annotated[int, typer.Option(help="of the images and of the augmentation")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="of the images and of the augmentation")] = 0,
 ) -> None:
     """Time prepare and the training loader against loops that only decode, and only augment."""
     from rich.console import Console

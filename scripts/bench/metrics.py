@@ -19,7 +19,7 @@ def main(
     positives: Annotated[int, typer.Option(min=2, help="positive rows")] = 293,
     negatives: Annotated[int, typer.Option(min=2, help="negative rows")] = 5000,
     repeats: Annotated[int, typer.Option(min=1, help="timed runs of each side; the median is reported")] = 3,
-    seed: Annotated[int, typer.Option(help="of the scores and the resamples")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="of the scores and the resamples")] = 0,
 ) -> None:
     """Time the interval of average precision on one core against a loop over scikit-learn's function."""
     import numpy as np

@@ -58,6 +58,7 @@ def main(
         for name in names
         if name in wanted
     }
+    _check_same_rows(study, {name: settings[0] for name, settings in configs.items() if name in plan.recipes})
     rows = []
     for name, settings in configs.items():
         results = []
@@ -149,13 +150,29 @@ def _config(
     return load_config(study.parent / plan.preset, overrides)
 
 
+def _check_same_rows(study: Path, configs: dict[str, "RunConfig"]) -> None:
+    """Raise InputError when recipes would be compared on other images."""
+    from configs.errors import InputError
+
+    first, *others = configs
+    for name in others:
+        shares = [configs[recipe].guarantee.holdout for recipe in (first, name)]
+        if shares[0] != shares[1]:
+            raise InputError(
+                f"{study}: recipes {first!r} and {name!r} set aside other images (guarantee.holdout {shares[0]} and "
+                f"{shares[1]}), so their out-of-fold figures cannot be compared; set it in `common`"
+            )
+
+
 def _run(config: "RunConfig", *, restart: bool) -> dict[str, Any]:
     """metrics.json of one recipe and seed, and `wall_seconds`: of all the commands that its trainings took."""
     from scripts.pipeline import run_pipeline
     from trainers import atomic
+    from trainers.decode import RULES_VERSION
 
     wall = config.run_dir / "wall.json"  # stages know but their own seconds
-    trained_with = config.model_dump(mode="json", include={"train", "models", "augment", "folds", "seed"})
+    chosen = {"data", "guarantee", "folds", "train", "models", "augment", "seed"}
+    trained_with = config.model_dump(mode="json", include=chosen) | {"rules": RULES_VERSION}
     noted = json.loads(wall.read_text(encoding="utf-8")) if wall.exists() else {}
     seconds = noted["seconds"] if noted.get("settings") == trained_with else 0.0
     started = time.perf_counter()

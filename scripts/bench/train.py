@@ -29,7 +29,7 @@ def main(
     batch_size: Annotated[int, typer.Option(min=2, help="images per step")] = 128,
     steps: Annotated[int, typer.Option(min=5, help="steps per timed run")] = 60,
     repeats: Annotated[int, typer.Option(min=1, help="timed runs of each side, in turn; medians are reported")] = 5,
-    seed: Annotated[int, typer.Option(help="of images, weights and batches")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="of images, weights and batches")] = 0,
 ) -> None:
     """Time training against a plain loop that does the same without moving average, logging and resume points."""
     import numpy as np

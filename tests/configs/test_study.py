@@ -34,6 +34,14 @@ def test_what_recipes_have_in_common_gives_way_to_their_own(tmp_path: Path) -> N
     assert plan.overrides("all") == ["train.steps=20", "train.lr=0.1", "train.steps=40"]
 
 
+def test_a_date_of_yaml_is_taken_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        "benchmark: long-tail\npreset: long_tail.yaml\nseeds: [1]\nrecipes: {a: {data.positive_label: 2020-01-01}}\n"
+    )
+    assert load_config(None, load_study(path).overrides("a")).data.positive_label == "2020-01-01"
+
+
 @pytest.mark.parametrize(
     ("lines", "problem"),
     [

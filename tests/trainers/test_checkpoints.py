@@ -101,6 +101,14 @@ def test_a_manifest_that_was_cut_or_is_none_is_noticed(tmp_path: Path, manifest:
         read_checkpoint(tmp_path / "final")
 
 
+def test_a_name_in_the_manifest_that_no_file_can_have_is_noticed(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "final", checkpoint_of(3.0))
+    path = tmp_path / "final" / "manifest.json"
+    path.write_text(path.read_text().replace("model.safetensors", "model\\u0000.safetensors"))
+    with pytest.raises(CorruptCheckpoint, match="cannot be read"):
+        read_checkpoint(tmp_path / "final")
+
+
 @pytest.mark.parametrize(
     ("pointer", "problem"),
     [

@@ -175,6 +175,17 @@ def test_a_large_jpeg_is_within_two_levels_of_its_full_decode():
     assert np.abs(decoded(data, size=64) - full).max() <= 2
 
 
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+def test_a_broken_exif_block_does_not_reject_sound_pixels(file_format):
+    data = encoded(
+        RGB[:, :24],
+        file_format,
+        exif=b"Exif\x00\x00no TIFF header",
+        **({} if file_format == "PNG" else {"quality": 95}),
+    )
+    assert decoded(data).shape == (24, 24, 3)
+
+
 @pytest.mark.parametrize("resize", ["squash", "crop"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_jpeg_whose_size_is_no_multiple_of_the_scale_is_not_shifted(resize, orientation):

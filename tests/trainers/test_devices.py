@@ -3,17 +3,20 @@
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import multiprocessing
 
 from configs.errors import InputError
 from configs.load import load_config
 from configs.schema import ComputeConfig
 from trainers import devices
 from trainers.devices import device_type, launch, num_devices, num_workers, precision
-from trainers.stopping import Stopped
+from trainers.stopping import Stopped, deferred
 
 
 @pytest.mark.parametrize(("threads", "workers"), [(1, 0), (2, 1), (16, 1)])
@@ -73,6 +76,27 @@ def test_how_one_of_several_processes_ended_is_told(number: signal.Signals) -> N
     else:
         assert str(caught.value).startswith("one of the devices: its process was killed (SIGKILL), most often because")
         assert "set compute.num_devices to less than 2" in str(caught.value)
+
+
+def test_when_one_is_told_to_end_the_others_save_for_as_long_as_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def impatient(self: Any, seconds: float) -> None:
+        for process in self.processes:
+            process.join(seconds / 100)
+
+    monkeypatch.setattr(multiprocessing.ProcessContext, "_join_procs_with_timeout", impatient)  # torch's 30 are 0.3
+    with pytest.raises(Stopped):
+        launch(save_slowly, (tmp_path / "saved",), num_processes=2)
+    assert (tmp_path / "saved").exists()
+
+
+def save_slowly(path: Path) -> None:
+    if os.environ["RANK"] == "1":
+        signal.raise_signal(signal.SIGTERM)
+    with suppress(Stopped), deferred():
+        time.sleep(2)
+        path.touch()
 
 
 def raise_in_one(number: int) -> None:

@@ -1,8 +1,11 @@
 """Rare-fashion keeps its promises about counts, unseen classes and hidden labels."""
 
+import errno
 import gzip
 import shlex
 import struct
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +80,8 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path, idx: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        (RareFashion(pool_prevalence=-0.1), "expected a pool prevalence from 0 to 1, got -0.1"),
+        (RareFashion(pool_prevalence=float("nan")), "expected a pool prevalence from 0 to 1, got nan"),
         (RareFashion("hat"), r"\['hat'\] cannot be used.*ankle-boot"),
         (RareFashion("shirt", unseen=("shirt",)), "different ones"),
         (RareFashion("shirt", 100, 5, 5), "100 labelled positives asked for, but only 60"),
@@ -89,6 +94,24 @@ def test_impossible_requests_name_what_is_missing(
     with pytest.raises(InputError, match=message):
         write_rare_fashion(tmp_path / "out", settings, idx=idx)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_the_images_and_tables_of_the_old_seed(
+    tmp_path: Path, idx: Path, failing_from: Callable, exit_code_of: Callable
+) -> None:
+    out, number = tmp_path / "out", 0
+    write_rare_fashion(out, RareFashion("coat", 10, 90, 400, seed=1), idx=idx)
+    write_rare_fashion(tmp_path / "other", RareFashion("coat", 10, 90, 400, seed=2), idx=idx)
+    whole = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (out, tmp_path / "other")]
+
+    def write_another(number: int) -> None:
+        with failing_from(number, errno.ENOSPC):
+            write_rare_fashion(out, RareFashion("coat", 10, 90, 400, seed=2), idx=idx)
+
+    while exit_code_of(partial(write_another, number := number + 1)):
+        after = {path.name: path.read_bytes() for path in out.iterdir()}
+        assert after in whole or "table.csv" not in after, f"a mixture after failure {number}"
+    assert number > 5
 
 
 def test_a_missing_data_set_says_how_to_get_it(tmp_path: Path) -> None:

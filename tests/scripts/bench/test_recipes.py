@@ -57,9 +57,10 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     def train(config: RunConfig, *, restart: bool) -> SimpleNamespace:
         stored = config.run_dir / "steps.json"
-        skipped = stored.exists() and json.loads(stored.read_text()) == config.train.steps
+        settings = [config.train.steps, config.data.image_size]
+        skipped = stored.exists() and json.loads(stored.read_text()) == settings
         config.run_dir.mkdir(parents=True, exist_ok=True)
-        stored.write_text(json.dumps(config.train.steps))
+        stored.write_text(json.dumps(settings))
         figures = {"ensemble": {"ap": config.train.steps / 1000}, "models": {}, "timing": {"train": 60.0}}
         (config.run_dir / "metrics.json").write_text(json.dumps(figures))
         time.sleep(0.0 if skipped else 0.05)
@@ -100,9 +101,10 @@ def test_minutes_are_those_of_the_trainings_with_these_settings(
     first = table_of(capsys.readouterr().out)["a"]["minutes"]
     main(study, only=["a"], seeds=1)  # nothing is trained
     assert table_of(capsys.readouterr().out)["a"]["minutes"] == first
-    main(study, only=["a"], seeds=1, overrides=["train.steps=200"])
-    other = table_of(capsys.readouterr().out)["a"]["minutes"]
-    assert 0 < other[0] < 1.9 * first[0] + 0.001
+    for changed in ("train.steps=200", "data.image_size=32"):
+        main(study, only=["a"], seeds=1, overrides=[changed])
+        other = table_of(capsys.readouterr().out)["a"]["minutes"]
+        assert 0 < other[0] < 1.9 * first[0] + 0.001
 
 
 @pytest.mark.parametrize(
@@ -117,6 +119,13 @@ def test_a_mistake_is_told_before_anything_is_trained(study: Path, arguments: di
     with pytest.raises(InputError) as caught:
         main(study, **arguments)
     assert message in str(caught.value)
+    assert not (study.parent / "runs").exists()
+
+
+def test_recipes_that_judge_other_images_are_not_compared(study: Path) -> None:
+    study.write_text(study.read_text().replace("{train.steps: 500}", "{guarantee.holdout: 0.3}"))
+    with pytest.raises(InputError, match="'a' and 'long one' set aside other images"):
+        main(study)
     assert not (study.parent / "runs").exists()
 
 
