@@ -29,10 +29,10 @@ def listed(problems: Sequence[object], *, cap: int = MAX_LISTED) -> str:
 def counted(number: int, singular: str, plural: str | None = None) -> str:
     """A number with its noun, and whatever else follows the number.
 
-    >>> counted(1, "row"), counted(2, "row"), counted(2, "class", "classes")
-    ('1 row', '2 rows', '2 classes')
+    >>> counted(1, "row"), counted(1200, "row"), counted(2, "class", "classes")
+    ('1 row', '1,200 rows', '2 classes')
     """
-    return f"{number} {singular if number == 1 else plural or singular + 's'}"
+    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
 
 
 def tell_user_error_once(failed: threading.ExceptHookArgs) -> None:

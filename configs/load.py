@@ -111,6 +111,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise InputError(f"{path}: no such config file; `rarefind init DATA_DIR` writes one") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: a folder, not a config file; `rarefind init {path}` writes one for it") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from None
     try:

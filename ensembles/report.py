@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from configs.errors import counted
 from configs.load import dump_config
 from configs.schema import MetricsConfig, ReportConfig
 from ensembles import wording
@@ -45,7 +46,7 @@ FILES = {
     "train": "weights and training curves of every model and fold",
     "predictions": "every score of every model, read as one table",
     "ensemble": "blend, threshold, and the ensemble's score of every image",
-    "metrics.json": "every number of this page, and more",
+    "metrics.json": "the figures of this page but for those of curves, galleries and single folds, and more",
     "submission.csv": "the scores of the test images, to hand in",
     "log.jsonl": "what happened when",
 }
@@ -104,7 +105,7 @@ def _template() -> Template:
         "percent": wording.percent,
         "exact": wording.exact_percent,
         "span": wording.span,
-        "counted": wording.counted,
+        "counted": counted,
         "duration": wording.duration,
         "listing": wording.listing,
         "ending": wording.ending,

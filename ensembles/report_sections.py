@@ -40,9 +40,15 @@ def alarms(files: RunFiles) -> dict[str, Any]:
         "optimistic": optimistic,
         "evaluation": files.metrics["warnings"],
         "like_chance": chance is not None and low is not None and low <= chance,
+        "never_named": [] if files.table.is_binary else _never_recognised(files),
         "few": {"name": rarest, "count": count} if count < FEW_POSITIVES else None,
         "empty_folds": [entry["fold"] for entry in files.ensemble["folds"] if entry["ap"] is None],
     }
+
+
+def _never_recognised(files: RunFiles) -> list[str]:
+    """The classes of which every image was taken for another."""
+    return [name for name, figures in files.ensemble["per_class"].items() if figures["recall"] == 0]
 
 
 def logged_warnings(events: Sequence[dict[str, Any]]) -> list[str]:
@@ -272,7 +278,10 @@ def _best(rows: Sequence[dict[str, Any]]) -> int | None:
 
 
 def fold_table(files: RunFiles, metrics: MetricsConfig, rng: np.random.Generator) -> dict[str, Any]:
-    """Counts and AP of each fold, the interval of the ensemble's, and the folds whose interval lacks the AP of all."""
+    """Counts and AP of each fold, the interval of the ensemble's, and the folds whose interval lacks the AP of all.
+
+    `apart`: every fold has a higher AP than all together, so their scores must be on different scales.
+    """
     models = {
         model: files.metrics["models"][model][files.ensemble["arm"]]["folds"] for model in files.ensemble["weights"]
     }
@@ -294,7 +303,9 @@ def fold_table(files: RunFiles, metrics: MetricsConfig, rng: np.random.Generator
                 "ap_ci": (low, high),
             }
         )
-    return {"rows": rows, "models": list(models), "outside": outside}
+    known = [row["ap"] for row in rows if row["ap"] is not None]
+    apart = len(known) > 1 and files.ensemble["ap"] is not None and files.ensemble["ap"] < min(known)
+    return {"rows": rows, "models": list(models), "outside": outside, "apart": apart}
 
 
 def _fewest(rows: pd.DataFrame, files: RunFiles) -> int:

@@ -20,6 +20,7 @@ from trainers.sheet import read_sheet
 from trainers.table import ImageTable
 
 SUBMISSION_FILE = "submission.csv"
+MAX_NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,9 @@ class SubmissionResult:
         line = f"{self.num_rows} rows, columns {', '.join(self.columns)}"
         if not self.lowest:
             return line
-        return f"{line}; {len(self.lowest)} unreadable images got the lowest score: {', '.join(self.lowest[:10])}"
+        more = ", ..." if len(self.lowest) > MAX_NAMED else ""
+        unreadable = counted(len(self.lowest), "unreadable image")
+        return f"{line}; {unreadable} got the lowest score: {', '.join(self.lowest[:MAX_NAMED])}{more}"
 
 
 @dataclass(frozen=True)
@@ -169,10 +172,13 @@ def _unreadable(rejected: pd.DataFrame, submit: SubmitConfig) -> list[str]:
     rows = rejected[rejected["split"] == "test"]
     if len(rows) and submit.unreadable == "error":
         problems = [
-            f"row {row['row']}, id {row['id']!r}, {row['path']}: {row['reason']}" for row in rows.to_dict("records")
+            ", ".join(
+                [*([f"row {row['row']}"] if row["row"] else []), f"id {row['id']!r}, {row['path']}: {row['reason']}"]
+            )
+            for row in rows.to_dict("records")
         ]
         raise InputError(
-            f"{counted(len(problems), 'test image')} could not be read and so have no score; mend them, or set "
+            f"{counted(len(problems), 'test image')} without a score, because unreadable; mend them, or set "
             f"submit.unreadable: lowest to give them the lowest score\n{listed(problems)}"
         )
     return rows["id"].tolist()

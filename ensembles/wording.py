@@ -62,15 +62,6 @@ def span(bounds: Sequence[float | None] | None, *, as_percent: bool = False) -> 
     return f"{show(bounds[0])} to {show(bounds[1])}"
 
 
-def counted(count: int, noun: str, plural: str | None = None) -> str:
-    """A number with its noun.
-
-    >>> counted(1, "fold"), counted(1200, "image"), counted(2, "class", "classes")
-    ('1 fold', '1,200 images', '2 classes')
-    """
-    return f"{whole(count)} {noun if count == 1 else plural or noun + 's'}"
-
-
 def duration(seconds: float) -> str:
     """Seconds for people.
 

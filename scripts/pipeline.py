@@ -18,6 +18,7 @@ from scripts.steps.run_state import Pipeline
 from scripts.steps.submit import submit_step
 from scripts.steps.train import train_step
 from trainers import atomic
+from trainers.sheet import read_sheet
 from trainers.source import read_truth
 from trainers.stages import locked
 
@@ -72,7 +73,7 @@ def _write_config(config: RunConfig) -> None:
 
 
 def _check_files(config: RunConfig) -> None:
-    """A file that is missing is told at once, not when its stage comes, hours later."""
+    """A file that is missing or cannot be read is told at once, not when its stage comes, hours later."""
     data = config.data
     named = {f"data.{key}": getattr(data, key) for key in ("source", "pool", "test", "truth", "root")}
     named["submit.sample"] = config.submit.sample
@@ -84,3 +85,5 @@ def _check_files(config: RunConfig) -> None:
         raise InputError(f"{counted(len(missing), 'file')} named in the config not found\n{listed(missing)}")
     if data.truth is not None:
         read_truth(data.truth)
+    if config.submit.sample is not None:
+        read_sheet(config.submit.sample)

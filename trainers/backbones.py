@@ -59,6 +59,7 @@ def build_backbone(
     Raises InputError for an unknown name or option, weights that do not fit, a missing package, no network, or (when
     `image_size` is given) images too small for it.
     """
+    check_name(name)
     try:
         with _quiet_hub():
             model = timm.create_model(
@@ -199,9 +200,16 @@ def _load_weights(model: nn.Module, name: str, weights: dict[str, Tensor]) -> No
     model.load_state_dict(usable, strict=False)
 
 
+def check_name(name: str) -> None:
+    """Raise InputError with close names for what timm does not know."""
+    if timm.is_model(name):
+        return
+    close = difflib.get_close_matches(name, timm.list_models(), n=5)
+    hint = f"; close ones: {', '.join(close)}" if close else ""
+    raise InputError(
+        f"models: {name!r} is not a timm model{hint} (all: python -c 'import timm; print(timm.list_models())')"
+    )
+
+
 def _why_not(name: str, options: dict[str, Any] | None, error: Exception) -> str:
-    if not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=5)
-        hint = f"; close ones: {', '.join(close)}" if close else ""
-        return f"models: {name!r} is not a timm model{hint} (all: python -c 'import timm; print(timm.list_models())')"
     return f"models: {name!r} cannot be built with options {options or {}}: {error}"

@@ -271,7 +271,7 @@ def _resized(image: Image.Image, size: tuple[int, int], box: Box) -> Image.Image
 
 
 def _damage_reason(error: BaseException) -> str:
-    text = str(error) or type(error).__name__
+    text = re.sub(r" \(\d+ bytes not processed\)", "", str(error)) or type(error).__name__  # or no two are alike
     cut = any(word in text.lower() for word in ("truncated", "not enough", "end of file", "unexpected eof", "eof"))
     return f"{'the file is cut short' if cut else 'the file is damaged'}: {text}"
 

@@ -129,4 +129,5 @@ def _smaller_goal(units: PositiveUnits, *, confidence: float) -> str:
         half = int(units.labelled * MAX_HOLDOUT)
         recall = highest_recall(half, confidence=confidence) if half >= units.num_folds else 0.0
         holdout = f"guarantee.holdout to {MAX_HOLDOUT:g} and "
-    return f", or set {holdout}guarantee.recall to at most {recall:g}" if recall >= LOWEST_RECALL else ""
+    which = "" if units.held_out else "with the labels that there are "
+    return f", or {which}set {holdout}guarantee.recall to at most {recall:g}" if recall >= LOWEST_RECALL else ""

@@ -338,6 +338,11 @@ def _describe_images(source: Source, data: DataConfig, guess: _Guess) -> int:
         )
     if unreadable:
         guess.lines.append(f"{len(unreadable)} of {len(rows)} images looked at cannot be read, e.g. {unreadable[0]}.")
+        if len(unreadable) > data.max_rejected * len(rows):
+            guess.lines.append(
+                f"That is more than data.max_rejected ({data.max_rejected:.0%}), so a run would stop: mend them, or "
+                "raise it to leave them out. Only headers were looked at; files cut short come on top."
+            )
     widths, heights = zip(*sizes, strict=True)
     shorter = int(np.median([min(size) for size in sizes]))
     image_size = min(224, 32 * max(1, -(-shorter // 32)))

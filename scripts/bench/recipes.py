@@ -4,6 +4,7 @@ Recipes are judged on out-of-fold rows, on which choices may be made; `--look NA
 recipes that were chosen. Runs are ordinary run folders: finished ones are reused, an interrupted one goes on.
 """
 
+import itertools
 import json
 import time
 from pathlib import Path
@@ -154,8 +155,7 @@ def _check_same_rows(study: Path, configs: dict[str, "RunConfig"]) -> None:
     """Raise InputError when recipes would be compared on other images."""
     from configs.errors import InputError
 
-    first, *others = configs
-    for name in others:
+    for first, name in itertools.product(list(configs)[:1], list(configs)[1:]):
         shares = [configs[recipe].guarantee.holdout for recipe in (first, name)]
         if shares[0] != shares[1]:
             raise InputError(
@@ -172,7 +172,8 @@ def _run(config: "RunConfig", *, restart: bool) -> dict[str, Any]:
 
     wall = config.run_dir / "wall.json"  # stages know but their own seconds
     chosen = {"data", "guarantee", "folds", "train", "models", "augment", "seed"}
-    trained_with = config.model_dump(mode="json", include=chosen) | {"rules": RULES_VERSION}
+    settings = config.model_dump(mode="json", include=chosen, exclude={"data": {"truth"}})  # a look trains nothing
+    trained_with = settings | {"rules": RULES_VERSION}
     noted = json.loads(wall.read_text(encoding="utf-8")) if wall.exists() else {}
     seconds = noted["seconds"] if noted.get("settings") == trained_with else 0.0
     started = time.perf_counter()

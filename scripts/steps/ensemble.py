@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from configs.errors import counted
 from scripts.steps.run_state import (
     ARM,
     Pipeline,
@@ -54,7 +55,7 @@ def ensemble_step(pipeline: Pipeline) -> None:
             metrics=config.metrics,
             truth=truth_of(config.data),
             timing=pipeline.seconds(),
-            pool=_pool_sentence(table),
+            pool=_pool_sentence(table, scored=config.predict.pool),
             optimistic=[model.name for model in config.models if config.train_for(model).keep == "best"],
             rejected=read_rejected(run_dir)["id"].tolist(),
             seed=config.seed,
@@ -80,11 +81,12 @@ def ensemble_step(pipeline: Pipeline) -> None:
     pipeline.say("ensemble", [blended, record], "metrics.json", summary=record.summary)
 
 
-def _pool_sentence(table: ImageTable) -> dict[str, Any]:
+def _pool_sentence(table: ImageTable, *, scored: bool) -> dict[str, Any]:
     """The `pool` part of metrics.json while `supervised` is the only arm there is."""
     size = len(table.rows("pool"))
+    use = "scored but not trained on" if scored else "neither scored (predict.pool: false) nor trained on"
     reason = (
-        f"the pool of {size} images was scored but not trained on: arm {ARM!r} is the only one that was trained"
+        f"the pool of {counted(size, 'image')} was {use}: arm {ARM!r} is the only one that was trained"
         if size
         else "there is no pool of unlabelled images"
     )

@@ -34,6 +34,10 @@ def prepare_step(pipeline: Pipeline) -> None:
     _forget_damaged_pixels(pipeline, stage)
 
     def work(partial: Path) -> StageOutcome:
+        from trainers.backbones import check_name
+
+        for model in config.models:  # before the images are read, which may take hours
+            check_name(model.backbone)
         result = prepare.run(
             config.data,
             config.folds,

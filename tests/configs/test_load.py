@@ -156,3 +156,8 @@ def test_an_anchor_may_be_merged_and_overridden(tmp_path: Path) -> None:
     assert "key 'name' is given twice" in config_error(
         tmp_path, "models: [&a {backbone: b}, {<<: *a, name: c, name: d}]"
     )
+
+
+def test_a_folder_is_no_config(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="a folder, not a config file; `rarefind init"):
+        load_config(tmp_path)

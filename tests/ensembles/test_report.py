@@ -601,6 +601,28 @@ def test_alarms_sound_when_they_should(tmp_path):
     assert "Fold 1 has no positive to judge by." in text
 
 
+def test_classes_that_are_never_recognised_are_named(tmp_path):
+    write_run(tmp_path / "run", binary=False, classes=("ant", "bee", "cow"), skill=6.0)
+    assert "Never recognised" not in make_report(tmp_path / "run")
+    path = tmp_path / "run/metrics.json"
+    figures = json.loads(path.read_text())
+    figures["ensemble"]["per_class"]["bee"]["recall"] = 0.0
+    path.write_text(json.dumps(figures))
+    assert (
+        "Never recognised: every image of bee was taken for another class." in Page(make_report(tmp_path / "run")).text
+    )
+
+
+def test_folds_on_different_scales_are_told_from_folds_that_differ(changed_run):
+    path = changed_run / "metrics.json"
+    figures = json.loads(path.read_text())
+    figures["ensemble"]["ap"] = min(fold["ap"] for fold in figures["ensemble"]["folds"]) - 0.01
+    path.write_text(json.dumps(figures))
+    text = Page(make_report(changed_run)).text
+    assert "than each alone: the scores of their models are on different scales" in text
+    assert "look for what is different there" not in text
+
+
 def test_alarms_are_silent_when_all_is_well(tmp_path):
     write_run(tmp_path / "good", sizes=Sizes(positives=40), skill=4.0)
     (tmp_path / "good/log.jsonl").unlink()
@@ -749,8 +771,6 @@ def test_a_page_of_large_colour_images_stays_below_three_megabytes(tmp_path):
         (wording.exact_percent(0.07), "7%"),
         (wording.span([0.5, 0.75]), "0.500 to 0.750"),
         (wording.span([None, None]), "–"),
-        (wording.counted(1, "fold"), "1 fold"),
-        (wording.counted(1200, "image"), "1,200 images"),
         (wording.duration(3.21), "3.2 s"),
         (wording.duration(59.97), "1 min 00 s"),
         (wording.duration(7322), "2 h 02 min"),

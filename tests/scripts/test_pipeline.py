@@ -285,6 +285,36 @@ def test_a_failed_command_leaves_the_config_that_describes_the_outputs(finished:
     assert (finished / "config.yaml").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"models": [{"backbone": "test_resnett"}, {"backbone": "test_resnet"}]}, "'test_resnett' is not a timm model"),
+        ({"submit": {"sample": "sample.bak"}}, "sample.bak"),
+    ],
+)
+def test_a_wrong_setting_is_told_before_any_image_is_read(
+    data: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "sample.bak").write_text("id,target\n")
+    if "submit" in changes:
+        changes = {"submit": {"sample": str(tmp_path / "sample.bak")}}
+    config = config_of(data, tmp_path / "runs", **changes)
+    with pytest.raises(InputError, match=message):
+        run_pipeline(config)
+    assert not (config.run_dir / "table.parquet").exists()
+
+
+@pytest.mark.parametrize("scored", [True, False])
+def test_the_pool_is_said_to_be_scored_only_when_it_was(
+    data: Path, finished: Path, tmp_path: Path, scored: bool
+) -> None:
+    shutil.copytree(finished, tmp_path / "runs" / finished.name)
+    run_dir = run_pipeline(config_of(data, tmp_path / "runs", predict={"pool": scored})).run_dir
+    use = "scored but not trained on" if scored else "neither scored (predict.pool: false) nor trained on"
+    reason = json.loads((run_dir / "metrics.json").read_text())["pool"]["reason"]
+    assert reason.startswith(f"the pool of 24 images was {use}")
+
+
 def test_an_unreadable_test_image_is_told_early_and_costs_the_submission_but_not_the_report(
     data: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -296,7 +326,7 @@ def test_an_unreadable_test_image_is_told_early_and_costs_the_submission_but_not
     first = pd.read_csv(tmp_path / "data" / "test.csv", dtype=str)["path"][0]
     (tmp_path / "data" / first).write_bytes(b"not an image")
     config = config_of(tmp_path / "data", tmp_path / "runs", data={"max_rejected": 0.5})
-    with pytest.raises(InputError, match="1 test image could not be read"):
+    with pytest.raises(InputError, match="1 test image without a score, because unreadable"):
         run_pipeline(config)
     told = capsys.readouterr().out
     assert told.index("1 test image cannot be read, so there will be no submission") < told.index("up to date")

@@ -67,7 +67,7 @@ def test_where_the_labels_suffice_the_share_is_told_and_else_the_number_of_label
     )
     assert missing_guarantee(units(20), **GOAL).endswith(
         "and none is; the 20 that are labelled are too few for it: label at least 58 in all and set guarantee.holdout "
-        "to 0.5, or set guarantee.holdout to 0.5 and guarantee.recall to at most 0.74"
+        "to 0.5, or with the labels that there are set guarantee.holdout to 0.5 and guarantee.recall to at most 0.74"
     )
     assert "97.5% confidence" in missing_guarantee(units(0), recall=0.9, confidence=0.975)
 

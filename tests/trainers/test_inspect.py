@@ -94,6 +94,7 @@ def test_unreadable_headers_are_told_and_do_not_stop_it(tmp_path):
         f"3 of 12 images looked at cannot be read, e.g. {folder}/class1/0.png: the file is empty (0 bytes)."
         in understood.lines
     )
+    assert any(line.startswith("That is more than data.max_rejected (1%)") for line in understood.lines)
     assert understood.problem is None and understood.values["data"]["image_size"] == 96
     broken = inspect_data(folder_of(tmp_path, broken=12))
     assert broken.values["data"].get("image_size") is None and "none of the 12 images" in broken.problem

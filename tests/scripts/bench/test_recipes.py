@@ -72,7 +72,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "toy_study.yaml"
     path.write_text(
         "benchmark: rare-fashion\npreset: preset.yaml\nseeds: [0, 1]\ncommon: {train.steps: 300}\n"
-        "recipes: {a: {}, long one: {train.steps: 500}}\n"
+        "recipes: {a: {}, long one: {train.steps: 500}}\noracle: {all: {}}\n"
     )
     (tmp_path / "preset.yaml").write_text("train: {steps: 100}\n")
     monkeypatch.chdir(tmp_path)
@@ -99,7 +99,7 @@ def test_minutes_are_those_of_the_trainings_with_these_settings(
 ) -> None:
     main(study, only=["a"], seeds=1)
     first = table_of(capsys.readouterr().out)["a"]["minutes"]
-    main(study, only=["a"], seeds=1)  # nothing is trained
+    main(study, only=["a"], seeds=1, look=["a"])  # nothing is trained
     assert table_of(capsys.readouterr().out)["a"]["minutes"] == first
     for changed in ("train.steps=200", "data.image_size=32"):
         main(study, only=["a"], seeds=1, overrides=[changed])
@@ -110,7 +110,7 @@ def test_minutes_are_those_of_the_trainings_with_these_settings(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"only": ["b"]}, "no recipe 'b'; there are a, long one"),
+        ({"only": ["b"]}, "no recipe 'b'; there are a, long one, all"),
         ({"only": ["a"], "look": ["long one"]}, "--look 'long one': not among the recipes of --only"),
         ({"overrides": ["train.stepps=3"]}, "train.stepps"),
     ],
@@ -120,6 +120,13 @@ def test_a_mistake_is_told_before_anything_is_trained(study: Path, arguments: di
         main(study, **arguments)
     assert message in str(caught.value)
     assert not (study.parent / "runs").exists()
+
+
+def test_an_oracle_may_be_run_alone_and_is_compared_with_nothing(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(study, only=["all"])
+    assert table_of(capsys.readouterr().out)["all"]["difference"] is None
 
 
 def test_recipes_that_judge_other_images_are_not_compared(study: Path) -> None:
