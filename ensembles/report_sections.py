@@ -40,7 +40,7 @@ def alarms(files: RunFiles) -> dict[str, Any]:
         "optimistic": optimistic,
         "evaluation": files.metrics["warnings"],
         "like_chance": chance is not None and low is not None and low <= chance,
-        "never_named": [] if files.table.is_binary else _never_recognised(files),
+        "never_recognised": [] if files.table.is_binary else _never_recognised(files),
         "few": {"name": rarest, "count": count} if count < FEW_POSITIVES else None,
         "empty_folds": [entry["fold"] for entry in files.ensemble["folds"] if entry["ap"] is None],
     }
@@ -280,7 +280,7 @@ def _best(rows: Sequence[dict[str, Any]]) -> int | None:
 def fold_table(files: RunFiles, metrics: MetricsConfig, rng: np.random.Generator) -> dict[str, Any]:
     """Counts and AP of each fold, the interval of the ensemble's, and the folds whose interval lacks the AP of all.
 
-    `apart`: every fold has a higher AP than all together, so their scores must be on different scales.
+    `apart`: every fold has a higher AP than all together, so their scores are probably on different scales.
     """
     models = {
         model: files.metrics["models"][model][files.ensemble["arm"]]["folds"] for model in files.ensemble["weights"]

