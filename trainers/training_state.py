@@ -245,12 +245,22 @@ def snapshot(state: TrainingState) -> Checkpoint:
 
 
 def resume(state: TrainingState, folder: Path) -> list[str]:
-    """Bring back the newest verified resume point, if any; what was wrong with newer ones."""
+    """Bring back the newest verified resume point, if any; what was wrong with newer ones.
+
+    Raises InputError when it does not fit the network.
+    """
     checkpoint, problems = load_latest(folder)
     if checkpoint is None:
         return problems
     tensors, facts = checkpoint.tensors, checkpoint.state
-    state.network.load_state_dict(tensors["model"])
+    try:
+        state.network.load_state_dict(tensors["model"])
+    except RuntimeError as error:  # its settings are the same, so the code that builds it is another
+        raise InputError(
+            f"{folder}: the resume point of step {facts['step']} is of another network "
+            f"({str(error).splitlines()[-1].strip()}), as after an update of timm or rarefind; delete that folder "
+            "to begin this training again"
+        ) from None
     if state.ema is not None:
         state.ema.module.load_state_dict(tensors["ema"])
     state.optimizer.load_state_dict(unflatten_optimizer(tensors["optimizer"], facts["optimizer"]))

@@ -374,3 +374,12 @@ def test_input_is_scaled_to_unit_range_before_normalising() -> None:
     images = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 1, 3)
     half = torch.full((1, 1, 1), 0.5)
     assert torch.allclose(to_input(images, half, half).flatten(), torch.tensor([-1.0, -0.6, 1.0]))
+
+
+def test_a_resume_point_of_another_network_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        interrupt_at(patched, 12)
+        supervised.run(toy_task(tmp_path))
+    wider = ModelConfig(backbone="test_efficientnet")
+    with pytest.raises(InputError, match=r"checkpoints: the resume point of step 10 is of another network .*delete"):
+        supervised.run(toy_task(tmp_path, model=wider))
