@@ -10,7 +10,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from configs.errors import InputError, counted, listed
-from configs.schema import RunConfig, TrainConfig, merged
+from configs.schema import RunConfig, TrainConfig
+from configs.sections import merged
 
 # Written in a file they are relative to the file; typed as an override, to where the user is.
 PATH_FIELDS = ("data.source", "data.pool", "data.test", "data.truth", "data.root", "submit.sample")

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from configs.errors import InputError, listed
 from configs.load import read_yaml
-from configs.schema import Section
+from configs.sections import Section
 
 
 class StudyConfig(Section):

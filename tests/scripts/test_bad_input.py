@@ -31,7 +31,8 @@ from PIL import Image
 
 from configs.errors import InputError
 from configs.load import check_config, load_config
-from configs.schema import RunConfig, merged
+from configs.schema import RunConfig
+from configs.sections import merged
 from scripts.pipeline import Pipeline, run_pipeline
 from trainers.backbones import build_backbone
 from trainers.table import read_table

@@ -13,7 +13,8 @@ from sklearn.metrics import average_precision_score
 
 from configs.errors import InputError
 from configs.load import check_config
-from configs.schema import RunConfig, merged
+from configs.schema import RunConfig
+from configs.sections import merged
 from scripts.pipeline import Pipeline, run_pipeline
 from trainers.digits import DigitsSplit, write_digits
 
