@@ -109,6 +109,11 @@ class OptimisationConfig(Section):
         return self
 
     @property
+    def needs_whole_batch(self) -> bool:
+        """Whether the loss of an image depends on the others, so that a batch cannot be cut into micro-batches."""
+        return False
+
+    @property
     def num_warmup_steps(self) -> int:
         """Steps of the linear warm-up."""
         return min(100, self.steps // 10) if self.warmup_steps is None else self.warmup_steps

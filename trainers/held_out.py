@@ -10,7 +10,7 @@ from trainers import stopping
 from trainers.fold_task import FoldTask
 from trainers.scoring import score_rows
 from trainers.torchvision_ops import declare_missing_ops
-from trainers.training_record import draw, save
+from trainers.training_record import draw, newest, save
 from trainers.training_state import TrainingState
 
 declare_missing_ops()
@@ -20,6 +20,26 @@ from torchmetrics.functional.classification import (  # noqa: E402
     binary_average_precision,
     multiclass_average_precision,
 )
+
+WATCHED = ("ap",)
+
+
+def note(state: TrainingState) -> str:
+    """What the progress bar says beside the steps: newest loss, and newest AP of the held-out fold."""
+    ap = newest(state, "ap")
+    return f"loss {state.curves[-1]['loss']:.4f}" + ("" if ap is None else f" AP {ap:.3f}")
+
+
+def facts(state: TrainingState) -> dict[str, Any]:
+    """The newest AP, and with `keep: best` the best one and the step of the weights that are kept."""
+    kept = state.curves[-1]
+    if state.best_weights is not None:
+        kept = max((row for row in state.curves if row["ap"] is not None), key=lambda row: row["ap"] or 0.0)
+    return {
+        "held_out_ap": newest(state, "ap"),
+        "best_held_out_ap": None if state.best_weights is None else state.best,
+        "kept_step": kept["step"],
+    }
 
 
 def look_is_due(state: TrainingState, task: FoldTask) -> bool:

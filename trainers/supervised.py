@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.markup import escape
+from torch import Tensor
 
 from augment.mixing import mix_batch
 from augment.policies import build_policy
@@ -144,9 +145,14 @@ def _train(task: FoldTask) -> None:
         pin=device.type == "cuda",
     )
     shift = _log_odds_shift(task, sampler.class_shares)
-    loss_function = build_loss(
+    loss_of_logits = build_loss(
         train.loss, class_counts=data.class_counts.tolist(), class_shares=sampler.class_shares.tolist()
     )
+
+    def loss_function(outputs: Tensor, batch_targets: Tensor) -> Tensor:
+        logits = outputs[:, 0] if outputs.shape[1] == 1 else outputs  # (batch,) of two classes
+        return loss_of_logits(logits, batch_targets)
+
     writer = SummaryWriter(task.out / "tensorboard", purge_step=state.step and state.step + 1) if rank == 0 else None
     # Over the CPU, so that asking at every step does not make it wait for the GPU.
     votes = torch.distributed.new_group(backend="gloo") if world > 1 else None
@@ -178,14 +184,14 @@ def _train(task: FoldTask) -> None:
 
             evaluate = state.step % train.eval_steps == 0 or state.step == train.steps
             if evaluate or state.step % train.log_every_steps == 0:
-                training_record.log(state, writer, task.out)
-                bar.note(training_record.note(state))
+                training_record.log(state, writer, task.out, watched=held_out.WATCHED)
+                bar.note(held_out.note(state))
             if _stop_is_agreed(votes):
                 training_record.save(state, task.out)
                 stopping.stop()
             if evaluate and len(data.held_rows):
                 held_out.look(state, task, mean, std, shift, writer)
-                bar.note(training_record.note(state))
+                bar.note(held_out.note(state))
             by_time = 0 < train.checkpoint_every_seconds < time.perf_counter() - saved_at
             by_steps = train.checkpoint_every_steps and state.step % train.checkpoint_every_steps == 0
             if (by_time or by_steps) and state.step < train.steps:
@@ -196,7 +202,8 @@ def _train(task: FoldTask) -> None:
         if writer is not None:
             with atomic.naming(task.out / "tensorboard"):
                 writer.close()
-            training_record.finish(state, _facts(task, backbone, shift), task.out)
+            weights = state.predictor.state_dict() if state.best_weights is None else state.best_weights
+            training_record.finish(state, weights, _facts(task, backbone, shift) | held_out.facts(state), task.out)
     accelerator.wait_for_everyone()
     stopping.raise_if_asked()  # of a signal that came too late to stop the loop
 

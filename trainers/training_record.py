@@ -3,11 +3,13 @@
 Nothing is kept that is not finite: `NonFiniteLoss` names the step at which training diverged.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from configs.errors import InputError
 from trainers import atomic
@@ -19,7 +21,7 @@ declare_missing_ops()
 
 from torch.utils.tensorboard import SummaryWriter  # noqa: E402  (after the operators that torchvision looks up exist)
 
-CURVE_COLUMNS = ("step", "loss", "lr", "seconds", "ap")
+CURVE_COLUMNS = ("step", "loss", "lr", "seconds")
 
 
 class NonFiniteLoss(InputError):
@@ -34,8 +36,8 @@ def save(state: TrainingState, out: Path) -> None:
         _write_curves(state, out)
 
 
-def log(state: TrainingState, writer: SummaryWriter | None, out: Path) -> None:
-    """Add a row to the curves: the mean loss since the last one; raises NonFiniteLoss."""
+def log(state: TrainingState, writer: SummaryWriter | None, out: Path, *, watched: Sequence[str]) -> None:
+    """Add a curve row: the mean loss since the last one, and `watched` to be filled in. Raises NonFiniteLoss."""
     losses = torch.stack(state.losses).cpu()
     bad = torch.nonzero(~torch.isfinite(losses)).flatten()
     if len(bad):
@@ -46,10 +48,9 @@ def log(state: TrainingState, writer: SummaryWriter | None, out: Path) -> None:
         "loss": float(losses.double().mean()),
         "lr": float(state.optimizer.param_groups[0]["lr"]),
         "seconds": round(state.seconds, 3),
-        "ap": None,
     }
     state.losses = []
-    state.curves.append(row)
+    state.curves.append(row | dict.fromkeys(watched))
     draw(writer, {"train/loss": row["loss"], "train/lr": row["lr"]}, state.step)
 
 
@@ -69,16 +70,10 @@ def check_finite(state: TrainingState, out: Path) -> None:
         raise _diverged(out, f"the weights are not finite after step {state.step}")
 
 
-def finish(state: TrainingState, facts: dict[str, Any], out: Path) -> None:
-    """Write the predicting weights."""
-    weights = state.predictor.state_dict() if state.best_weights is None else state.best_weights
+def finish(state: TrainingState, weights: dict[str, Tensor], facts: dict[str, Any], out: Path) -> None:
+    """Write the weights that are kept, with `facts` and what is known of how they were trained."""
     _write_curves(state, out)
-    evaluated = [row for row in state.curves if row["ap"] is not None]
-    kept = state.curves[-1] if state.best_weights is None else max(evaluated, key=lambda row: row["ap"] or 0.0)
     facts = facts | {
-        "held_out_ap": evaluated[-1]["ap"] if evaluated else None,
-        "best_held_out_ap": state.best if state.best_weights is not None else None,
-        "kept_step": kept["step"],
         "micro_batch": state.micro_batch,
         "seconds": round(state.seconds, 3),
         "device": str(state.accelerator.device),
@@ -88,15 +83,14 @@ def finish(state: TrainingState, facts: dict[str, Any], out: Path) -> None:
     write_checkpoint(out / "final", Checkpoint({"model": weights}, facts))
 
 
-def note(state: TrainingState) -> str:
-    """What the progress bar says beside the steps: newest loss, and newest AP of the held-out fold."""
-    row = state.curves[-1]
-    evaluated = [entry["ap"] for entry in state.curves if entry["ap"] is not None]
-    return f"loss {row['loss']:.4f}" + (f" AP {evaluated[-1]:.3f}" if evaluated else "")
+def newest(state: TrainingState, watched: str) -> float | None:
+    """The last value of a watched figure, if there is one."""
+    return next((row[watched] for row in reversed(state.curves) if row[watched] is not None), None)
 
 
 def _write_curves(state: TrainingState, out: Path) -> None:
-    atomic.write_csv(out / "curves.csv", pd.DataFrame(state.curves, columns=list(CURVE_COLUMNS)))
+    columns = list(state.curves[0]) if state.curves else list(CURVE_COLUMNS)
+    atomic.write_csv(out / "curves.csv", pd.DataFrame(state.curves, columns=columns))
 
 
 def _diverged(out: Path, what: str) -> NonFiniteLoss:

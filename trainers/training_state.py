@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from configs.errors import InputError
-from configs.schema import TrainConfig
+from configs.sections import OptimisationConfig
 from trainers import memory
 from trainers.checkpoints import Checkpoint, flatten_optimizer, load_latest, unflatten_optimizer
 from trainers.progress import tell
@@ -63,6 +63,7 @@ class TrainingState:
     schedule: CosineLRScheduler
     ema: MovingAverage | None
     micro_batch: int
+    section: str  # of the config, for messages
     step: int = 0
     seconds: float = 0.0
     best: float = float("-inf")
@@ -76,7 +77,7 @@ class TrainingState:
         return self.network if self.ema is None else self.ema.module
 
 
-def build_training(network: nn.Module, train: TrainConfig, accelerator: Accelerator) -> TrainingState:
+def build_training(network: nn.Module, train: OptimisationConfig, accelerator: Accelerator) -> TrainingState:
     """Put the network on its device and make what trains it, at step 0."""
     network = network.to(accelerator.device)
     if train.channels_last:
@@ -103,18 +104,19 @@ def build_training(network: nn.Module, train: TrainConfig, accelerator: Accelera
         forward = torch.compile(forward)
     own_share = train.batch_size // accelerator.num_processes
     micro_batch = min(train.micro_batch, own_share) if isinstance(train.micro_batch, int) else own_share
-    return TrainingState(accelerator, network, forward, optimizer, schedule, ema, micro_batch)
+    return TrainingState(accelerator, network, forward, optimizer, schedule, ema, micro_batch, train.section)
 
 
 def take_step(
     state: TrainingState,
-    train: TrainConfig,
+    train: OptimisationConfig,
     inputs: Tensor,
     targets: Tensor,
     loss_function: Any,
 ) -> Tensor:
     """One optimiser step, in micro-batches if asked; the mean loss of the batch, still on the device.
 
+    The loss is `loss_function(outputs, targets)` of what the network gives, in float32.
     With `micro_batch: auto` a batch that memory has no room for is taken again in pieces of half the size, as if it had
     never been tried in larger ones. Raises OutOfMemory when that is not allowed or does not help.
     """
@@ -131,8 +133,9 @@ def take_step(
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
+        name = train.section
         raise InputError(
-            f"train.micro_batch {state.micro_batch} of train.batch_size {train.batch_size}: the network's batch "
+            f"{name}.micro_batch {state.micro_batch} of {name}.batch_size {train.batch_size}: the network's batch "
             "normalisation cannot learn from one image at a time; set micro_batch to 2 or more, or to a size that "
             "leaves no single image"
         ) from error
@@ -152,10 +155,8 @@ def _gradients(state: TrainingState, inputs: Tensor, targets: Tensor, loss_funct
         synchronise = number == len(pieces)
         with nullcontext() if synchronise else state.accelerator.no_sync(state.forward):
             with state.accelerator.autocast():
-                logits = state.forward(piece)
-            if logits.shape[1] == 1:
-                logits = logits[:, 0]  # (batch,)
-            loss = loss_function(logits.float(), piece_targets) * (len(piece) / len(inputs))
+                outputs = state.forward(piece)
+            loss = loss_function(outputs.float(), piece_targets) * (len(piece) / len(inputs))
             state.accelerator.backward(loss)
         total += loss.detach()
     return total
@@ -186,7 +187,8 @@ def _gradients_that_fit(state: TrainingState, inputs: Tensor, targets: Tensor, l
     if state.micro_batch < tried:
         tell(
             f"[yellow]warning:[/] memory ran out at step {state.step + 1} with {tried} images per forward pass; from "
-            f"here on it is {state.micro_batch} (train.micro_batch: auto), and a step is of as many images as before"
+            f"here on it is {state.micro_batch} ({state.section}.micro_batch: auto), and a step is of as many images as "
+            "before"
         )
     return loss
 
@@ -202,15 +204,18 @@ def _set_generator_states(device: torch.device, states: list[Tensor]) -> None:
         torch.cuda.set_rng_state(states[1], device)
 
 
-def _size_and_remedy(state: TrainingState, train: TrainConfig) -> tuple[str, str]:
+def _size_and_remedy(state: TrainingState, train: OptimisationConfig) -> tuple[str, str]:
+    name = train.section
     what = (
-        f"step {state.step + 1} with train.batch_size {train.batch_size}, {state.micro_batch} images per forward pass"
+        f"step {state.step + 1} with {name}.batch_size {train.batch_size}, {state.micro_batch} images per forward pass"
     )
     smaller = "make data.image_size or the network smaller"
+    if train.needs_whole_batch:
+        return what, f"set {name}.batch_size to {train.batch_size // 2}, or {smaller}"
     if state.micro_batch == 1:
         return what, smaller
     auto = "" if state.accelerator.num_processes > 1 else " (auto finds how many fit)"
-    return what, f"set train.micro_batch to {state.micro_batch // 2}{auto}, which keeps the batch, or {smaller}"
+    return what, f"set {name}.micro_batch to {state.micro_batch // 2}{auto}, which keeps the batch, or {smaller}"
 
 
 def is_finite(state: TrainingState) -> bool:
