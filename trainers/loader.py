@@ -43,6 +43,22 @@ class TrainingImages(Dataset):
         return _stack(images), self.targets[[index for index, _ in items]]
 
 
+class TrainingViews(TrainingImages):
+    """Several views of each image: (uint8 (batch, views, channels, height, width), targets)."""
+
+    def __init__(self, pixels: Pixels, rows: np.ndarray, targets: Tensor, policy: Policy, *, num_views: int) -> None:
+        super().__init__(pixels, rows, targets, policy)
+        self.num_views = num_views
+
+    def __getitems__(self, items: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        views = []
+        for index, draw in items:
+            image = self.pixels[int(self.rows[index])]  # decoded once
+            draws = range(draw * self.num_views, (draw + 1) * self.num_views)
+            views += [self.policy(image, index=index, draw=number) for number in draws]
+        return _stack(views).unflatten(0, (-1, self.num_views)), self.targets[[index for index, _ in items]]
+
+
 class ScoringImages(Dataset):
     """Plain images of given table rows, in order; an item is a range of positions."""
 

@@ -187,8 +187,8 @@ def _gradients_that_fit(state: TrainingState, inputs: Tensor, targets: Tensor, l
     if state.micro_batch < tried:
         tell(
             f"[yellow]warning:[/] memory ran out at step {state.step + 1} with {tried} images per forward pass; from "
-            f"here on it is {state.micro_batch} ({state.section}.micro_batch: auto), and a step is of as many images as "
-            "before"
+            f"here on it is {state.micro_batch} ({state.section}.micro_batch: auto), and a step is of as many images "
+            "as before"
         )
     return loss
 

@@ -14,21 +14,9 @@ from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 from torch.utils.data import DataLoader, Dataset
 
-from augment.policies import (
-    ELASTIC_CELLS,
-    POLICIES,
-    Dropout,
-    OneOf,
-    Policy,
-    Warp,
-    _recolour,
-    _Stream,
-    _strict,
-    build_policy,
-    drop_rectangles,
-    warp,
-    warp_matrix,
-)
+from augment.geometry import Dropout, Warp, crop_matrix, drop_rectangles, warp, warp_matrix
+from augment.policies import ELASTIC_CELLS, Policy, _recolour, _Stream, build_policy
+from augment.recipes import RECIPES, OneOf, _strict
 from configs.errors import InputError
 
 SIZE = 24
@@ -75,7 +63,7 @@ def reached(policy: Policy, image: np.ndarray, draws: int = 150) -> dict[str, in
     return counts
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [8, 16, 33, 224, 512])
 def test_every_policy_keeps_shape_and_type_and_never_touches_its_input(name, channels, size):
@@ -89,7 +77,7 @@ def test_every_policy_keeps_shape_and_type_and_never_touches_its_input(name, cha
             assert out.flags.c_contiguous and out.flags.writeable and not np.shares_memory(out, image)
 
 
-@pytest.mark.parametrize("name", ["light", "heavy"])
+@pytest.mark.parametrize("name", ["light", "heavy", "views"])
 def test_a_result_depends_on_seed_draw_and_index_alone(name):
     image = make_image()
     policy = make_policy(name)
@@ -172,7 +160,7 @@ def turned_degrees(matrix: np.ndarray, size: int) -> float:
     return float(np.degrees(np.arctan2(derivative[1, 0] - derivative[0, 1], np.trace(derivative))))
 
 
-@pytest.mark.parametrize("name", ["light", "heavy"])
+@pytest.mark.parametrize("name", ["light", "heavy", "views"])
 @pytest.mark.parametrize("strength", [1.0, 2.0])
 @pytest.mark.parametrize("degrees", [0.0, 15.0])
 def test_the_warp_never_mirrors_and_keeps_the_promised_rotation(name, strength, degrees):
@@ -348,7 +336,7 @@ def test_heavy_augmentation_keeps_the_class():
 
 
 def test_wrong_settings_are_named_together():
-    with pytest.raises(InputError, match="expected one of none, light, heavy, got 'hevy'") as error:
+    with pytest.raises(InputError, match="expected one of none, light, heavy, views, got 'hevy'") as error:
         make_policy("hevy", channels=4, strength=3.0, rotate_degrees=-1.0)
     assert all(word in str(error.value) for word in ("got 4", "got 3.0", "got -1.0"))
 
@@ -380,3 +368,31 @@ def test_a_call_leaves_the_global_random_streams_alone():
     before = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
     make_policy()(make_image(), index=0, draw=0)
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # noqa: NPY002
+
+
+def test_a_crop_shows_a_window_that_lies_within_the_image():
+    rng = np.random.default_rng(0)
+    corners = np.array([[-0.5, -0.5], [SIZE - 0.5, -0.5], [-0.5, SIZE - 0.5], [SIZE - 0.5, SIZE - 0.5]])
+    areas = []
+    for _ in range(500):
+        shown = cv2.perspectiveTransform(corners[None], crop_matrix(rng.random(4).tolist(), 0.3, SIZE))[0]
+        assert shown.min() >= -0.5 - 1e-9 and shown.max() <= SIZE - 0.5 + 1e-9
+        width, height = shown[3] - shown[0]
+        assert 3 / 4 - 1e-9 <= width / height <= 4 / 3 + 1e-9
+        areas.append(width * height / SIZE**2)
+    assert 0.3 - 1e-9 <= min(areas) < 0.33 and 0.9 < max(areas) <= 1.0
+    whole = crop_matrix([1.0, 0.5, 0.2, 0.9], 0.3, SIZE)
+    np.testing.assert_allclose(whole, np.eye(3), atol=1e-12)
+
+
+def test_views_of_an_image_are_crops_of_it_and_whole_images_are_asked_for():
+    gradient = np.broadcast_to(np.linspace(0, 255, SIZE).astype(np.uint8)[:, None], (SIZE, SIZE))[..., None].copy()
+
+    def heights(min_crop: float) -> list[float]:
+        """How much of the gradient from top to bottom each view shows."""
+        views = make_policy("views", min_crop=min_crop, rotate_degrees=0.0, strength=0.01, quarter_turns=False)
+        shown = [views(gradient, index=0, draw=draw)[..., 0].astype(float) for draw in range(200)]
+        return [abs(np.median(image[-1]) - np.median(image[0])) / 255 for image in shown]
+
+    assert np.median(heights(0.1)) < 0.8
+    assert np.median(heights(1.0)) > 0.85
