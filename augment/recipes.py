@@ -128,10 +128,12 @@ def _views(policy: "Policy") -> Recipe:
         min_crop=policy.min_crop,
     )
     blur_sigma = (0.6 + 0.007 * policy.image_size) * s  # pixels
-    exposure = A.RandomBrightnessContrast(brightness_limit=0.4 * s, contrast_limit=0.4 * s, p=1.0)
+    is_colour, is_small = policy.channels == 3, policy.image_size <= SMALL_IMAGE
+    # The library's brightness is a share of the whole range: of a grey image 0.4 leaves white or black too often.
+    brightness = (0.4 if is_colour else 0.2) * s
+    exposure = A.RandomBrightnessContrast(brightness_limit=brightness, contrast_limit=0.4 * s, p=1.0)
     hue = A.HueSaturationValue(hue_shift_limit=18 * s, sat_shift_limit=60 * s, val_shift_limit=0, p=1.0)
     blur = A.GaussianBlur(sigma_limit=(0.1, max(0.1, blur_sigma)), p=1.0)
-    is_colour, is_small = policy.channels == 3, policy.image_size <= SMALL_IMAGE
     colours = [
         OneOf(0.8, _strict([exposure])),
         OneOf(0.8 if is_colour else 0.0, _strict([hue])),

@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -74,16 +74,29 @@ def check_config(values: dict[str, Any], where: str) -> RunConfig:
     try:
         config = RunConfig.model_validate(values)
         for position, model in enumerate(config.models):
-            try:
-                config.train_for(model)
-            except ValidationError as error:
-                problems += [_problem(item, ("models", position, "train")) for item in error.errors()]
+            problems += _problems_of(lambda m=model: config.train_for(m), ("models", position, "train"))  # type: ignore[misc]
+        if not problems:
+            for model in config.models:
+                tuned = _problems_of(
+                    lambda m=model: config.train_for(m, arm="pretrained"),  # type: ignore[misc]
+                    ("pretrain", "fine_tune"),
+                )
+                problems += [problem for problem in tuned if problem not in problems]
     except ValidationError as error:
         problems = [_problem(item) for item in error.errors()]
         problems += _own_train_problems(values.get("models"))
     if problems:
         raise InputError(f"{where}: {counted(len(problems), 'wrong setting')}\n{listed(problems, cap=30)}")
     return config
+
+
+def _problems_of(build: Callable[[], object], below: tuple[Any, ...]) -> list[str]:
+    """What `build` finds wrong in the fields at `below`."""
+    try:
+        build()
+    except ValidationError as error:
+        return [_problem(item, below) for item in error.errors()]
+    return []
 
 
 def _own_train_problems(models: Any) -> list[str]:
@@ -169,6 +182,9 @@ def _absolute_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     models = values.get("models")
     if isinstance(models, list):
         values = {**values, "models": [_absolute_weights(model, folder) for model in models]}
+    pretrain = values.get("pretrain")
+    if isinstance(pretrain, dict) and "distill" in pretrain:
+        values = {**values, "pretrain": {**pretrain, "distill": _absolute_weights(pretrain["distill"], folder)}}
     return values
 
 

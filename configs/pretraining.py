@@ -43,7 +43,7 @@ class DistillConfig(Section):
     """Match the embeddings of a frozen teacher."""
 
     backbone: str = Field("tf_efficientnet_lite0", description="the teacher's timm name")
-    pretrained: str = Field("packaged", description="its weights, as in models[].pretrained")
+    pretrained: str = Field("packaged", description="timm, packaged, or a file, relative to the config file")
     options: dict[str, Any] = Field(default_factory=dict, description="further arguments of timm.create_model")
     image_size: Count | None = Field(None, description="pixels per side the teacher is shown; null = data.image_size")
 
@@ -74,6 +74,10 @@ class PretrainConfig(OptimisationConfig):
     )
     watch_every_steps: Annotated[int, Field(ge=0)] = Field(
         0, description="looks at the embeddings, without labels, for a collapse; 0 = steps / 10"
+    )
+    fine_tune: dict[str, Any] = Field(
+        default_factory=dict,
+        description="fields of `train` that differ when a pretrained backbone is trained on labels",
     )
     min_spread: Fraction = Field(
         0.02, description="pretraining stops when the embeddings' spread, 0 to 1, stays under this"

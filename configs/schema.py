@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from configs.pretraining import PretrainConfig
 from configs.sections import (
     Count,
     Fraction,
@@ -192,6 +193,13 @@ class ModelConfig(Section):
         return safe_name(value)
 
 
+class PoolConfig(Section):
+    """What the unlabelled pool is used for in training; compared with the arm `supervised`, which does without."""
+
+    arm: Literal["none", "pretrained"] = Field("none", description="pretrained = backbones learnt from the pool first")
+    confidence: OpenFraction = Field(0.9, description="how sure a gain must be for the arm to be kept")
+
+
 class ViewConfig(Section):
     """One test-time view and its weight."""
 
@@ -277,6 +285,8 @@ class RunConfig(Section):
         min_length=1,
         description="the networks of the ensemble, usually two different ones",
     )
+    pool: PoolConfig = PoolConfig()
+    pretrain: PretrainConfig = PretrainConfig()
     train: TrainConfig = TrainConfig()
     predict: PredictConfig = PredictConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
@@ -302,9 +312,17 @@ class RunConfig(Section):
         """The run folder."""
         return self.out / self.name
 
-    def train_for(self, model: ModelConfig) -> TrainConfig:
-        """The `train` section with the fields that this model overrides.
+    @property
+    def arms(self) -> list[str]:
+        """The ways of using the pool that are trained, `supervised` first."""
+        return ["supervised", *([] if self.pool.arm == "none" else [self.pool.arm])]
 
-        Raises pydantic's ValidationError for an unknown or wrong field in `models[].train`.
+    def train_for(self, model: ModelConfig, *, arm: str = "supervised") -> TrainConfig:
+        """The `train` section with the fields that this model overrides, and those that fine-tuning does.
+
+        Raises pydantic's ValidationError for an unknown or wrong field in `models[].train` or `pretrain.fine_tune`.
         """
-        return TrainConfig.model_validate(merged(self.train.model_dump(), model.train))
+        settings = merged(self.train.model_dump(), model.train)
+        if arm == "pretrained":
+            settings = merged(settings, self.pretrain.fine_tune)
+        return TrainConfig.model_validate(settings)

@@ -17,6 +17,7 @@ COMMANDS = {
     "init": "scripts.init",
     "run": "scripts.run",
     "prepare": "scripts.prepare",
+    "pretrain": "scripts.pretrain",
     "train": "scripts.train",
     "predict": "scripts.predict",
     "ensemble": "scripts.ensemble",

@@ -1,4 +1,4 @@
-"""The pipeline as a story: prepare, train, predict, ensemble, submit, report.
+"""The pipeline as a story: prepare, pretrain, train, predict, ensemble, submit, report.
 
 Only here and in `scripts/steps/` is the whole config seen: each stage gets its section, its inputs as files, and a
 fingerprint of both. A stage that is finished with the same fingerprint is skipped, so that changing the report never
@@ -13,6 +13,7 @@ from configs.schema import RunConfig
 from scripts.steps.ensemble import ensemble_step
 from scripts.steps.predict import predict_step
 from scripts.steps.prepare import check_later_stages, prepare_step
+from scripts.steps.pretrain import pretrain_step
 from scripts.steps.report import report_step
 from scripts.steps.run_state import Pipeline
 from scripts.steps.submit import submit_step
@@ -25,6 +26,7 @@ from trainers.stages import locked
 # In the order in which they run.
 STEPS = {
     "prepare": prepare_step,
+    "pretrain": pretrain_step,
     "train": train_step,
     "predict": predict_step,
     "ensemble": ensemble_step,

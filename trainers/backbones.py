@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from configs.errors import InputError
 from configs.load import WEIGHT_SUFFIXES
+from trainers.checkpoints import read_final
 from trainers.torchvision_ops import declare_missing_ops
 
 declare_missing_ops()
@@ -136,6 +137,16 @@ def packaged_weights(name: str) -> dict[str, Tensor]:
     if wrong:
         raise InputError(f"{path}: shapes differ from timm's {name} at {', '.join(wrong[:5])}")
     return weights
+
+
+def start_from(backbone: Backbone, name: str, folder: Path) -> Backbone:
+    """The network with the weights of a backbone's `final/` folder, all but the classifier's, and what they expect.
+
+    Raises InputError when the folder is damaged or holds another network.
+    """
+    stored = read_final(folder)
+    _load_weights(backbone.model, name, stored.tensors["model"])
+    return Backbone(backbone.model, tuple(stored.state["mean"]), tuple(stored.state["std"]))
 
 
 def to_input(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:

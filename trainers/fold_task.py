@@ -31,7 +31,10 @@ class FoldData:
 
 @dataclass(frozen=True)
 class FoldTask:
-    """One network to train on one fold: the sections of the config that matter, the data, and where to write."""
+    """One network to train on one fold: the sections of the config that matter, the data, and where to write.
+
+    `start` is the `final/` folder of a pretrained backbone, in place of what `model.pretrained` says.
+    """
 
     model: ModelConfig
     train: TrainConfig
@@ -43,6 +46,7 @@ class FoldTask:
     channels: int
     seed: int
     out: Path
+    start: Path | None = None
     description: str = "training"
 
 

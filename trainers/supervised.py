@@ -25,7 +25,7 @@ from augment.policies import build_policy
 from configs.errors import InputError
 from configs.schema import TrainConfig
 from trainers import atomic, held_out, memory, stopping, training_record
-from trainers.backbones import Backbone, build_backbone, to_input
+from trainers.backbones import Backbone, build_backbone, start_from, to_input
 from trainers.checkpoints import read_final
 from trainers.devices import build_accelerator, launch, num_devices, num_workers
 from trainers.fold_task import FoldData, FoldTask, TrainResult
@@ -107,6 +107,8 @@ def _train(task: FoldTask) -> None:
         options=task.model.options,
         image_size=task.image_size,
     )
+    if task.start is not None:
+        backbone = start_from(backbone, task.model.backbone, task.start)
     mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (backbone.mean, backbone.std))
     state = build_training(backbone.model, train, accelerator)
     problems = resume(state, task.out / "checkpoints")
@@ -235,6 +237,7 @@ def _facts(task: FoldTask, backbone: Backbone, shift: np.ndarray) -> dict[str, A
         "backbone": model.backbone,
         "options": model.options,
         "pretrained": model.pretrained,
+        "start": None if task.start is None else read_final(task.start).state,
         "channels": task.channels,
         "image_size": task.image_size,
         "num_outputs": task.data.num_outputs,

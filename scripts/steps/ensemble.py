@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 
-from configs.errors import counted
 from scripts.steps.run_state import (
-    ARM,
+    CONSOLE,
     Pipeline,
     folder_digests,
     read_rejected,
@@ -17,12 +17,13 @@ from scripts.steps.run_state import (
 )
 from trainers.provenance import code_version
 from trainers.stages import Stage, StageOutcome
-from trainers.table import ImageTable, read_table
+from trainers.table import read_table
 
 
 def ensemble_step(pipeline: Pipeline) -> None:
     """Bring ensemble/ and metrics.json up to date."""
-    from ensembles import ensemble, evaluation
+    from ensembles import ensemble, evaluation, gate
+    from ensembles.predictions import read_predictions
 
     config, run_dir = pipeline.config, pipeline.run_dir
     table = read_table(run_dir / "table.parquet")
@@ -32,13 +33,25 @@ def ensemble_step(pipeline: Pipeline) -> None:
         "ensemble": config.ensemble.model_dump(),
         "guarantee": config.guarantee.model_dump(),
         "rows": rows_digest(table, np.arange(len(table.frame))),
+        "pool": {**config.pool.model_dump(), "scored": config.predict.pool},
+        "metrics": config.metrics.model_dump(),
+        "seed": config.seed,
     }
 
     def blend(partial: Path) -> StageOutcome:
+        verdict = gate.run(
+            read_predictions(predictions, table=table),
+            table=table,
+            pool=config.pool,
+            metrics=config.metrics,
+            scored=config.predict.pool,
+            seed=config.seed,
+            out=partial / "ensemble",
+        )
         result = ensemble.run(
             predictions=predictions,
             table=table,
-            arm=ARM,
+            arm=verdict.arm,
             config=config.ensemble,
             guarantee=config.guarantee,
             out=partial / "ensemble",
@@ -46,6 +59,8 @@ def ensemble_step(pipeline: Pipeline) -> None:
         return StageOutcome(result.summary, {})
 
     blended = pipeline.stage(Stage("ensemble", inputs, ("ensemble",)), blend)
+
+    verdict = gate.read_verdict(run_dir / "ensemble")
 
     def evaluate(partial: Path) -> StageOutcome:
         metrics = evaluation.run(
@@ -55,7 +70,7 @@ def ensemble_step(pipeline: Pipeline) -> None:
             metrics=config.metrics,
             truth=truth_of(config.data),
             timing=pipeline.seconds(),
-            pool=_pool_sentence(table, scored=config.predict.pool),
+            pool={key: value for key, value in verdict.items() if key != "arm"},
             optimistic=[model.name for model in config.models if config.train_for(model).keep == "best"],
             rejected=read_rejected(run_dir)["id"].tolist(),
             seed=config.seed,
@@ -68,29 +83,17 @@ def ensemble_step(pipeline: Pipeline) -> None:
             "evaluate",
             {
                 **inputs,
-                "metrics": config.metrics.model_dump(),
                 "truth": truth_digest(config.data),
                 "keep": [config.train_for(model).keep for model in config.models],
-                "seed": config.seed,
                 "code_version": code_version(),
             },
             ("metrics.json",),
         ),
         evaluate,
     )
+    if len(verdict["arms"]) > 1:
+        CONSOLE.print(f"[bold]gate[/]      {escape(verdict['reason'])}")
     pipeline.say("ensemble", [blended, record], "metrics.json", summary=record.summary)
-
-
-def _pool_sentence(table: ImageTable, *, scored: bool) -> dict[str, Any]:
-    """The `pool` part of metrics.json while `supervised` is the only arm there is."""
-    size = len(table.rows("pool"))
-    use = "scored but not trained on" if scored else "neither scored (predict.pool: false) nor trained on"
-    reason = (
-        f"the pool of {counted(size, 'image')} was {use}: arm {ARM!r} is the only one that was trained"
-        if size
-        else "there is no pool of unlabelled images"
-    )
-    return {"used": False, "gain": None, "gain_ci": None, "reason": reason, "arms": [ARM]}
 
 
 def _headline(metrics: dict[str, Any]) -> str:

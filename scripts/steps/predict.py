@@ -1,11 +1,12 @@
 """Predict: every fold model scores its held-out fold, the holdout, the test set and the pool."""
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 
 from configs.schema import ModelConfig, RunConfig
-from scripts.steps.run_state import ARM, Pipeline, pixel_settings, rows_digest, train_folder
+from scripts.steps.run_state import Pipeline, pixel_settings, rows_digest, train_folder
 from trainers.provenance import file_digest
 from trainers.stages import Stage, StageOutcome, StageRecord
 from trainers.table import ImageTable, read_table
@@ -14,11 +15,14 @@ KIND_NAMES = {"oof": "held-out", "holdout": "holdout", "pool": "pool", "test": "
 
 
 def predict_step(pipeline: Pipeline) -> None:
-    """Bring the scores of all fold models up to date, and drop those of models that the config no longer has."""
+    """Bring the scores of all fold models up to date, and drop those that the config no longer has."""
     config, run_dir = pipeline.config, pipeline.run_dir
     table = read_table(run_dir / "table.parquet")
     folds = range(table.num_folds)
-    records = [_predict_one(pipeline, table, model, fold) for model in config.models for fold in folds]
+    records = [
+        _predict_one(pipeline, table, arm, model, fold)
+        for arm, model, fold in product(config.arms, config.models, folds)
+    ]
     _drop_foreign_predictions(run_dir / "predictions", config, table)
     scores = sum(record.facts["num_images"] for record in records)
     _, kinds = _rows_to_score(table, 0, pool=config.predict.pool)
@@ -27,7 +31,7 @@ def predict_step(pipeline: Pipeline) -> None:
     pipeline.say("predict", records, "predictions/", summary=f"{scores} scores of {what} rows")
 
 
-def _predict_one(pipeline: Pipeline, table: ImageTable, model: ModelConfig, fold: int) -> StageRecord:
+def _predict_one(pipeline: Pipeline, table: ImageTable, arm: str, model: ModelConfig, fold: int) -> StageRecord:
     from ensembles.predictions import write_predictions
     from trainers.devices import device_type, num_workers
     from trainers.pixels import open_pixels
@@ -35,10 +39,10 @@ def _predict_one(pipeline: Pipeline, table: ImageTable, model: ModelConfig, fold
 
     config, run_dir = pipeline.config, pipeline.run_dir
     rows, kinds = _rows_to_score(table, fold, pool=config.predict.pool)
-    output = f"predictions/{ARM}/{model.name}/fold{fold}.parquet"
-    final = run_dir / train_folder(model, fold) / "final"
+    output = f"predictions/{arm}/{model.name}/fold{fold}.parquet"
+    final = run_dir / train_folder(arm, model, fold) / "final"
     stage = Stage(
-        f"predict/{ARM}/{model.name}/fold{fold}",
+        f"predict/{arm}/{model.name}/fold{fold}",
         {
             "weights": file_digest(final / "manifest.json"),
             "views": [view.model_dump() for view in config.predict.views],
@@ -71,7 +75,7 @@ def _predict_one(pipeline: Pipeline, table: ImageTable, model: ModelConfig, fold
             rows=rows,
             kinds=kinds,
             logits=logits - scorer.log_odds_shift,
-            arm=ARM,
+            arm=arm,
             model=model.name,
             fold=fold,
             log_odds_shift=scorer.log_odds_shift.tolist(),
@@ -93,7 +97,8 @@ def _rows_to_score(table: ImageTable, fold: int, *, pool: bool) -> tuple[np.ndar
 def _drop_foreign_predictions(folder: Path, config: RunConfig, table: ImageTable) -> None:
     """Forget scores of models or folds that the config no longer has, so that the folder reads as one table."""
     wanted = {
-        folder / ARM / model.name / f"fold{fold}.parquet" for model in config.models for fold in range(table.num_folds)
+        folder / arm / model.name / f"fold{fold}.parquet"
+        for arm, model, fold in product(config.arms, config.models, range(table.num_folds))
     }
     for path in folder.rglob("*.parquet"):
         if path not in wanted:

@@ -19,7 +19,7 @@ from trainers.stages import Attempt, Stage, StageOutcome, StageRecord, begin, co
 from trainers.stopping import raise_if_asked
 from trainers.table import ImageTable
 
-ARM = "supervised"
+SUPERVISED, PRETRAINED = "supervised", "pretrained"  # arms
 TABLE_COLUMNS = ("id", "path", "label", "split", "group", "fold", "sha256")
 # What decides the pixels of an image once its bytes are given.
 PIXEL_FIELDS = ("image_size", "channels", "resize", "grey_bits", "multi_frame")
@@ -87,9 +87,20 @@ class Pipeline:
         CONSOLE.print(f"[bold]{name:<9}[/] {took}  {escape(summary or records[-1].summary)}  [dim]{escape(where)}[/]")
 
 
-def train_folder(model: ModelConfig, fold: int) -> str:
+def train_folder(arm: str, model: ModelConfig, fold: int) -> str:
     """The folder of a fold model below the run folder."""
-    return f"train/{ARM}/{model.name}/fold{fold}"
+    return f"train/{arm}/{model.name}/fold{fold}"
+
+
+def pretrain_folder(model: ModelConfig) -> str:
+    """The folder of a backbone that was learnt without labels, below the run folder."""
+    return f"pretrain/{model.name}"
+
+
+def pretrained_digest(model: ModelConfig) -> str | None:
+    """A hash of the file that a model's weights start from, if it is a file."""
+    path = Path(model.pretrained) if model.pretrained else None
+    return file_digest(path) if path is not None and path.is_file() else None
 
 
 def rows_digest(table: ImageTable, rows: np.ndarray, columns: Sequence[str] = TABLE_COLUMNS) -> str:

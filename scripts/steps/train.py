@@ -1,7 +1,8 @@
-"""Train: each model on each fold, one stage each, so that an interrupted run goes on where it was."""
+"""Train: each model of each arm on each fold, one stage each, so that an interrupted run goes on where it was."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,21 @@ from rich.markup import escape
 
 from configs.errors import listed
 from configs.schema import ModelConfig, RunConfig
-from scripts.steps.run_state import CONSOLE, Pipeline, pixel_settings, rows_digest, train_folder
+from scripts.steps.run_state import (
+    CONSOLE,
+    PRETRAINED,
+    SUPERVISED,
+    Pipeline,
+    pixel_settings,
+    pretrain_folder,
+    pretrained_digest,
+    rows_digest,
+    train_folder,
+)
+from scripts.steps.trainings import train_all, unfinished
 from trainers.progress import about
 from trainers.provenance import derive_seed, file_digest
-from trainers.stages import Attempt, Stage, StageOutcome, StageRecord, finished, log_event, outdated
+from trainers.stages import Stage, StageOutcome, StageRecord, log_event, outdated
 from trainers.table import ImageTable, read_table
 
 if TYPE_CHECKING:
@@ -25,6 +37,7 @@ DATA_CHANGED = {
     "learnt": OTHER_ROWS,
     "held_out": OTHER_ROWS,
     "weights": "the file of pretrained weights is another",
+    "start": "the backbones were pretrained again",
 }
 # Fields of `train` that change when something is written or shown, not what is learnt.
 NOT_TRAINED = {"log_every_steps", "checkpoint_every_steps", "checkpoint_every_seconds"}
@@ -35,77 +48,48 @@ TRAINED_COLUMNS = ("sha256", "label", "fold")
 
 def train_step(pipeline: Pipeline) -> None:
     """Bring the fold models of every model up to date, and print a line for each that had to be trained."""
-    from trainers.supervised import setting_warnings
+    from trainers.supervised import run, setting_warnings
 
     config, run_dir = pipeline.config, pipeline.run_dir
     table = read_table(run_dir / "table.parquet")
     log_event(run_dir, "started", stage="train")  # warnings of earlier attempts are not those of this one
-    for model in config.models:
-        warnings = setting_warnings(config.train_for(model), _fold_data(table, 0))
-        pipeline.warn([f"{model.name}: {warning}" for warning in warnings], stage="train")
-    works = [_FoldModel(pipeline, table, model, fold) for model in config.models for fold in range(table.num_folds)]
-    unfinished = [work for work in works if finished(run_dir, work.stage) is None]
-    if unfinished:
+    for arm, model in product(config.arms, config.models):
+        warnings = setting_warnings(config.train_for(model, arm=arm), _fold_data(table, 0))
+        named = model.name if arm == SUPERVISED else f"{arm} {model.name}"
+        pipeline.warn([f"{named}: {warning}" for warning in warnings], stage="train")
+    works = [
+        _FoldModel(pipeline, table, arm, model, fold)
+        for arm, model, fold in product(config.arms, config.models, range(table.num_folds))
+    ]
+    to_do = unfinished(pipeline, works)
+    if to_do:
         _try_backbones(config, table)
-        _say_why_again(run_dir, unfinished)
-        CONSOLE.print(f"[bold]train[/]     {_plan_line(config, table, works, unfinished)}")
+        _say_why_again(run_dir, to_do)
+        CONSOLE.print(f"[bold]train[/]     {_plan_line(config, table, works, to_do)}")
+    trained: list[tuple[_FoldModel, StageRecord]] = []
+
+    def note(work: _FoldModel, record: StageRecord, processes: int) -> None:
+        if not record.skipped:
+            trained.append((work, record))
+            CONSOLE.print(f"          {escape(_fold_line(trained, to_do, processes))}")
+
     started = time.perf_counter()
-    records = _train_all(pipeline, works, unfinished)
+    records = train_all(pipeline, works, run, note)
     seconds = time.perf_counter() - started
     pipeline.say("train", records, "train/", summary=_summary(config, table, records), seconds=seconds)
 
 
-def _train_all(
-    pipeline: Pipeline, works: Sequence["_FoldModel"], unfinished: Sequence["_FoldModel"]
-) -> list[StageRecord]:
-    """The records of all fold models, the unfinished ones trained now, side by side where that is faster."""
-    from trainers.fold_task import TrainResult
-    from trainers.side_by_side import Job, num_side_by_side, run_side_by_side, threads_each
-    from trainers.supervised import run
-
-    # By all of them and not by those that are left: the share of threads decides the last bits of the weights.
-    processes = num_side_by_side(pipeline.config.compute, len(works))
-    records: dict[str, StageRecord] = {}
-    attempts: dict[str, Attempt] = {}
-
-    def note(work: _FoldModel, record: StageRecord) -> None:
-        records[work.label] = record
-        trained = [(other, records[other.label]) for other in unfinished if other.label in records]
-        if not record.skipped:
-            CONSOLE.print(f"          {escape(_fold_line((work, record), trained, unfinished, processes))}")
-
-    def jobs() -> Iterator[Job]:
-        for work in unfinished:
-            begun = pipeline.begin(work.stage)
-            if isinstance(begun, StageRecord):
-                note(work, begun)
-            else:
-                attempts[work.label] = begun
-                yield Job(work.label, work.task(begun.partial))
-
-    def end(job: Job, result: TrainResult) -> None:
-        work = next(work for work in unfinished if work.label == job.description)
-        note(work, pipeline.complete(attempts[work.label], work.outcome(result)))
-
-    if processes > 1 and unfinished:
-        started = min(processes, len(unfinished))
-        run_side_by_side(run, jobs(), end, processes=started, threads=threads_each(processes))
-    for work in works:
-        if work.label not in records:
-            note(work, pipeline.stage(work.stage, work.run))
-    return [records[work.label] for work in works]
-
-
 class _FoldModel:
-    """The training of one model on one fold: its stage, and the work when it has to be done."""
+    """The training of one model of an arm on one fold: its stage, and the work when it has to be done."""
 
-    def __init__(self, pipeline: Pipeline, table: ImageTable, model: ModelConfig, fold: int) -> None:
+    def __init__(self, pipeline: Pipeline, table: ImageTable, arm: str, model: ModelConfig, fold: int) -> None:
         self.config, self.run_dir = pipeline.config, pipeline.run_dir
-        self.table, self.model, self.fold = table, model, fold
-        self.train = self.config.train_for(model)
+        self.table, self.arm, self.model, self.fold = table, arm, model, fold
+        self.train = self.config.train_for(model, arm=arm)
         self.data = _fold_data(table, fold)
-        self.folder = train_folder(model, fold)
-        weights = _pretrained_digest(model)
+        self.folder = train_folder(arm, model, fold)
+        self.start = self.run_dir / pretrain_folder(model) / "final" if arm == PRETRAINED else None
+        weights = pretrained_digest(model)
         ignored = NOT_TRAINED | (set() if self.train.keep == "best" else {"eval_every_steps"})
         self.stage = Stage(
             self.folder,
@@ -120,6 +104,7 @@ class _FoldModel:
                 "seed": self.config.seed,
                 "learnt": rows_digest(table, self.data.train_rows, TRAINED_COLUMNS),
                 "held_out": rows_digest(table, self.data.held_rows, TRAINED_COLUMNS),
+                **({} if self.start is None else {"start": file_digest(self.start / "manifest.json")}),
             },
             (self.folder, f"{self.folder}/final/manifest.json"),
             resume_points=(f"{self.folder}/checkpoints/step-*", f"{self.folder}/final"),
@@ -127,13 +112,8 @@ class _FoldModel:
 
     @property
     def label(self) -> str:
-        return f"{self.model.name} fold {self.fold}"
-
-    def run(self, partial: Path) -> StageOutcome:
-        """Train here."""
-        from trainers import supervised
-
-        return self.outcome(supervised.run(self.task(partial)))
+        arm = "" if self.arm == SUPERVISED else f"{self.arm} "
+        return f"{arm}{self.model.name} fold {self.fold}"
 
     def task(self, partial: Path) -> "FoldTask":
         """What is to be done, in the folder of the stage."""
@@ -152,6 +132,7 @@ class _FoldModel:
             channels=config.data.channels,
             seed=derive_seed(config.seed, self.model.name, self.fold),
             out=partial / self.folder,
+            start=self.start,
             description=self.label,
         )
 
@@ -174,11 +155,6 @@ def _fold_data(table: ImageTable, fold: int) -> "FoldData":
     return FoldData(learnt, table.targets[learnt], held, table.targets[held], table.num_outputs)
 
 
-def _pretrained_digest(model: ModelConfig) -> str | None:
-    path = Path(model.pretrained) if model.pretrained else None
-    return file_digest(path) if path is not None and path.is_file() else None
-
-
 def _try_backbones(config: RunConfig, table: ImageTable) -> None:
     """Build every network once, so that a wrong one is told before the first is trained for hours."""
     from trainers.backbones import build_backbone
@@ -194,9 +170,9 @@ def _try_backbones(config: RunConfig, table: ImageTable) -> None:
         )
 
 
-def _say_why_again(run_dir: Path, unfinished: Sequence[_FoldModel]) -> None:
+def _say_why_again(run_dir: Path, to_do: Sequence[_FoldModel]) -> None:
     """What was trained before is replaced, hours of work perhaps, and a forgotten override is easily mended."""
-    changes = [(work, outdated(run_dir, work.stage)) for work in unfinished]
+    changes = [(work, outdated(run_dir, work.stage)) for work in to_do]
     again = [work.label for work, lines in changes if lines]
     if not again:
         return
@@ -207,26 +183,19 @@ def _say_why_again(run_dir: Path, unfinished: Sequence[_FoldModel]) -> None:
     )
 
 
-def _plan_line(
-    config: RunConfig, table: ImageTable, works: Sequence[_FoldModel], unfinished: Sequence[_FoldModel]
-) -> str:
+def _plan_line(config: RunConfig, table: ImageTable, works: Sequence[_FoldModel], to_do: Sequence[_FoldModel]) -> str:
     steps = " and ".join(f"{number} steps" for number in dict.fromkeys(work.train.steps for work in works))
-    done = len(works) - len(unfinished)
+    done = len(works) - len(to_do)
     already = f", {done} of {len(works)} already trained" if done else ""
-    return f"{len(config.models)} models x {table.num_folds} folds, {steps} each{already}"
+    return f"{_counts(config, table)}, {steps} each{already}"
 
 
-def _fold_line(
-    newest: tuple[_FoldModel, StageRecord],
-    trained: Sequence[tuple[_FoldModel, StageRecord]],
-    unfinished: Sequence[_FoldModel],
-    processes: int,
-) -> str:
+def _fold_line(trained: Sequence[tuple[_FoldModel, StageRecord]], to_do: Sequence[_FoldModel], processes: int) -> str:
     """What the newest fold model reached, and how long the rest will take at the pace of those of this run."""
-    work, record = newest
+    work, record = trained[-1]
     done = {other.label for other, _ in trained}
-    rest = [other for other in unfinished if other.label not in done]
-    line = f"{len(trained)}/{len(unfinished)}  {work.label:<24} {about(record.seconds):>6}"
+    rest = [other for other in to_do if other.label not in done]
+    line = f"{len(trained)}/{len(to_do)}  {work.label:<24} {about(record.seconds):>6}"
     ap = _held_out_ap(record)
     if ap is not None:
         line += f"  held-out AP {ap:.3f}"
@@ -246,6 +215,11 @@ def _seconds_of(rest: Sequence[_FoldModel], trained: Sequence[tuple[_FoldModel, 
     return total
 
 
+def _counts(config: RunConfig, table: ImageTable) -> str:
+    arms = f"{len(config.arms)} arms x " if len(config.arms) > 1 else ""
+    return f"{arms}{len(config.models)} models x {table.num_folds} folds"
+
+
 def _held_out_ap(record: StageRecord) -> float | None:
     """The watched AP of the weights that were kept."""
     best = record.facts["best_held_out_ap"]
@@ -255,5 +229,5 @@ def _held_out_ap(record: StageRecord) -> float | None:
 def _summary(config: RunConfig, table: ImageTable, records: Sequence[StageRecord]) -> str:
     held_out = [ap for record in records if (ap := _held_out_ap(record)) is not None]
     devices = sorted({record.facts["device"] for record in records})
-    line = f"{len(config.models)} models x {table.num_folds} folds on {', '.join(devices)}"
+    line = f"{_counts(config, table)} on {', '.join(devices)}"
     return line + (f", held-out AP {min(held_out):.3f} to {max(held_out):.3f}" if held_out else "")

@@ -161,3 +161,9 @@ def test_an_anchor_may_be_merged_and_overridden(tmp_path: Path) -> None:
 def test_a_folder_is_no_config(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="a folder, not a config file; `rarefind init"):
         load_config(tmp_path)
+
+
+def test_a_teachers_weights_are_looked_for_beside_the_config(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("pretrain: {distill: {pretrained: teacher.safetensors}}\n")
+    assert load_config(path).pretrain.distill.pretrained == str(tmp_path / "teacher.safetensors")

@@ -1,0 +1,150 @@
+"""The gate: did the pool help? Arms are compared on the same out-of-fold rows, and an arm has to earn its place.
+
+The equal-weight ensemble of every arm is judged by the same resamples of the images as that of the arm `supervised`.
+With several arms the best of them must be better than the best of as many that gain nothing would be (max-T; Westfall
+and Young 1993), so that looking at more arms does not make it easier to be fooled.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from configs.errors import counted
+from configs.schema import MetricsConfig, PoolConfig
+from ensembles.blending import blend_scores, fit_logits, score_columns
+from trainers.atomic import write_json
+from trainers.intervals import paired_gains
+from trainers.provenance import derive_seed
+from trainers.table import ImageTable
+
+GATE_FILE = "gate.json"
+BASELINE = "supervised"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One arm against the baseline: out-of-fold AP, its gain with an interval, and whether it may be kept."""
+
+    ap: float
+    gain: float
+    gain_ci: tuple[float, float]
+    better: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The arm that is kept and why, in one sentence; the other fields are those of `pool` in metrics.json."""
+
+    arm: str
+    used: bool
+    gain: float | None
+    gain_ci: tuple[float, float] | None
+    reason: str
+    arms: list[str]
+    compared: dict[str, Comparison]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; `arm` is told elsewhere."""
+        return {key: value for key, value in asdict(self).items() if key != "arm"}
+
+
+def run(
+    predictions: pd.DataFrame,
+    *,
+    table: ImageTable,
+    pool: PoolConfig,
+    metrics: MetricsConfig,
+    scored: bool,
+    seed: int,
+    out: Path,
+) -> Verdict:
+    """Compare the arms in the prediction table, which must have `supervised`, and write the verdict below `out`.
+
+    `scored`: whether the pool was, which is told where nothing was trained on it.
+    """
+    oof = {str(arm): _oof_scores(rows, table) for arm, rows in predictions.groupby("arm", sort=True)}
+    others = [arm for arm in oof if arm != BASELINE]
+    assert BASELINE in oof, f"there is nothing to compare with: {sorted(oof)}"
+    verdict = (
+        _only_supervised(table, scored=scored) if not others else _compared(oof, others, table, pool, metrics, seed)
+    )
+    write_json(out / GATE_FILE, {"arm": verdict.arm, **verdict.to_json()})
+    return verdict
+
+
+def read_verdict(folder: Path) -> dict[str, Any]:
+    """What `run` wrote."""
+    verdict: dict[str, Any] = json.loads((folder / GATE_FILE).read_text(encoding="utf-8"))
+    return verdict
+
+
+def _compared(
+    oof: Mapping[str, pd.DataFrame],
+    others: list[str],
+    table: ImageTable,
+    pool: PoolConfig,
+    metrics: MetricsConfig,
+    seed: int,
+) -> Verdict:
+    rows = oof[BASELINE]
+    positions = pd.Index(table.frame["id"]).get_indexer(pd.Index(rows.index))
+    targets, units = table.targets[positions], table.units[positions]
+    gains = paired_gains(
+        targets,
+        [oof[arm].loc[rows.index].to_numpy() for arm in (BASELINE, *others)],
+        groups=units,
+        replicates=metrics.replicates,
+        confidence=metrics.confidence,
+        keep_confidence=pool.confidence,
+        rng=np.random.default_rng(derive_seed(seed, "gate")),
+    )
+    compared = {
+        arm: Comparison(gain.ap, gain.interval.estimate, (gain.interval.low, gain.interval.high), gain.better)
+        for arm, gain in zip(others, gains, strict=True)
+    }
+    best = max(others, key=lambda arm: compared[arm].gain)
+    kept = compared[best].better
+    return Verdict(
+        arm=best if kept else BASELINE,
+        used=kept,
+        gain=compared[best].gain,
+        gain_ci=compared[best].gain_ci,
+        reason=_sentence(best, compared[best], kept=kept, num_arms=len(others), pool=pool),
+        arms=[BASELINE, *others],
+        compared=compared,
+    )
+
+
+def _sentence(arm: str, comparison: Comparison, *, kept: bool, num_arms: int, pool: PoolConfig) -> str:
+    low, high = comparison.gain_ci
+    gain = f"{comparison.gain:+.3f} [{low:+.3f}, {high:+.3f}]"
+    which = f"arm {arm!r}" if num_arms == 1 else f"arm {arm!r}, the best of {num_arms},"
+    sure = f"{pool.confidence:.0%} sure"
+    if kept:
+        return f"{which} is kept: its out-of-fold AP against supervised is {gain}, {sure} to be a gain"
+    return f"arm 'supervised' is kept: the AP of {which} against it is {gain}, which is not {sure} to be a gain"
+
+
+def _only_supervised(table: ImageTable, *, scored: bool) -> Verdict:
+    size = len(table.rows("pool"))
+    use = "scored but not trained on" if scored else "neither scored (predict.pool: false) nor trained on"
+    reason = (
+        f"the pool of {counted(size, 'image')} was {use}: arm {BASELINE!r} is the only one that was trained (pool.arm)"
+        if size
+        else "there is no pool of unlabelled images"
+    )
+    return Verdict(BASELINE, used=False, gain=None, gain_ci=None, reason=reason, arms=[BASELINE], compared={})
+
+
+def _oof_scores(predictions: pd.DataFrame, table: ImageTable) -> pd.DataFrame:
+    """Scores that rank the out-of-fold rows, by id: of the positive class, or one column per class."""
+    oof = predictions[predictions["kind"] == "oof"]
+    blend = fit_logits(oof)
+    scores = blend_scores(blend, oof)
+    values = blend.class_scores(scores[score_columns(blend.num_outputs)].to_numpy(dtype=np.float64))
+    return pd.DataFrame(values, index=scores["id"])

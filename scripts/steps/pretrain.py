@@ -1,0 +1,135 @@
+"""Pretrain: learn each backbone from unlabelled images, one stage each. Labels do not come here."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.markup import escape
+
+from configs.errors import InputError
+from configs.schema import ModelConfig
+from scripts.steps.run_state import CONSOLE, PRETRAINED, Pipeline, pixel_settings, pretrain_folder, pretrained_digest
+from scripts.steps.trainings import train_all, unfinished
+from trainers.progress import about
+from trainers.provenance import derive_seed, digest
+from trainers.stages import Stage, StageOutcome, StageRecord
+from trainers.table import ImageTable, read_table
+
+if TYPE_CHECKING:
+    from trainers.fold_task import TrainResult
+    from trainers.pretraining.loop import PretrainTask
+
+# Fields of `pretrain` that do not change what is learnt, and of `augment` those that do.
+NOT_LEARNT = {"log_every_steps", "checkpoint_every_steps", "checkpoint_every_seconds", "fine_tune", "method", "rows"}
+METHODS = {"contrastive", "vicreg", "masked", "distill"}
+VIEW_FIELDS = {"horizontal_flip", "vertical_flip", "quarter_turns", "rotate_degrees"}
+FIGURES = ("spread", "effective_rank", "alignment", "uniformity")
+
+
+def pretrain_step(pipeline: Pipeline) -> None:
+    """Bring the backbones of the arm `pretrained` up to date; nothing to do when it is not among the arms."""
+    from trainers.pretraining.loop import run
+
+    config, run_dir = pipeline.config, pipeline.run_dir
+    if PRETRAINED not in config.arms:
+        return
+    table = read_table(run_dir / "table.parquet")
+    if not len(table.rows("pool")):
+        raise InputError(
+            "pool.arm pretrained: there are no unlabelled images to learn from; set data.pool, or pool.arm: none"
+        )
+    works = [_Backbone(pipeline, table, model) for model in config.models]
+    to_do = unfinished(pipeline, works)
+    if to_do:
+        _say_plan(pipeline, to_do)
+
+    def note(work: _Backbone, record: StageRecord, processes: int) -> None:
+        if not record.skipped:
+            CONSOLE.print(f"          {escape(f'{work.label:<24} {about(record.seconds):>6}  {_figures(record)}')}")
+
+    started = time.perf_counter()
+    records = train_all(pipeline, works, run, note)
+    seconds = time.perf_counter() - started
+    summary = f"{len(works)} backbones by {config.pretrain.method} on {len(works[0].rows)} images without labels"
+    pipeline.say("pretrain", records, "pretrain/", summary=summary, seconds=seconds)
+
+
+class _Backbone:
+    """The pretraining of one backbone: its stage, and the work when it has to be done."""
+
+    def __init__(self, pipeline: Pipeline, table: ImageTable, model: ModelConfig) -> None:
+        self.config, self.run_dir, self.table, self.model = pipeline.config, pipeline.run_dir, table, model
+        pretrain = self.config.pretrain
+        self.rows = _unlabelled(table, everything=pretrain.rows == "all")
+        self.folder = pretrain_folder(model)
+        weights = pretrained_digest(model)
+        own_settings = pretrain.model_dump(mode="json", exclude=NOT_LEARNT | (METHODS - {pretrain.method}))
+        self.stage = Stage(
+            self.folder,
+            {
+                "model": model.model_dump(
+                    mode="json", exclude={"train", "name"} | ({"pretrained"} if weights else set())
+                ),
+                "weights": weights,
+                "method": pretrain.method,
+                "pretrain": own_settings,
+                "views": self.config.augment.model_dump(mode="json", include=VIEW_FIELDS),
+                "pixels": pixel_settings(self.config.data),
+                "seed": self.config.seed,
+                "images": digest(table.frame["sha256"].iloc[self.rows].tolist()),
+            },
+            (self.folder, f"{self.folder}/final/manifest.json"),
+            resume_points=(f"{self.folder}/checkpoints/step-*", f"{self.folder}/final"),
+        )
+
+    @property
+    def label(self) -> str:
+        return f"{self.model.name} pretraining"
+
+    def task(self, partial: Path) -> "PretrainTask":
+        """What is to be done, in the folder of the stage."""
+        from trainers.pixels import open_pixels
+        from trainers.pretraining.loop import PretrainTask
+
+        config = self.config
+        return PretrainTask(
+            model=self.model,
+            pretrain=config.pretrain,
+            augment=config.augment,
+            compute=config.compute,
+            rows=self.rows,
+            pixels=open_pixels(self.run_dir, config.data, self.table),
+            image_size=config.data.image_size,
+            channels=config.data.channels,
+            seed=derive_seed(config.seed, "pretrain", self.model.name),
+            out=partial / self.folder,
+            description=self.label,
+        )
+
+    def outcome(self, result: "TrainResult") -> StageOutcome:
+        """What is kept of the training in the stage's record."""
+        facts = {key: result.facts[key] for key in (*FIGURES, "device", "num_images")}
+        summary = f"{self.config.pretrain.steps} steps on {len(self.rows)} images"
+        return StageOutcome(summary, facts, result.facts["seconds"])
+
+
+def _unlabelled(table: ImageTable, *, everything: bool) -> np.ndarray:
+    """Rows of the pool, or of all images, in the order of their content, so that a table's order changes nothing."""
+    splits = ("pool", "train", "holdout", "test") if everything else ("pool",)
+    rows = np.concatenate([table.rows(split) for split in splits])
+    hashes = table.frame["sha256"].to_numpy()[rows]
+    chosen: np.ndarray = rows[np.argsort(hashes, kind="stable")]
+    return chosen
+
+
+def _say_plan(pipeline: Pipeline, to_do: "list[_Backbone]") -> None:
+    pretrain = pipeline.config.pretrain
+    which = f"{len(to_do[0].rows)} images" + (
+        " of the pool" if pretrain.rows == "pool" else ", the held-out and test images among them (pretrain.rows: all)"
+    )
+    CONSOLE.print(f"[bold]pretrain[/]  {pretrain.method}, {len(to_do)} backbones, {pretrain.steps} steps each, {which}")
+
+
+def _figures(record: StageRecord) -> str:
+    return "effective rank {effective_rank:.1f}, spread {spread:.2f}".format(**record.facts)

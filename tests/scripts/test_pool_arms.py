@@ -1,0 +1,154 @@
+"""Runs that train on the pool: what they leave, what is trained again and what is not, and what is said of it."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from configs.errors import InputError
+from configs.load import check_config
+from configs.schema import RunConfig
+from configs.sections import merged
+from scripts.pipeline import Pipeline, run_pipeline
+from trainers.checkpoints import read_final
+from trainers.digits import DigitsSplit, write_digits
+
+MODELS = ("test_resnet", "test_efficientnet")
+PRETRAIN = {"steps": 6, "batch_size": 12, "warmup_steps": 1, "log_every_steps": 3, "watch_every_steps": 3}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("digits")
+    write_digits(folder, split=DigitsSplit(train=(12, 60), pool=(4, 20), test=(6, 30)))
+    return folder
+
+
+def config_of(folder: Path, out: Path, **changes: Any) -> RunConfig:
+    values = {
+        "name": "tiny",
+        "out": str(out),
+        "data": {
+            "source": str(folder / "table.csv"),
+            "test": str(folder / "test.csv"),
+            "positive_label": "eight",
+            "image_size": 16,
+            "channels": 1,
+        },
+        "folds": {"num_folds": 2},
+        "augment": {"policy": "light"},
+        "models": [{"backbone": name} for name in MODELS],
+        "pool": {"arm": "pretrained"},
+        "pretrain": {**PRETRAIN, "min_spread": 0.0},
+        "train": {"steps": 8, "batch_size": 16, "warmup_steps": 1, "lr": 0.003, "log_every_steps": 4},
+        "metrics": {"top_k": [10], "replicates": 200},
+        "report": {"num_thumbnails": 4},
+        "compute": {"device": "cpu"},
+    }
+    return check_config(merged(values, changes), "test")
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_pipeline(config_of(data, tmp_path_factory.mktemp("runs"))).run_dir
+
+
+def fresh(pipeline: Pipeline) -> list[str]:
+    """The stages that really ran."""
+    return [record.name for record in pipeline.records if not record.skipped]
+
+
+def weights(run_dir: Path, folder: str) -> bytes:
+    return (run_dir / folder / "final" / "model.safetensors").read_bytes()
+
+
+def test_both_arms_leave_their_files_and_figures(finished: Path) -> None:
+    for model in MODELS:
+        assert {path.name for path in (finished / "pretrain" / model).iterdir()} == {
+            "final", "curves.csv", "tensorboard",
+        }  # fmt: skip
+        for fold in (0, 1):
+            ways = [f"train/{arm}/{model}/fold{fold}" for arm in ("supervised", "pretrained")]
+            assert weights(finished, ways[0]) != weights(finished, ways[1])
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert all(metrics["models"][model].keys() == {"supervised", "pretrained"} for model in MODELS)
+    pool = metrics["pool"]
+    assert pool["arms"] == ["supervised", "pretrained"]
+    assert metrics["ensemble"]["arm"] == ("pretrained" if pool["used"] else "supervised")
+    assert pool["gain"] == pytest.approx(pool["compared"]["pretrained"]["gain"])
+    assert metrics["timing"].keys() >= {"prepare", "pretrain", "train", "predict"}
+    predictions = pd.concat([pd.read_parquet(path) for path in (finished / "predictions").rglob("*.parquet")])
+    assert set(predictions["arm"]) == {"supervised", "pretrained"}
+    assert pool["reason"] in (finished / "report.html").read_text().replace("&#39;", "'")
+
+
+def test_the_backbone_is_where_fine_tuning_starts_from(finished: Path) -> None:
+    starts = [
+        read_final(finished / "train" / arm / "test_resnet" / "fold0" / "final").state["start"]
+        for arm in ("supervised", "pretrained")
+    ]
+    assert starts[0] is None and starts[1]["method"] == "contrastive"
+
+
+def test_pretraining_never_sees_a_label(data: Path, finished: Path, tmp_path: Path) -> None:
+    """Other labels: other folds, other models, but the very same backbones, which are not even learnt again."""
+    shutil.copytree(data, tmp_path / "data")
+    shutil.copytree(finished, tmp_path / "runs" / "tiny")
+    table = pd.read_csv(tmp_path / "data" / "table.csv", dtype=str, keep_default_na=False)
+    labelled = table["label"] != ""
+    table.loc[labelled, "label"] = table.loc[labelled, "label"].to_numpy()[::-1]
+    table.to_csv(tmp_path / "data" / "table.csv", index=False)
+    pipeline = run_pipeline(config_of(tmp_path / "data", tmp_path / "runs"), until="train")
+    ran = fresh(pipeline)
+    assert "prepare" in ran and not [name for name in ran if name.startswith("pretrain/")]
+    assert len([name for name in ran if name.startswith("train/")]) == 8
+    alone = run_pipeline(config_of(tmp_path / "data", tmp_path / "alone"), until="pretrain")
+    assert weights(alone.run_dir, "pretrain/test_resnet") == weights(finished, "pretrain/test_resnet")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, set()),
+        ({"pretrain": {"fine_tune": {"lr": 0.001}}}, {"train/pretrained", "predict/pretrained"}),
+        ({"pretrain": {"vicreg": {"dim": 64}, "log_every_steps": 2}}, set()),  # of another method, or only shown
+        (
+            {"pretrain": {"contrastive": {"temperature": 0.5}}},
+            {"pretrain/test_resnet", "pretrain/test_efficientnet", "train/pretrained", "predict/pretrained"},
+        ),
+        ({"pool": {"arm": "none"}}, set()),
+        ({"pool": {"confidence": 0.8}}, set()),
+    ],
+)
+def test_only_what_depends_on_a_change_is_done_again(
+    data: Path, finished: Path, tmp_path: Path, changes: dict[str, Any], expected: set[str]
+) -> None:
+    shutil.copytree(finished, tmp_path / "runs" / "tiny")
+    ran = fresh(run_pipeline(config_of(data, tmp_path / "runs", **changes)))
+    trained = {"/".join(name.split("/")[:2]) for name in ran if name.split("/")[0] in ("pretrain", "train", "predict")}
+    assert trained == expected
+    arms = json.loads((tmp_path / "runs/tiny/metrics.json").read_text())["pool"]["arms"]
+    assert arms == (["supervised"] if "pool" in changes and "arm" in changes["pool"] else ["supervised", "pretrained"])
+
+
+def test_the_arm_does_not_change_what_supervised_training_gives(data: Path, finished: Path, tmp_path: Path) -> None:
+    alone = run_pipeline(config_of(data, tmp_path, pool={"arm": "none"}), until="train").run_dir
+    assert not (alone / "pretrain").exists()
+    for model in MODELS:
+        assert weights(alone, f"train/supervised/{model}/fold1") == weights(finished, f"train/supervised/{model}/fold1")
+
+
+def test_without_a_pool_there_is_nothing_to_learn_from(data: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(data / "table.csv", dtype=str, keep_default_na=False)
+    shutil.copytree(data, tmp_path / "data")
+    table[table["label"] != ""].to_csv(tmp_path / "data" / "table.csv", index=False)
+    with pytest.raises(InputError, match=r"pool.arm pretrained: there are no unlabelled images .*pool.arm: none"):
+        run_pipeline(config_of(tmp_path / "data", tmp_path / "runs"))
+
+
+def test_a_wrong_field_of_fine_tuning_is_told_at_once(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"pretrain.fine_tune.stepz: .*steps"):
+        config_of(data, tmp_path, pretrain={"fine_tune": {"stepz": 5}})
