@@ -17,6 +17,7 @@ import pandas as pd
 from configs.errors import counted
 from configs.schema import MetricsConfig, PoolConfig
 from ensembles.blending import blend_scores, fit_logits, score_columns
+from ensembles.wording import exact_percent
 from trainers.atomic import write_json
 from trainers.intervals import paired_gains
 from trainers.provenance import derive_seed
@@ -124,10 +125,13 @@ def _sentence(arm: str, comparison: Comparison, *, kept: bool, num_arms: int, po
     low, high = comparison.gain_ci
     gain = f"{comparison.gain:+.3f} [{low:+.3f}, {high:+.3f}]"
     which = f"arm {arm!r}" if num_arms == 1 else f"arm {arm!r}, the best of {num_arms},"
-    sure = f"{pool.confidence:.0%} sure"
+    sure = f"{exact_percent(pool.confidence)} sure"
     if kept:
-        return f"{which} is kept: its out-of-fold AP against supervised is {gain}, {sure} to be a gain"
-    return f"arm 'supervised' is kept: the AP of {which} against it is {gain}, which is not {sure} to be a gain"
+        return f"the pool helped, and {which} is kept: out of fold its AP is {gain} above {BASELINE!r}, {sure} a gain"
+    return (
+        f"no gain from the pool is shown, and arm {BASELINE!r} is kept: out of fold the AP of {which} is {gain} above "
+        f"it, which is not {sure} a gain"
+    )
 
 
 def _only_supervised(table: ImageTable, *, scored: bool) -> Verdict:

@@ -40,13 +40,16 @@ def pretrain_step(pipeline: Pipeline) -> None:
             "pool.arm pretrained: there are no unlabelled images to learn from; set data.pool, or pool.arm: none"
         )
     works = [_Backbone(pipeline, table, model) for model in config.models]
+    width = max(len(work.label) for work in works)
     to_do = unfinished(pipeline, works)
     if to_do:
         _say_plan(pipeline, to_do)
 
     def note(work: _Backbone, record: StageRecord, processes: int) -> None:
         if not record.skipped:
-            CONSOLE.print(f"          {escape(f'{work.label:<24} {about(record.seconds):>6}  {_figures(record)}')}")
+            CONSOLE.print(
+                f"          {escape(f'{work.label:<{width}}  {about(record.seconds):>6}  {_figures(record)}')}"
+            )
 
     started = time.perf_counter()
     records = train_all(pipeline, works, run, note)

@@ -195,7 +195,8 @@ def _fold_line(trained: Sequence[tuple[_FoldModel, StageRecord]], to_do: Sequenc
     work, record = trained[-1]
     done = {other.label for other, _ in trained}
     rest = [other for other in to_do if other.label not in done]
-    line = f"{len(trained)}/{len(to_do)}  {work.label:<24} {about(record.seconds):>6}"
+    width = max(len(other.label) for other in to_do)
+    line = f"{len(trained)}/{len(to_do)}  {work.label:<{width}}  {about(record.seconds):>6}"
     ap = _held_out_ap(record)
     if ap is not None:
         line += f"  held-out AP {ap:.3f}"

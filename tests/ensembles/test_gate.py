@@ -69,9 +69,9 @@ def test_an_arm_that_gains_is_kept_with_the_gain_of_its_ensemble(tmp_path: Path)
     assert verdict.compared["pretrained"].ap == pytest.approx(aps["pretrained"], abs=1e-9)
     assert verdict.gain_ci is not None and 0 < verdict.gain_ci[0] < verdict.gain < verdict.gain_ci[1]
     assert verdict.reason.startswith(
-        f"arm 'pretrained' is kept: its out-of-fold AP against supervised is {verdict.gain:+.3f} ["
+        f"the pool helped, and arm 'pretrained' is kept: out of fold its AP is {verdict.gain:+.3f} ["
     )
-    assert verdict.reason.endswith("90% sure to be a gain")
+    assert verdict.reason.endswith("] above 'supervised', 90% sure a gain")
     written = json.loads((tmp_path / "out" / "gate.json").read_text())
     assert written["arm"] == "pretrained" and written["arms"] == ["supervised", "pretrained"]
     assert written["gain_ci"] == list(verdict.gain_ci)
@@ -81,7 +81,9 @@ def test_an_arm_that_gains_is_kept_with_the_gain_of_its_ensemble(tmp_path: Path)
 def test_an_arm_that_does_not_gain_is_not_kept(tmp_path: Path, shift: float) -> None:
     verdict = decide(tmp_path, toy_table(), {"supervised": 1.5, "pretrained": shift})
     assert verdict.arm == "supervised" and not verdict.used
-    assert verdict.reason.startswith("arm 'supervised' is kept: the AP of arm 'pretrained' against it is ")
+    assert verdict.reason.startswith("no gain from the pool is shown, and arm 'supervised' is kept: ")
+    assert f"the AP of arm 'pretrained' is {verdict.gain:+.3f} [" in verdict.reason
+    assert verdict.reason.endswith("which is not 90% sure a gain")
 
 
 def test_more_confidence_asks_for_more(tmp_path: Path) -> None:
