@@ -8,6 +8,7 @@ import numpy as np
 
 from configs.schema import AugmentConfig, ComputeConfig, ModelConfig, TrainConfig
 from trainers.loader import Pixels
+from trainers.pool_batches import PoolData
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class FoldData:
 class FoldTask:
     """One network to train on one fold: the sections of the config that matter, the data, and where to write.
 
-    `start` is the `final/` folder of a pretrained backbone, in place of what `model.pretrained` says.
+    `start` is the `final/` folder of a pretrained backbone, in place of what `model.pretrained` says; `pool` is what a
+    student learns beside its labels.
     """
 
     model: ModelConfig
@@ -47,6 +49,7 @@ class FoldTask:
     seed: int
     out: Path
     start: Path | None = None
+    pool: PoolData | None = None
     description: str = "training"
 
 

@@ -124,7 +124,18 @@ def build_loss(
     class_counts: Sequence[int] | np.ndarray,
     class_shares: Sequence[float] | np.ndarray,
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """The mean loss over a batch: (logits, targets) -> scalar, computed in float32 or wider.
+    """The mean loss over a batch: (logits, targets) -> scalar; see `build_sample_loss`."""
+    per_sample = build_sample_loss(config, class_counts=class_counts, class_shares=class_shares)
+    return lambda logits, targets: per_sample(logits, targets).mean()
+
+
+def build_sample_loss(
+    config: LossConfig,
+    *,
+    class_counts: Sequence[int] | np.ndarray,
+    class_shares: Sequence[float] | np.ndarray,
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss of each sample, (logits, targets) -> (batch,), computed in float32 or wider.
 
     `class_counts` are the training rows per class (two for binary work), `class_shares` their expected shares in a
     batch: logit_adjusted takes them as prior, and class weights are scaled to mean 1 over them, so that a sampler does
@@ -144,7 +155,7 @@ def build_loss(
     }
     per_sample = partial(LOSSES[config.name], **settings_of.get(config.name, {}))
 
-    def mean_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    def sample_losses(logits: Tensor, targets: Tensor) -> Tensor:
         if logits.shape != targets.shape:
             raise ValueError(f"expected targets of the logits' shape {tuple(logits.shape)}, got {tuple(targets.shape)}")
         if logits.dtype in (torch.float16, torch.bfloat16):
@@ -152,10 +163,10 @@ def build_loss(
         targets = targets.to(logits.dtype)
         losses = per_sample(logits, targets)
         if config.class_weight == "none":
-            return losses.mean()
-        return (losses * _sample_weights(targets, weights.to(logits))).mean()
+            return losses
+        return losses * _sample_weights(targets, weights.to(logits))
 
-    return mean_loss
+    return sample_losses
 
 
 def _sample_weights(targets: Tensor, weights: Tensor) -> Tensor:

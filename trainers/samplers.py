@@ -7,7 +7,7 @@ rows of every stream, and how many were taken before is known for any step witho
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -98,6 +98,14 @@ def build_sampler(
     return BatchSampler(plan.streams, plan.expected, plan.class_shares, batch_size=batch_size, seed=seed)
 
 
+class Sampler(Protocol):
+    """What batches come from: positions and draws by step, the same every time they are asked for."""
+
+    batch_size: int
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]: ...
+
+
 class StepBatches:
     """Lists of (position, draw) for the steps `start_step` .. `stop_step` - 1, for a DataLoader's `batch_sampler`.
 
@@ -105,7 +113,7 @@ class StepBatches:
     """
 
     def __init__(
-        self, sampler: BatchSampler, *, start_step: int, stop_step: int, rank: int = 0, world_size: int = 1
+        self, sampler: Sampler, *, start_step: int, stop_step: int, rank: int = 0, world_size: int = 1
     ) -> None:
         if sampler.batch_size % world_size:
             raise InputError(

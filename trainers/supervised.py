@@ -13,6 +13,8 @@ ends with the very weights of an uninterrupted one.
 
 import shutil
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,7 +32,8 @@ from trainers.checkpoints import read_final
 from trainers.devices import build_accelerator, launch, num_devices, num_workers
 from trainers.fold_task import FoldData, FoldTask, TrainResult
 from trainers.loader import TrainingImages, naming_lost_workers, training_loader
-from trainers.losses import build_loss, class_weights, logit_adjustment, soft_targets
+from trainers.losses import build_loss, build_sample_loss, class_weights, logit_adjustment, soft_targets
+from trainers.pool_batches import LabelledAndPool, beside_pool, loss_of_both, packed_targets, shift_to_pool
 from trainers.prior import log_odds_shift, warn_double_counting, warn_no_adjustment
 from trainers.progress import progress_bar, tell
 from trainers.provenance import code_version, derive_seed
@@ -110,7 +113,8 @@ def _train(task: FoldTask) -> None:
     if task.start is not None:
         backbone = start_from(backbone, task.model.backbone, task.start)
     mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (backbone.mean, backbone.std))
-    state = build_training(backbone.model, train, accelerator)
+    batch_size = train.batch_size + (0 if task.pool is None else task.pool.batch_size)
+    state = build_training(backbone.model, train, accelerator, batch_size=batch_size)
     problems = resume(state, task.out / "checkpoints")
     used = f"the resume point of step {state.step} is used" if state.step else "training starts from the beginning"
     for problem in problems if rank == 0 else ():
@@ -132,28 +136,20 @@ def _train(task: FoldTask) -> None:
         label_smoothing=train.loss.label_smoothing,
         positive_target=train.loss.positive_target,
     )
-    batches = StepBatches(
-        sampler,
-        start_step=state.step,
-        stop_step=train.steps,
-        rank=rank,
-        world_size=world,
-    )
-    workers = num_workers(task.compute, batch_bytes=train.batch_size * task.image_size**2 * task.channels)
+    shift = _log_odds_shift(task, sampler.class_shares)
+    material = _material(task, sampler, targets, shift)
+    batches = StepBatches(material.sampler, start_step=state.step, stop_step=train.steps, rank=rank, world_size=world)
+    workers = num_workers(task.compute, batch_bytes=batch_size * task.image_size**2 * task.channels)
     loader = training_loader(
-        TrainingImages(task.pixels, data.train_rows, targets, policy),
+        TrainingImages(task.pixels, material.rows, material.targets, policy),
         batches,
         workers=workers,
         pin=device.type == "cuda",
     )
-    shift = _log_odds_shift(task, sampler.class_shares)
-    loss_of_logits = build_loss(
-        train.loss, class_counts=data.class_counts.tolist(), class_shares=sampler.class_shares.tolist()
-    )
 
     def loss_function(outputs: Tensor, batch_targets: Tensor) -> Tensor:
         logits = outputs[:, 0] if outputs.shape[1] == 1 else outputs  # (batch,) of two classes
-        return loss_of_logits(logits, batch_targets)
+        return material.loss(logits, batch_targets)
 
     writer = SummaryWriter(task.out / "tensorboard", purge_step=state.step and state.step + 1) if rank == 0 else None
     # Over the CPU, so that asking at every step does not make it wait for the GPU.
@@ -208,6 +204,35 @@ def _train(task: FoldTask) -> None:
             training_record.finish(state, weights, _facts(task, backbone, shift) | held_out.facts(state), task.out)
     accelerator.wait_for_everyone()
     stopping.raise_if_asked()  # of a signal that came too late to stop the loop
+
+
+@dataclass(frozen=True)
+class _Material:
+    """Which rows batches are made of, their targets, and the mean loss of a batch: (logits, targets) -> scalar."""
+
+    sampler: BatchSampler | LabelledAndPool
+    rows: np.ndarray
+    targets: Tensor
+    loss: Callable[[Tensor, Tensor], Tensor]
+
+
+def _material(task: FoldTask, sampler: BatchSampler, targets: Tensor, shift: np.ndarray) -> _Material:
+    """The labelled rows, and those of the pool if there are any to learn from."""
+    train, data, pool = task.train, task.data, task.pool
+    shares: dict[str, Any] = {"class_counts": data.class_counts.tolist(), "class_shares": sampler.class_shares.tolist()}
+    if pool is None:
+        return _Material(sampler, data.train_rows, targets, build_loss(train.loss, **shares))
+    if task.augment.mixup_alpha or task.augment.cutmix_alpha:
+        raise InputError(
+            "augment.mixup_alpha and cutmix_alpha would mix labelled images with those of the pool, whose targets hold "
+            "at other class shares; set both to 0, or pool.arm to one that does not train on the pool"
+        )
+    return _Material(
+        beside_pool(sampler, pool, num_labelled=len(data.train_rows), seed=derive_seed(task.seed, "pool")),
+        np.concatenate([data.train_rows, pool.rows]),
+        packed_targets(targets, pool, batch_size=train.batch_size),
+        loss_of_both(build_sample_loss(train.loss, **shares), shift_to_pool(shift, data.class_counts, pool.prior)),
+    )
 
 
 def _stop_is_agreed(votes: Any) -> bool:

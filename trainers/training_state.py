@@ -77,8 +77,13 @@ class TrainingState:
         return self.network if self.ema is None else self.ema.module
 
 
-def build_training(network: nn.Module, train: OptimisationConfig, accelerator: Accelerator) -> TrainingState:
-    """Put the network on its device and make what trains it, at step 0."""
+def build_training(
+    network: nn.Module, train: OptimisationConfig, accelerator: Accelerator, *, batch_size: int | None = None
+) -> TrainingState:
+    """Put the network on its device and make what trains it, at step 0.
+
+    `batch_size` is that of a step when it is not `train.batch_size` alone.
+    """
     network = network.to(accelerator.device)
     if train.channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -102,7 +107,7 @@ def build_training(network: nn.Module, train: OptimisationConfig, accelerator: A
     forward, optimizer = accelerator.prepare(network, optimizer)
     if train.compile:
         forward = torch.compile(forward)
-    own_share = train.batch_size // accelerator.num_processes
+    own_share = (batch_size or train.batch_size) // accelerator.num_processes
     micro_batch = min(train.micro_batch, own_share) if isinstance(train.micro_batch, int) else own_share
     return TrainingState(accelerator, network, forward, optimizer, schedule, ema, micro_batch, train.section)
 

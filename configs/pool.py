@@ -1,0 +1,41 @@
+"""The sections of the config about training with the unlabelled pool. Nothing here imports torch."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from configs.sections import Count, NonNegative, OpenFraction, Section
+
+
+class PoolConfig(Section):
+    """What the unlabelled pool is used for in training; compared with the arm `supervised`, which does without."""
+
+    arm: Literal["none", "pretrained", "pseudo"] = Field(
+        "none",
+        description="pretrained = backbones learnt from the pool first; pseudo = students of what fold models say of it",
+    )
+    confidence: OpenFraction = Field(0.9, description="how sure a gain must be for the arm to be kept")
+
+
+class PseudoConfig(Section):
+    """Pseudo-labels: what the fold models of an arm say of the pool teaches the next ones, fold by fold."""
+
+    teacher: Literal["supervised", "pretrained"] = Field(
+        "supervised", description="arm that teaches; students of pretrained ones begin with the same backbones"
+    )
+    select: Literal["soft", "threshold", "quota", "agreement"] = Field(
+        "soft",
+        description="soft = all images with their probabilities; threshold, quota = the most certain ones as if they "
+        "were labels; agreement = those that all models put into the same class",
+    )
+    threshold: Annotated[float, Field(gt=0.5, lt=1.0)] = Field(
+        0.95, description="threshold: probability that a class must have, at the pool's prevalence"
+    )
+    quota: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.5, description="quota: share of each class's estimated images that is taken, the most certain first"
+    )
+    prevalence: Literal["estimate", "labelled"] = Field(
+        "estimate", description="class shares of the pool: estimated from the scores (EM), or those of the labels"
+    )
+    batch_size: Count = Field(64, description="pool images per optimiser step, beside train.batch_size labelled ones")
+    loss_weight: NonNegative = Field(1.0, description="of the pool's mean loss against that of the labels")

@@ -1,0 +1,255 @@
+"""Pseudo-labels: what the ensemble of a fold's models says of the pool, for the student of that fold.
+
+Whatever the student of fold k sees comes without the labels of fold k: its teachers did not learn them, the class
+shares that they are corrected by are those of the other folds, and the pool's prevalence is estimated from those
+teachers' scores alone. The ledger has one row for every image that a student is taught.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit, log_softmax, softmax
+
+from configs.errors import InputError
+from configs.pool import PseudoConfig
+from ensembles.predictions import numbered
+from trainers.prior import estimate_prevalence_em, shift_prevalence
+from trainers.table import ImageTable
+
+LEDGER_COLUMNS = ("id", "student_fold", "target", "weight", "teacher", "reason")
+CREDIBLE_DRAWS = 20_000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A share with a 95% interval; nan where nothing speaks for it."""
+
+    share: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The pseudo-labels: `frame` as LEDGER_COLUMNS (several classes: target_0, ...), in the table's order by fold.
+
+    `priors` are the pool's class shares by fold, (classes,); `precision` is that of the images that were given a class,
+    by class, at those shares, estimated on the labelled images that the teachers had not seen.
+    """
+
+    frame: pd.DataFrame
+    priors: dict[int, np.ndarray]
+    precision: dict[str, Estimate]
+
+
+@dataclass(frozen=True)
+class _Opinions:
+    """What each model of a fold says: log-odds or log-probabilities at the labelled class shares, and the models' mean.
+
+    `models` (models, rows, outputs) and `mean` (rows, outputs) are moved to the pool's shares by `at`.
+    """
+
+    ids: np.ndarray
+    models: np.ndarray
+
+    def at(self, labelled: np.ndarray, pool: np.ndarray) -> "_Opinions":
+        return _Opinions(self.ids, np.stack([_moved(values, labelled, pool) for values in self.models]))
+
+    @property
+    def mean(self) -> np.ndarray:
+        return self.models.mean(axis=0)
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """(rows, classes) of the models' mean."""
+        return _probabilities(self.mean)
+
+
+def make_ledger(
+    predictions: pd.DataFrame, *, table: ImageTable, teacher: str, config: PseudoConfig, seed: int
+) -> Ledger:
+    """The pseudo-labels for the student of every fold, from the prediction table of all arms.
+
+    Raises InputError when the teacher did not score the pool, or no image is certain enough to be taught.
+    """
+    own = predictions[predictions["arm"] == teacher]
+    parts, priors, decisions = [], {}, []
+    rank = pd.Series(np.arange(len(table)), index=table.frame["id"])
+    for fold in range(table.num_folds):
+        of_fold = own[own["fold"] == fold]
+        pool = _opinions(of_fold[of_fold["kind"] == "pool"], rank)
+        if not len(pool.ids):
+            raise InputError(f"arm {teacher!r} has no scores of the pool for fold {fold}; run `rarefind predict` again")
+        counts = np.bincount(table.targets[table.rows("train", not_fold=fold)], minlength=len(table.classes))
+        labelled = counts / counts.sum()
+        priors[fold] = prior = _pool_prior(pool, labelled, config)
+        pool = pool.at(labelled, prior)
+        rule = SELECTIONS[config.select](pool, prior, config)
+        classes = rule(pool)
+        chosen = classes >= 0 if config.select != "soft" else np.ones(len(classes), dtype=bool)
+        targets = pool.probabilities if config.select == "soft" else np.eye(len(table.classes))[classes]
+        parts.append(_rows(pool.ids[chosen], targets[chosen], fold, teacher, _reason(config), table))
+        held_out = _opinions(of_fold[of_fold["kind"] == "oof"], rank)
+        truth = table.targets[rank.loc[held_out.ids].to_numpy()]
+        decisions.append((truth, rule(held_out.at(labelled, prior))))
+    frame = pd.concat(parts, ignore_index=True)
+    if frame.empty:
+        raise InputError(
+            f"pseudo.select {config.select}: no image of the pool is certain enough to be taught; lower "
+            f"pseudo.{config.select}" + ("" if config.select in ("threshold", "quota") else ", or use select: soft")
+        )
+    mean_prior = np.mean(list(priors.values()), axis=0)
+    rng = np.random.default_rng(seed)
+    truth, given = (np.concatenate(values) for values in zip(*decisions, strict=True))
+    precision = {
+        name: _precision(truth, given, number, mean_prior, rng) for number, name in enumerate(table.classes)
+    }
+    return Ledger(frame, priors, precision)
+
+
+def pool_targets(ledger: pd.DataFrame, fold: int, table: ImageTable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What the student of a fold is taught: table rows in the order of their content, float32 targets, weights.
+
+    Targets are (rows,) of the positive class, or (rows, classes).
+    """
+    own = ledger[ledger["student_fold"] == fold]
+    rows = pd.Index(table.frame["id"]).get_indexer(pd.Index(own["id"]))
+    order = np.argsort(table.frame["sha256"].to_numpy()[rows], kind="stable")
+    columns = numbered(list(ledger.columns), "target")
+    targets = own[columns].to_numpy(dtype=np.float32)[order]
+    weights = own["weight"].to_numpy(dtype=np.float32)[order]
+    return rows[order], targets[:, 0] if len(columns) == 1 else targets, weights
+
+
+Rule = Callable[[_Opinions], np.ndarray]  # the class of each row, -1 for those that are given none
+
+
+def _soft(pool: _Opinions, prior: np.ndarray, config: PseudoConfig) -> Rule:
+    """All images; the class that is told of them is the most likely one."""
+    return lambda opinions: opinions.probabilities.argmax(axis=1)
+
+
+def _threshold(pool: _Opinions, prior: np.ndarray, config: PseudoConfig) -> Rule:
+    """Those of which one class is as probable as asked for."""
+
+    def rule(opinions: _Opinions) -> np.ndarray:
+        probabilities = opinions.probabilities
+        return np.where(probabilities.max(axis=1) >= config.threshold, probabilities.argmax(axis=1), -1)
+
+    return rule
+
+
+def _quota(pool: _Opinions, prior: np.ndarray, config: PseudoConfig) -> Rule:
+    """Of each class a share of as many images as the pool is thought to have, the most probable ones first."""
+    probabilities = pool.probabilities
+    cuts = []
+    for number, share in enumerate(prior):
+        wanted = min(len(probabilities), max(1, round(config.quota * share * len(probabilities))))
+        cuts.append(np.sort(probabilities[:, number])[-wanted])
+
+    def rule(opinions: _Opinions) -> np.ndarray:
+        probabilities = opinions.probabilities
+        enough = probabilities >= np.array(cuts)
+        # An image above the cuts of several classes is of the one that it passes by most.
+        excess = np.where(enough, probabilities / np.array(cuts), 0.0)
+        return np.where(enough.any(axis=1), excess.argmax(axis=1), -1)
+
+    return rule
+
+
+def _agreement(pool: _Opinions, prior: np.ndarray, config: PseudoConfig) -> Rule:
+    """Those that every model puts into the same class."""
+
+    def rule(opinions: _Opinions) -> np.ndarray:
+        classes = np.stack([_probabilities(values).argmax(axis=1) for values in opinions.models])
+        return np.where((classes == classes[0]).all(axis=0), classes[0], -1)
+
+    return rule
+
+
+SELECTIONS: dict[str, Callable[[_Opinions, np.ndarray, PseudoConfig], Rule]] = {
+    "soft": _soft,
+    "threshold": _threshold,
+    "quota": _quota,
+    "agreement": _agreement,
+}
+
+
+def _opinions(predictions: pd.DataFrame, rank: pd.Series) -> _Opinions:
+    """The models' natural logits of the same images, in the order of the table."""
+    columns = numbered(list(predictions.columns), "logit")
+    ids = predictions["id"].drop_duplicates().to_numpy()
+    ids = ids[np.argsort(rank.loc[ids].to_numpy())]
+    values = []
+    for _, rows in predictions.groupby("model", sort=True):
+        logits = rows.set_index("id").loc[ids, columns].to_numpy(dtype=np.float64)
+        values.append(logits if len(columns) == 1 else log_softmax(logits, axis=1))
+    return _Opinions(ids, np.stack(values) if values else np.empty((0, 0, len(columns))))
+
+
+def _pool_prior(pool: _Opinions, labelled: np.ndarray, config: PseudoConfig) -> np.ndarray:
+    if config.prevalence == "labelled":
+        return labelled
+    probabilities = pool.probabilities
+    if len(labelled) == 2:
+        share = float(estimate_prevalence_em(probabilities[:, 1], float(labelled[1])))
+        shares = np.array([1 - share, share])
+    else:
+        shares = np.asarray(estimate_prevalence_em(probabilities, labelled))
+    # Of a class that no image seems to be of there may still be one.
+    shares = shares.clip(1 / len(probabilities))
+    return shares / shares.sum()
+
+
+def _moved(values: np.ndarray, labelled: np.ndarray, pool: np.ndarray) -> np.ndarray:
+    if values.shape[1] == 1:
+        return shift_prevalence(values[:, 0], float(labelled[1]), float(pool[1]))[:, None]
+    return shift_prevalence(values, labelled, pool)
+
+
+def _probabilities(values: np.ndarray) -> np.ndarray:
+    """(rows, classes) from log-odds (rows, 1) or unnormalised log-probabilities (rows, classes)."""
+    if values.shape[1] == 1:
+        positive = expit(values[:, 0])
+        return np.stack([1 - positive, positive], axis=1)
+    return softmax(values, axis=1)
+
+
+def _reason(config: PseudoConfig) -> str:
+    points = {"threshold": f" {config.threshold:g}", "quota": f" {config.quota:g}"}
+    return config.select + points.get(config.select, "")
+
+
+def _rows(
+    ids: np.ndarray, targets: np.ndarray, fold: int, teacher: str, reason: str, table: ImageTable
+) -> pd.DataFrame:
+    if table.is_binary:
+        columns: dict[str, Any] = {"target": targets[:, 1]}
+    else:
+        columns = {f"target_{number}": targets[:, number] for number in range(targets.shape[1])}
+    values = {"id": ids, "student_fold": fold, **columns, "weight": 1.0, "teacher": teacher, "reason": reason}
+    return pd.DataFrame(values)
+
+
+def _precision(
+    truth: np.ndarray, given: np.ndarray, number: int, prior: np.ndarray, rng: np.random.Generator
+) -> Estimate:
+    """How many of the images given a class are of it, at class shares `prior`: from how each class's rows were judged.
+
+    Every class's share of rows that were given this one is known as a binomial tells it (Jeffreys interval's beta), and
+    the precision is drawn from those.
+    """
+    if not (given == number).any():
+        return Estimate(float("nan"), float("nan"), float("nan"))
+    shares, draws = [], []
+    for own in range(len(prior)):
+        total, hits = int((truth == own).sum()), int(((truth == own) & (given == number)).sum())
+        shares.append(hits / total if total else 0.0)
+        draws.append(rng.beta(hits + 0.5, total - hits + 0.5, CREDIBLE_DRAWS))
+    joint = np.array(shares) * prior
+    drawn = np.stack(draws, axis=1) * prior
+    low, high = np.quantile(drawn[:, number] / drawn.sum(axis=1), [0.025, 0.975])
+    return Estimate(float(joint[number] / joint.sum()), float(low), float(high))

@@ -1,0 +1,222 @@
+"""Training on labels and pool rows at once: the loss is what it says for any cut of a batch, at the right prevalence."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from scipy.special import expit, logit, softmax
+from sklearn.metrics import average_precision_score
+
+from configs.errors import InputError
+from configs.schema import AugmentConfig, ComputeConfig, LossConfig, ModelConfig, TrainConfig
+from trainers import supervised
+from trainers.fold_task import FoldData, FoldTask
+from trainers.losses import build_sample_loss, focal
+from trainers.pool_batches import PoolData, beside_pool, loss_of_both, packed_targets, shift_to_pool
+from trainers.prior import log_odds_shift
+from trainers.samplers import build_sampler
+from trainers.scoring import load_scorer, score_rows
+
+SIZE = 16
+
+
+def toy_pool(num: int, *, batch_size: int = 6, loss_weight: float = 0.5, **changes: Any) -> PoolData:
+    rng = np.random.default_rng(0)
+    values = {
+        "rows": np.arange(100, 100 + num),
+        "targets": rng.random(num).astype(np.float32),
+        "weights": rng.random(num).astype(np.float32),
+        "prior": np.array([0.8, 0.2]),
+        "batch_size": batch_size,
+        "loss_weight": loss_weight,
+    }
+    return PoolData(**(values | changes))  # type: ignore[arg-type]
+
+
+def balanced(targets: np.ndarray, *, num_classes: int = 2, batch_size: int = 4) -> Any:
+    return build_sampler(
+        "balanced", targets, num_classes=num_classes, batch_size=batch_size, seed=1, balance=1.0, positives=1
+    )
+
+
+def test_a_batch_has_both_kinds_of_rows_in_their_numbers_and_no_showing_twice() -> None:
+    targets = np.array([0] * 9 + [1] * 3)
+    pool = toy_pool(20)
+    sampler = beside_pool(balanced(targets), pool, num_labelled=12, seed=3)
+    assert sampler.batch_size == 10
+    shown: Counter[tuple[int, int]] = Counter()
+    orders = set()
+    for step in range(40):
+        positions, draws = sampler.batch(step)
+        assert (positions < 12).sum() == 4 and (positions >= 12).sum() == 6 and positions.max() < 32
+        shown.update(zip(positions.tolist(), draws.tolist(), strict=True))
+        orders.add(tuple((positions < 12).tolist()))
+    assert max(shown.values()) == 1
+    assert len(orders) > 20  # a cut of a batch has some of both
+    times = Counter(position for position, _ in shown.elements() if position >= 12)
+    assert set(times.values()) == {12}  # 40 steps of 6 over 20 rows
+
+
+@pytest.mark.parametrize("num_outputs", [1, 3])
+def test_the_loss_is_the_labelled_mean_plus_the_weighted_mean_of_the_pool(num_outputs: int) -> None:
+    rng = np.random.default_rng(2)
+    shape = (5,) if num_outputs == 1 else (5, 3)
+    if num_outputs == 1:
+        labelled = torch.tensor([0.0, 1.0, 0.0, 1.0])
+        soft = rng.random(5).astype(np.float32)
+        shift = np.array([1.2])
+    else:
+        labelled = torch.eye(3)[[0, 1, 2, 1]]
+        soft = softmax(rng.normal(size=shape), axis=1).astype(np.float32)
+        shift = np.array([0.5, -0.2, -0.3])
+    pool = toy_pool(5, batch_size=5, targets=soft)
+    packed = packed_targets(labelled, pool, batch_size=4)
+    assert packed.shape == (9, num_outputs + 2)
+    logits = torch.from_numpy(rng.normal(size=(9, *shape[1:])).astype(np.float32))
+    settings = LossConfig(name="focal", gamma=1.5)
+    shares = {
+        "class_counts": [4] * max(2, num_outputs),
+        "class_shares": [1 / max(2, num_outputs)] * max(2, num_outputs),
+    }
+    loss = loss_of_both(build_sample_loss(settings, **shares), shift)
+
+    def pool_loss(row: int) -> float:
+        values, target = logits[4 + row].numpy() - (shift[0] if num_outputs == 1 else shift), soft[row]
+        if num_outputs == 1:
+            p = expit(values)
+            return float(-target * np.log(p) - (1 - target) * np.log(1 - p))
+        return float(-(target * np.log(softmax(values))).sum())
+
+    of_labels = focal(logits[:4], labelled, gamma=1.5).mean().item()
+    of_pool = np.mean([pool.weights[row] * pool_loss(row) for row in range(5)])
+    expected = of_labels + 0.5 * of_pool
+    assert loss(logits, packed).item() == pytest.approx(expected, rel=1e-5)
+    order = torch.from_numpy(rng.permutation(9))
+    for cut in ([9], [2, 7], [1, 3, 5]):
+        pieces = zip(logits[order].split(cut), packed[order].split(cut), strict=True)
+        total = sum(loss(piece, targets).item() * len(piece) / 9 for piece, targets in pieces)
+        assert total == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_shift_brings_logits_to_the_class_shares_of_the_pool() -> None:
+    # one feature value x: P(x | class) is known, so are the posteriors under any class shares
+    likelihoods = np.array([0.3, 0.05, 0.6])
+    counts, pool = np.array([700, 200, 100]), np.array([0.2, 0.3, 0.5])
+    balanced_log_odds = log_odds_shift(
+        class_counts=counts, class_shares=np.full(3, 1 / 3), class_weights=np.ones(3), logit_adjustment=0.0
+    )
+    trained = np.log(likelihoods)  # what a softmax learns from balanced batches
+    shift = shift_to_pool(balanced_log_odds, counts, pool)
+    expected = likelihoods * pool / (likelihoods * pool).sum()
+    np.testing.assert_allclose(softmax(trained - shift), expected)
+
+    counts, likelihoods = np.array([950, 50]), np.array([0.1, 0.4])
+    shift = shift_to_pool(
+        log_odds_shift(class_counts=counts, class_shares=[0.5, 0.5], class_weights=[1, 1], logit_adjustment=0.0),
+        counts,
+        np.array([0.8, 0.2]),
+    )
+    trained_logit = np.log(likelihoods[1] / likelihoods[0])
+    expected_logit = logit(0.4 * 0.2 / (0.4 * 0.2 + 0.1 * 0.8))
+    assert trained_logit - shift[0] == pytest.approx(expected_logit)
+
+
+def toy_task(out: Path, *, with_pool: bool = True, **changes: Any) -> FoldTask:
+    """Six labelled positives under much noise, and 300 pool rows whose targets somebody knows nearly right."""
+    rng = np.random.default_rng(0)
+    truth = (np.arange(500) % 5 == 0).astype(np.int64)
+    images = rng.integers(0, 200, (500, SIZE, SIZE, 1)).astype(np.uint8)
+    images[truth == 1, :8, :8] = images[truth == 1, :8, :8] // 2 + 60
+    rows = np.arange(30)
+    known = np.arange(30, 330)
+    pool = PoolData(
+        known,
+        np.where(truth[known] == 1, 0.9, 0.02).astype(np.float32),
+        np.ones(300, dtype=np.float32),
+        np.array([0.8, 0.2]),
+        batch_size=24,
+        loss_weight=1.0,
+    )
+    settings = {"steps": 40, "batch_size": 8, "warmup_steps": 4, "lr": 3e-3, "checkpoint_every_steps": 7}
+    task = FoldTask(
+        model=ModelConfig(backbone="small_resnet"),
+        train=TrainConfig.model_validate(settings | {"log_every_steps": 10} | changes.pop("train", {})),
+        augment=AugmentConfig(policy="none"),
+        compute=ComputeConfig(device="cpu", workers=0),
+        data=FoldData(rows, truth[:30], np.arange(0), np.arange(0), 1),
+        pixels=images,
+        image_size=SIZE,
+        channels=1,
+        seed=5,
+        out=out,
+        pool=pool if with_pool else None,
+    )
+    return replace(task, **changes)
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "final" / "model.safetensors")
+
+
+def test_a_student_learns_from_the_pool_at_the_natural_prevalence(tmp_path: Path) -> None:
+    long = {"steps": 150}
+    tasks = {has: toy_task(tmp_path / str(has), with_pool=has, train=long) for has in (True, False)}
+    aps, means = {}, {}
+    unseen = np.arange(330, 500)
+    for with_pool, task in tasks.items():
+        scorer = load_scorer(supervised.run(task).final, device="cpu")
+        logits = score_rows(scorer.model, task.pixels, unseen, mean=scorer.mean, std=scorer.std, batch_size=64)
+        aps[with_pool] = average_precision_score(unseen % 5 == 0, logits[:, 0])
+        means[with_pool] = float(expit(logits - scorer.log_odds_shift).mean())
+    assert aps[True] > aps[False] + 0.1
+    assert means[True] == pytest.approx(0.2, abs=0.05)
+
+
+def test_an_interrupted_student_ends_with_the_very_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervised.run(toy_task(tmp_path / "whole"))
+    real = supervised.take_step
+
+    def stopping(state: Any, *arguments: Any) -> Any:
+        if state.step == 24:
+            raise KeyboardInterrupt
+        return real(state, *arguments)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(supervised, "take_step", stopping)
+        supervised.run(toy_task(tmp_path / "stopped"))
+    supervised.run(toy_task(tmp_path / "stopped"))
+    first, second = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    supervised.run(toy_task(tmp_path / "workers", compute=ComputeConfig(device="cpu", workers=2)))
+    third = weights(tmp_path / "workers")
+    assert all(torch.equal(first[key], third[key]) for key in first)
+
+
+def test_a_batch_goes_forward_whole_unless_micro_batches_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    real = supervised.build_training
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        state = real(*arguments, **options)
+        state.forward.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
+        return state
+
+    monkeypatch.setattr(supervised, "build_training", watched)
+    short = {"steps": 2, "warmup_steps": 0}
+    supervised.run(toy_task(tmp_path / "whole", train=short))
+    supervised.run(toy_task(tmp_path / "cut", train=short | {"micro_batch": 8}))
+    assert sizes == [32, 32] + [8] * 8
+
+
+def test_images_are_not_mixed_with_those_of_the_pool(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"augment.mixup_alpha and cutmix_alpha would mix labelled images"):
+        supervised.run(toy_task(tmp_path, augment=AugmentConfig(mixup_alpha=0.2)))

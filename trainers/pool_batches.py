@@ -1,0 +1,112 @@
+"""Training on labels and on the pool at once: batches of both, packed targets, and the loss of either kind of row.
+
+Pool rows have soft targets that hold at the pool's class shares. What the network learns from labels is off by a
+constant per class, because samplers and losses change the shares it sees; that constant is taken from its logits before
+they are compared with a pool target, so that both kinds of row teach the same function.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainers.losses import cross_entropy
+from trainers.prior import shift_prevalence
+from trainers.samplers import BatchSampler, build_sampler
+
+PerSampleLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class PoolData:
+    """What a student learns of the pool.
+
+    `rows` are table positions, `targets` float32 (rows,) probabilities of the positive class or (rows, classes),
+    `weights` float32 (rows,), `prior` the class shares (classes,) that the targets hold at. A batch has `batch_size`
+    of the rows, and their mean loss counts `loss_weight` times that of the labelled ones.
+    """
+
+    rows: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray
+    prior: np.ndarray
+    batch_size: int
+    loss_weight: float
+
+
+class LabelledAndPool:
+    """A sampler whose batches are those of two samplers, shuffled together; pool positions come after the labelled."""
+
+    def __init__(self, labelled: BatchSampler, pool: BatchSampler, *, num_labelled: int, seed: int) -> None:
+        self.labelled, self.pool, self.num_labelled, self.seed = labelled, pool, num_labelled, seed
+        self.batch_size = labelled.batch_size + pool.batch_size
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Positions and draws of batch `step`, as `BatchSampler.batch`."""
+        parts = self.labelled.batch(step), self.pool.batch(step)
+        positions = np.concatenate([parts[0][0], parts[1][0] + self.num_labelled])
+        draws = np.concatenate([parts[0][1], parts[1][1]])
+        order = np.random.default_rng([self.seed, step]).permutation(self.batch_size)
+        return positions[order], draws[order]
+
+
+def beside_pool(labelled: BatchSampler, pool: PoolData, *, num_labelled: int, seed: int) -> LabelledAndPool:
+    """The labelled batches with rows of the pool beside them, every pool row as often as the others."""
+    of_pool = build_sampler(
+        "natural",
+        np.zeros(len(pool.rows), dtype=np.int64),
+        num_classes=1,
+        batch_size=pool.batch_size,
+        seed=seed,
+        balance=0.0,
+        positives=1,
+    )
+    return LabelledAndPool(labelled, of_pool, num_labelled=num_labelled, seed=seed)
+
+
+def packed_targets(labelled: Tensor, pool: PoolData, *, batch_size: int) -> Tensor:
+    """Targets of labelled and pool rows, (rows, outputs + 2): the last columns are each row's part in either loss.
+
+    Their parts are such that the mean over a batch of any cut is the mean labelled loss plus `loss_weight` times the
+    weighted mean pool loss. `batch_size` is that of the labelled rows.
+    """
+    total = batch_size + pool.batch_size
+    targets = torch.cat([labelled, torch.from_numpy(pool.targets).to(labelled)])
+    of_labelled = torch.zeros(len(targets))
+    of_labelled[: len(labelled)] = total / batch_size
+    of_pool = torch.zeros(len(targets))
+    of_pool[len(labelled) :] = pool.loss_weight * total / pool.batch_size * torch.from_numpy(pool.weights)
+    columns = targets[:, None] if targets.ndim == 1 else targets
+    return torch.cat([columns, of_labelled[:, None], of_pool[:, None]], dim=1)
+
+
+def loss_of_both(of_labelled: PerSampleLoss, shift: np.ndarray) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss of a batch of `packed_targets`: `of_labelled`, and cross-entropy of the logits less `shift`.
+
+    `shift` (outputs,) is what brings the network's logits to the pool's class shares.
+    """
+    offset = torch.from_numpy(np.asarray(shift, dtype=np.float32))
+
+    def mean_loss(logits: Tensor, packed: Tensor) -> Tensor:
+        targets = packed[:, 0] if logits.ndim == 1 else packed[:, :-2]
+        at_pool = logits - (offset[0].item() if logits.ndim == 1 else offset.to(logits))
+        losses = packed[:, -2] * of_labelled(logits, targets) + packed[:, -1] * cross_entropy(at_pool, targets)
+        return losses.mean()
+
+    return mean_loss
+
+
+def shift_to_pool(log_odds_shift: np.ndarray, class_counts: np.ndarray, prior: np.ndarray) -> np.ndarray:
+    """What a network's logits exceed those at the pool's class shares by, (outputs,).
+
+    `log_odds_shift` brings them to the shares of the labelled rows, `class_counts` (classes,); `prior` are the pool's.
+    """
+    labelled = class_counts / class_counts.sum()
+    if len(log_odds_shift) == 1:
+        moved = shift_prevalence(np.zeros(1), float(labelled[1]), float(prior[1]))
+    else:
+        moved = shift_prevalence(np.zeros((1, len(prior))), labelled, prior)[0]
+    shift: np.ndarray = log_odds_shift - moved
+    return shift
