@@ -12,7 +12,7 @@ class PoolConfig(Section):
 
     arm: Literal["none", "pretrained", "pseudo"] = Field(
         "none",
-        description="pretrained = backbones learnt from the pool first; pseudo = students of what fold models say of it",
+        description="pretrained = backbones learnt from the pool first; pseudo = students of what others say of it",
     )
     confidence: OpenFraction = Field(0.9, description="how sure a gain must be for the arm to be kept")
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from configs.pool import PoolConfig, PseudoConfig
 from configs.pretraining import PretrainConfig
 from configs.sections import (
     Count,
@@ -193,13 +194,6 @@ class ModelConfig(Section):
         return safe_name(value)
 
 
-class PoolConfig(Section):
-    """What the unlabelled pool is used for in training; compared with the arm `supervised`, which does without."""
-
-    arm: Literal["none", "pretrained"] = Field("none", description="pretrained = backbones learnt from the pool first")
-    confidence: OpenFraction = Field(0.9, description="how sure a gain must be for the arm to be kept")
-
-
 class ViewConfig(Section):
     """One test-time view and its weight."""
 
@@ -287,6 +281,7 @@ class RunConfig(Section):
     )
     pool: PoolConfig = PoolConfig()
     pretrain: PretrainConfig = PretrainConfig()
+    pseudo: PseudoConfig = PseudoConfig()
     train: TrainConfig = TrainConfig()
     predict: PredictConfig = PredictConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
@@ -313,9 +308,26 @@ class RunConfig(Section):
         return self.out / self.name
 
     @property
+    def teacher_arms(self) -> list[str]:
+        """The arms that are trained on labels alone, `supervised` first."""
+        pretrained = self.pool.arm == "pretrained" or (
+            self.pool.arm == "pseudo" and self.pseudo.teacher == "pretrained"
+        )
+        return ["supervised", *(["pretrained"] if pretrained else [])]
+
+    @property
+    def student_arms(self) -> list[str]:
+        """The arms that are trained on what a teacher says of the pool, too."""
+        return ["pseudo-1"] if self.pool.arm == "pseudo" else []
+
+    @property
     def arms(self) -> list[str]:
         """The ways of using the pool that are trained, `supervised` first."""
-        return ["supervised", *([] if self.pool.arm == "none" else [self.pool.arm])]
+        return [*self.teacher_arms, *self.student_arms]
+
+    def starts_pretrained(self, arm: str) -> bool:
+        """Whether the networks of an arm begin as backbones that were learnt from the pool."""
+        return arm == "pretrained" or (arm in self.student_arms and self.pseudo.teacher == "pretrained")
 
     def train_for(self, model: ModelConfig, *, arm: str = "supervised") -> TrainConfig:
         """The `train` section with the fields that this model overrides, and those that fine-tuning does.
@@ -323,6 +335,6 @@ class RunConfig(Section):
         Raises pydantic's ValidationError for an unknown or wrong field in `models[].train` or `pretrain.fine_tune`.
         """
         settings = merged(self.train.model_dump(), model.train)
-        if arm == "pretrained":
+        if self.starts_pretrained(arm):
             settings = merged(settings, self.pretrain.fine_tune)
         return TrainConfig.model_validate(settings)

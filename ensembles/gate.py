@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from configs.errors import counted
-from configs.schema import MetricsConfig, PoolConfig
+from configs.pool import PoolConfig
+from configs.schema import MetricsConfig
 from ensembles.blending import blend_scores, fit_logits, score_columns
 from ensembles.wording import exact_percent
 from trainers.atomic import write_json
@@ -127,10 +128,10 @@ def _sentence(arm: str, comparison: Comparison, *, kept: bool, num_arms: int, po
     which = f"arm {arm!r}" if num_arms == 1 else f"arm {arm!r}, the best of {num_arms},"
     sure = f"{exact_percent(pool.confidence)} sure"
     if kept:
-        return f"the pool helped, and {which} is kept: out of fold its AP is {gain} above {BASELINE!r}, {sure} a gain"
+        return f"the pool helped, and {which} is kept: its gain in out-of-fold AP is {gain}, {sure} to be above 0"
     return (
-        f"no gain from the pool is shown, and arm {BASELINE!r} is kept: out of fold the AP of {which} is {gain} above "
-        f"it, which is not {sure} a gain"
+        f"no gain from the pool is shown, and arm {BASELINE!r} is kept: the gain in out-of-fold AP of {which} is "
+        f"{gain}, not {sure} to be above 0"
     )
 
 

@@ -104,9 +104,7 @@ def make_ledger(
     mean_prior = np.mean(list(priors.values()), axis=0)
     rng = np.random.default_rng(seed)
     truth, given = (np.concatenate(values) for values in zip(*decisions, strict=True))
-    precision = {
-        name: _precision(truth, given, number, mean_prior, rng) for number, name in enumerate(table.classes)
-    }
+    precision = {name: _precision(truth, given, number, mean_prior, rng) for number, name in enumerate(table.classes)}
     return Ledger(frame, priors, precision)
 
 
@@ -252,4 +250,5 @@ def _precision(
     joint = np.array(shares) * prior
     drawn = np.stack(draws, axis=1) * prior
     low, high = np.quantile(drawn[:, number] / drawn.sum(axis=1), [0.025, 0.975])
-    return Estimate(float(joint[number] / joint.sum()), float(low), float(high))
+    share = float(joint[number] / joint.sum())
+    return Estimate(share, min(float(low), share), max(float(high), share))

@@ -20,6 +20,7 @@ COMMANDS = {
     "pretrain": "scripts.pretrain",
     "train": "scripts.train",
     "predict": "scripts.predict",
+    "pseudo-label": "scripts.pseudo_label",
     "ensemble": "scripts.ensemble",
     "submit": "scripts.submit",
     "report": "scripts.report",

@@ -14,6 +14,7 @@ from scripts.steps.ensemble import ensemble_step
 from scripts.steps.predict import predict_step
 from scripts.steps.prepare import check_later_stages, prepare_step
 from scripts.steps.pretrain import pretrain_step
+from scripts.steps.pseudo_label import pseudo_label_step
 from scripts.steps.report import report_step
 from scripts.steps.run_state import Pipeline
 from scripts.steps.submit import submit_step
@@ -29,6 +30,7 @@ STEPS = {
     "pretrain": pretrain_step,
     "train": train_step,
     "predict": predict_step,
+    "pseudo-label": pseudo_label_step,
     "ensemble": ensemble_step,
     "submit": submit_step,
     "report": report_step,

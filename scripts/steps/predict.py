@@ -1,5 +1,6 @@
 """Predict: every fold model scores its held-out fold, the holdout, the test set and the pool."""
 
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
@@ -15,17 +16,21 @@ KIND_NAMES = {"oof": "held-out", "holdout": "holdout", "pool": "pool", "test": "
 
 
 def predict_step(pipeline: Pipeline) -> None:
-    """Bring the scores of all fold models up to date, and drop those that the config no longer has."""
+    """Bring the scores of all teachers' fold models up to date, and drop those that the config no longer has."""
+    predict_arms(pipeline, pipeline.config.teacher_arms)
+
+
+def predict_arms(pipeline: Pipeline, arms: Sequence[str]) -> None:
+    """Bring the scores of the arms' fold models up to date, and drop those of arms that the config no longer has."""
     config, run_dir = pipeline.config, pipeline.run_dir
     table = read_table(run_dir / "table.parquet")
     folds = range(table.num_folds)
     records = [
-        _predict_one(pipeline, table, arm, model, fold)
-        for arm, model, fold in product(config.arms, config.models, folds)
+        _predict_one(pipeline, table, arm, model, fold) for arm, model, fold in product(arms, config.models, folds)
     ]
     _drop_foreign_predictions(run_dir / "predictions", config, table)
     scores = sum(record.facts["num_images"] for record in records)
-    _, kinds = _rows_to_score(table, 0, pool=config.predict.pool)
+    _, kinds = _rows_to_score(table, 0, pool=_scores_pool(config, arms[0]))
     names = [KIND_NAMES[kind] for kind in dict.fromkeys(kinds)]
     what = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
     pipeline.say("predict", records, "predictions/", summary=f"{scores} scores of {what} rows")
@@ -38,7 +43,7 @@ def _predict_one(pipeline: Pipeline, table: ImageTable, arm: str, model: ModelCo
     from trainers.scoring import load_scorer, score_rows
 
     config, run_dir = pipeline.config, pipeline.run_dir
-    rows, kinds = _rows_to_score(table, fold, pool=config.predict.pool)
+    rows, kinds = _rows_to_score(table, fold, pool=_scores_pool(config, arm))
     output = f"predictions/{arm}/{model.name}/fold{fold}.parquet"
     final = run_dir / train_folder(arm, model, fold) / "final"
     stage = Stage(
@@ -83,6 +88,11 @@ def _predict_one(pipeline: Pipeline, table: ImageTable, arm: str, model: ModelCo
         return StageOutcome(f"{len(rows)} images", {"num_images": len(rows)})
 
     return pipeline.stage(stage, work)
+
+
+def _scores_pool(config: RunConfig, arm: str) -> bool:
+    """Whether an arm's models score the pool: as set, and in any case when they teach from it."""
+    return config.predict.pool or (bool(config.student_arms) and arm == config.pseudo.teacher)
 
 
 def _rows_to_score(table: ImageTable, fold: int, *, pool: bool) -> tuple[np.ndarray, list[str]]:

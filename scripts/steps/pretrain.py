@@ -28,11 +28,11 @@ FIGURES = ("spread", "effective_rank", "alignment", "uniformity")
 
 
 def pretrain_step(pipeline: Pipeline) -> None:
-    """Bring the backbones of the arm `pretrained` up to date; nothing to do when it is not among the arms."""
+    """Bring the backbones of the arm `pretrained` up to date; nothing to do when it is not asked for."""
     from trainers.pretraining.loop import run
 
     config, run_dir = pipeline.config, pipeline.run_dir
-    if PRETRAINED not in config.arms:
+    if PRETRAINED not in config.teacher_arms:
         return
     table = read_table(run_dir / "table.parquet")
     if not len(table.rows("pool")):

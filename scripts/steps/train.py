@@ -4,16 +4,16 @@ import time
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.markup import escape
 
 from configs.errors import listed
 from configs.schema import ModelConfig, RunConfig
+from scripts.steps.fold_labels import FoldLabels, read_fold_labels
 from scripts.steps.run_state import (
     CONSOLE,
-    PRETRAINED,
     SUPERVISED,
     Pipeline,
     pixel_settings,
@@ -38,6 +38,7 @@ DATA_CHANGED = {
     "held_out": OTHER_ROWS,
     "weights": "the file of pretrained weights is another",
     "start": "the backbones were pretrained again",
+    "pool.labels": "the pseudo-labels are others",
 }
 # Fields of `train` that change when something is written or shown, not what is learnt.
 NOT_TRAINED = {"log_every_steps", "checkpoint_every_steps", "checkpoint_every_seconds"}
@@ -47,25 +48,30 @@ TRAINED_COLUMNS = ("sha256", "label", "fold")
 
 
 def train_step(pipeline: Pipeline) -> None:
-    """Bring the fold models of every model up to date, and print a line for each that had to be trained."""
+    """Bring the fold models of every arm that learns from labels alone up to date."""
+    train_arms(pipeline, pipeline.config.teacher_arms)
+
+
+def train_arms(pipeline: Pipeline, arms: Sequence[str]) -> None:
+    """Bring the fold models of the arms up to date, and print a line for each that had to be trained."""
     from trainers.supervised import run, setting_warnings
 
     config, run_dir = pipeline.config, pipeline.run_dir
     table = read_table(run_dir / "table.parquet")
     log_event(run_dir, "started", stage="train")  # warnings of earlier attempts are not those of this one
-    for arm, model in product(config.arms, config.models):
+    for arm, model in product(arms, config.models):
         warnings = setting_warnings(config.train_for(model, arm=arm), _fold_data(table, 0))
         named = model.name if arm == SUPERVISED else f"{arm} {model.name}"
         pipeline.warn([f"{named}: {warning}" for warning in warnings], stage="train")
     works = [
         _FoldModel(pipeline, table, arm, model, fold)
-        for arm, model, fold in product(config.arms, config.models, range(table.num_folds))
+        for arm, model, fold in product(arms, config.models, range(table.num_folds))
     ]
     to_do = unfinished(pipeline, works)
     if to_do:
         _try_backbones(config, table)
         _say_why_again(run_dir, to_do)
-        CONSOLE.print(f"[bold]train[/]     {_plan_line(config, table, works, to_do)}")
+        CONSOLE.print(f"[bold]train[/]     {_plan_line(config, table, arms, works, to_do)}")
     trained: list[tuple[_FoldModel, StageRecord]] = []
 
     def note(work: _FoldModel, record: StageRecord, processes: int) -> None:
@@ -76,7 +82,7 @@ def train_step(pipeline: Pipeline) -> None:
     started = time.perf_counter()
     records = train_all(pipeline, works, run, note)
     seconds = time.perf_counter() - started
-    pipeline.say("train", records, "train/", summary=_summary(config, table, records), seconds=seconds)
+    pipeline.say("train", records, "train/", summary=_summary(config, table, arms, records), seconds=seconds)
 
 
 class _FoldModel:
@@ -88,7 +94,9 @@ class _FoldModel:
         self.train = self.config.train_for(model, arm=arm)
         self.data = _fold_data(table, fold)
         self.folder = train_folder(arm, model, fold)
-        self.start = self.run_dir / pretrain_folder(model) / "final" if arm == PRETRAINED else None
+        pretrained = self.config.starts_pretrained(arm)
+        self.start = self.run_dir / pretrain_folder(model) / "final" if pretrained else None
+        self.labels = read_fold_labels(self.run_dir, arm, fold) if arm in self.config.student_arms else None
         weights = pretrained_digest(model)
         ignored = NOT_TRAINED | (set() if self.train.keep == "best" else {"eval_every_steps"})
         self.stage = Stage(
@@ -105,10 +113,15 @@ class _FoldModel:
                 "learnt": rows_digest(table, self.data.train_rows, TRAINED_COLUMNS),
                 "held_out": rows_digest(table, self.data.held_rows, TRAINED_COLUMNS),
                 **({} if self.start is None else {"start": file_digest(self.start / "manifest.json")}),
+                **({} if self.labels is None else {"pool": self._pool_inputs(self.labels)}),
             },
             (self.folder, f"{self.folder}/final/manifest.json"),
             resume_points=(f"{self.folder}/checkpoints/step-*", f"{self.folder}/final"),
         )
+
+    def _pool_inputs(self, labels: "FoldLabels") -> dict[str, Any]:
+        pseudo = self.config.pseudo
+        return {"labels": labels.digest, "batch_size": pseudo.batch_size, "loss_weight": pseudo.loss_weight}
 
     @property
     def label(self) -> str:
@@ -133,6 +146,7 @@ class _FoldModel:
             seed=derive_seed(config.seed, self.model.name, self.fold),
             out=partial / self.folder,
             start=self.start,
+            pool=None if self.labels is None else self.labels.pool_data(self.table, config.pseudo),
             description=self.label,
         )
 
@@ -183,11 +197,17 @@ def _say_why_again(run_dir: Path, to_do: Sequence[_FoldModel]) -> None:
     )
 
 
-def _plan_line(config: RunConfig, table: ImageTable, works: Sequence[_FoldModel], to_do: Sequence[_FoldModel]) -> str:
+def _plan_line(
+    config: RunConfig,
+    table: ImageTable,
+    arms: Sequence[str],
+    works: Sequence[_FoldModel],
+    to_do: Sequence[_FoldModel],
+) -> str:
     steps = " and ".join(f"{number} steps" for number in dict.fromkeys(work.train.steps for work in works))
     done = len(works) - len(to_do)
     already = f", {done} of {len(works)} already trained" if done else ""
-    return f"{_counts(config, table)}, {steps} each{already}"
+    return f"{_counts(config, table, arms)}, {steps} each{already}"
 
 
 def _fold_line(trained: Sequence[tuple[_FoldModel, StageRecord]], to_do: Sequence[_FoldModel], processes: int) -> str:
@@ -216,9 +236,9 @@ def _seconds_of(rest: Sequence[_FoldModel], trained: Sequence[tuple[_FoldModel, 
     return total
 
 
-def _counts(config: RunConfig, table: ImageTable) -> str:
-    arms = f"{len(config.arms)} arms x " if len(config.arms) > 1 else ""
-    return f"{arms}{len(config.models)} models x {table.num_folds} folds"
+def _counts(config: RunConfig, table: ImageTable, arms: Sequence[str]) -> str:
+    several = f"{len(arms)} arms x " if len(arms) > 1 else "" if arms[0] == SUPERVISED else f"arm {arms[0]}, "
+    return f"{several}{len(config.models)} models x {table.num_folds} folds"
 
 
 def _held_out_ap(record: StageRecord) -> float | None:
@@ -227,8 +247,8 @@ def _held_out_ap(record: StageRecord) -> float | None:
     return record.facts["held_out_ap"] if best is None else best
 
 
-def _summary(config: RunConfig, table: ImageTable, records: Sequence[StageRecord]) -> str:
+def _summary(config: RunConfig, table: ImageTable, arms: Sequence[str], records: Sequence[StageRecord]) -> str:
     held_out = [ap for record in records if (ap := _held_out_ap(record)) is not None]
     devices = sorted({record.facts["device"] for record in records})
-    line = f"{_counts(config, table)} on {', '.join(devices)}"
+    line = f"{_counts(config, table, arms)} on {', '.join(devices)}"
     return line + (f", held-out AP {min(held_out):.3f} to {max(held_out):.3f}" if held_out else "")

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score
 
-from configs.schema import MetricsConfig, PoolConfig
+from configs.pool import PoolConfig
+from configs.schema import MetricsConfig
 from ensembles import gate
 from ensembles.gate import Verdict
 from ensembles.predictions import read_predictions, write_predictions
@@ -69,9 +70,9 @@ def test_an_arm_that_gains_is_kept_with_the_gain_of_its_ensemble(tmp_path: Path)
     assert verdict.compared["pretrained"].ap == pytest.approx(aps["pretrained"], abs=1e-9)
     assert verdict.gain_ci is not None and 0 < verdict.gain_ci[0] < verdict.gain < verdict.gain_ci[1]
     assert verdict.reason.startswith(
-        f"the pool helped, and arm 'pretrained' is kept: out of fold its AP is {verdict.gain:+.3f} ["
+        f"the pool helped, and arm 'pretrained' is kept: its gain in out-of-fold AP is {verdict.gain:+.3f} ["
     )
-    assert verdict.reason.endswith("] above 'supervised', 90% sure a gain")
+    assert verdict.reason.endswith("], 90% sure to be above 0")
     written = json.loads((tmp_path / "out" / "gate.json").read_text())
     assert written["arm"] == "pretrained" and written["arms"] == ["supervised", "pretrained"]
     assert written["gain_ci"] == list(verdict.gain_ci)
@@ -82,8 +83,8 @@ def test_an_arm_that_does_not_gain_is_not_kept(tmp_path: Path, shift: float) -> 
     verdict = decide(tmp_path, toy_table(), {"supervised": 1.5, "pretrained": shift})
     assert verdict.arm == "supervised" and not verdict.used
     assert verdict.reason.startswith("no gain from the pool is shown, and arm 'supervised' is kept: ")
-    assert f"the AP of arm 'pretrained' is {verdict.gain:+.3f} [" in verdict.reason
-    assert verdict.reason.endswith("which is not 90% sure a gain")
+    assert f"AP of arm 'pretrained' is {verdict.gain:+.3f} [" in verdict.reason
+    assert verdict.reason.endswith("], not 90% sure to be above 0")
 
 
 def test_more_confidence_asks_for_more(tmp_path: Path) -> None:

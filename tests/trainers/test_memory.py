@@ -39,8 +39,8 @@ def with_room_for(
     real = supervised.build_training
     sizes: list[int] = []
 
-    def build(*arguments: Any) -> Any:
-        state = real(*arguments)
+    def build(*arguments: Any, **options: Any) -> Any:
+        state = real(*arguments, **options)
         forward = state.network.forward
         before: list[int] = []
 
@@ -135,8 +135,8 @@ def test_what_a_failed_attempt_changed_matters(
     with_room_for(monkeypatch, 2)
     real = supervised.build_training
 
-    def build(*arguments: Any) -> Any:
-        state = real(*arguments)
+    def build(*arguments: Any, **options: Any) -> Any:
+        state = real(*arguments, **options)
         if forgotten == "buffers":
             state.network.buffers = lambda *_: iter(())
         if forgotten == "gradients":

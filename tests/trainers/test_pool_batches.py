@@ -1,4 +1,4 @@
-"""Training on labels and pool rows at once: the loss is what it says for any cut of a batch, at the right prevalence."""
+"""Training on labels and pool rows at once: the loss is what it says for any cut of a batch, at the pool's shares."""
 
 from collections import Counter
 from dataclasses import replace

@@ -1,0 +1,54 @@
+"""What the student of a fold is taught of the pool, as the ledger in pseudo_labels/ has it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from configs.pool import PseudoConfig
+from trainers.atomic import read_parquet_metadata
+from trainers.provenance import digest
+from trainers.table import ImageTable
+
+if TYPE_CHECKING:
+    from trainers.pool_batches import PoolData
+
+
+@dataclass(frozen=True)
+class FoldLabels:
+    """The rows of the ledger that are for one fold, and the pool's class shares that they hold at."""
+
+    fold: int
+    frame: pd.DataFrame
+    prior: np.ndarray
+
+    @property
+    def digest(self) -> str:
+        """A hash of everything that is taught."""
+        hashes = pd.util.hash_pandas_object(self.frame.drop(columns=["teacher", "reason"]), index=False)
+        return digest([self.prior.tolist(), sorted(hashes.tolist())])
+
+    def pool_data(self, table: ImageTable, pseudo: PseudoConfig) -> "PoolData":
+        """What training takes."""
+        from ensembles.pseudo_labels import pool_targets
+        from trainers.pool_batches import PoolData
+
+        rows, targets, weights = pool_targets(self.frame, self.fold, table)
+        return PoolData(
+            rows, targets, weights, self.prior, batch_size=pseudo.batch_size, loss_weight=pseudo.loss_weight
+        )
+
+
+def ledger_file(arm: str) -> str:
+    """Where the pseudo-labels of a student arm are, below the run folder."""
+    return f"pseudo_labels/{arm}.parquet"
+
+
+def read_fold_labels(run_dir: Path, arm: str, fold: int) -> FoldLabels:
+    """The part of the arm's ledger that is for the student of a fold."""
+    path = run_dir / ledger_file(arm)
+    frame = pd.read_parquet(path)
+    priors = read_parquet_metadata(path)["priors"]
+    return FoldLabels(fold, frame[frame["student_fold"] == fold], np.array(priors[str(fold)]))
