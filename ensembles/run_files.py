@@ -89,17 +89,18 @@ class RunFiles:
 def read_run(run_dir: Path, *, truth: pd.DataFrame | None = None) -> RunFiles:
     """All inputs of the report; training curves, rejected rows and the log may be missing."""
     table = read_table(run_dir / "table.parquet")
+    config = load_config(run_dir / "config.yaml")
     curves: dict[tuple[str, str], dict[int, pd.DataFrame]] = {}
     for path in sorted(run_dir.glob("train/*/*/fold*/curves.csv")):
         arm, model, fold = path.parts[-4:-1]
         fold_number = int(fold.removeprefix("fold"))
-        if fold_number < table.num_folds:  # others are of an earlier config
+        if fold_number < table.num_folds and arm in config.arms:  # others are of an earlier config
             curves.setdefault((arm, model), {})[fold_number] = pd.read_csv(path)
     log, rejected = run_dir / "log.jsonl", run_dir / "rejected.csv"
     known = {} if truth is None else dict(zip(truth["id"], truth["label"], strict=True))
     return RunFiles(
         run_dir=run_dir,
-        config=load_config(run_dir / "config.yaml"),
+        config=config,
         table=table,
         rejected=pd.read_csv(rejected, dtype=str, keep_default_na=False)
         if rejected.exists()

@@ -12,6 +12,7 @@ from configs.errors import InputError
 from configs.load import check_config
 from configs.schema import RunConfig
 from configs.sections import merged
+from ensembles.run_files import read_run
 from scripts.pipeline import Pipeline, run_pipeline
 from trainers.checkpoints import read_final
 from trainers.digits import DigitsSplit, write_digits
@@ -132,6 +133,7 @@ def test_only_what_depends_on_a_change_is_done_again(
     trained = {"/".join(name.split("/")[:2]) for name in ran if name.split("/")[0] in ("pretrain", "train", "predict")}
     assert trained == expected
     arms = json.loads((tmp_path / "runs/tiny/metrics.json").read_text())["pool"]["arms"]
+    assert {arm for arm, _ in read_run(tmp_path / "runs/tiny").curves} == set(arms), "curves of no other arm are shown"
     assert arms == (["supervised"] if "pool" in changes and "arm" in changes["pool"] else ["supervised", "pretrained"])
 
 
