@@ -169,6 +169,10 @@ def _absolute_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     models = values.get("models")
     if isinstance(models, list):
         values = {**values, "models": [_absolute_weights(model, folder) for model in models]}
+    embed = values.get("embed")
+    if isinstance(embed, dict) and isinstance(embed.get("networks"), list):
+        networks = [_absolute_weights(network, folder) for network in embed["networks"]]
+        values = {**values, "embed": {**embed, "networks": networks}}
     return values
 
 
