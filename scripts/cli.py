@@ -22,6 +22,7 @@ COMMANDS = {
     "ensemble": "scripts.ensemble",
     "submit": "scripts.submit",
     "report": "scripts.report",
+    "embed": "scripts.embed",
     "augment": "scripts.augment",
     "prepare-fashion": "scripts.prepare_fashion",
 }
