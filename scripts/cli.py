@@ -23,6 +23,7 @@ COMMANDS = {
     "submit": "scripts.submit",
     "report": "scripts.report",
     "embed": "scripts.embed",
+    "probe": "scripts.probe",
     "augment": "scripts.augment",
     "prepare-fashion": "scripts.prepare_fashion",
 }

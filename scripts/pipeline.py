@@ -14,6 +14,7 @@ from scripts.steps.embed import embed_step, networks_to_embed
 from scripts.steps.ensemble import ensemble_step
 from scripts.steps.predict import predict_step
 from scripts.steps.prepare import check_later_stages, prepare_step
+from scripts.steps.probe import probe_step
 from scripts.steps.report import report_step
 from scripts.steps.run_state import Pipeline
 from scripts.steps.submit import submit_step
@@ -35,6 +36,7 @@ STEPS = {
 PROBE_STEPS = {
     "prepare": prepare_step,
     "embed": embed_step,
+    "probe": probe_step,
 }
 
 
