@@ -183,8 +183,14 @@ def _absolute_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(models, list):
         values = {**values, "models": [_absolute_weights(model, folder) for model in models]}
     pretrain = values.get("pretrain")
-    if isinstance(pretrain, dict) and "distill" in pretrain:
-        values = {**values, "pretrain": {**pretrain, "distill": _absolute_weights(pretrain["distill"], folder)}}
+    distill = pretrain.get("distill") if isinstance(pretrain, dict) else None
+    if isinstance(distill, dict) and "teacher" in distill:
+        teacher = _absolute_weights(distill["teacher"], folder)
+        values = merged(values, {"pretrain": {"distill": {"teacher": teacher}}})
+    embed = values.get("embed")
+    if isinstance(embed, dict) and isinstance(embed.get("networks"), list):
+        networks = [_absolute_weights(network, folder) for network in embed["networks"]]
+        values = {**values, "embed": {**embed, "networks": networks}}
     return values
 
 

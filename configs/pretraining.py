@@ -4,6 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from configs.networks import FrozenNetworkConfig
 from configs.sections import Count, Fraction, NonNegative, OptimisationConfig, Positive, Section
 
 
@@ -42,10 +43,10 @@ class MaskedConfig(Section):
 class DistillConfig(Section):
     """Match the embeddings of a frozen teacher."""
 
-    backbone: str = Field("tf_efficientnet_lite0", description="the teacher's timm name")
-    pretrained: str = Field("packaged", description="timm, packaged, or a file, relative to the config file")
-    options: dict[str, Any] = Field(default_factory=dict, description="further arguments of timm.create_model")
-    image_size: Count | None = Field(None, description="pixels per side the teacher is shown; null = data.image_size")
+    teacher: FrozenNetworkConfig = Field(
+        FrozenNetworkConfig(backbone="tf_efficientnet_lite0", pretrained="packaged", image_size=96),
+        description="a stronger network",
+    )
 
 
 class PretrainConfig(OptimisationConfig):

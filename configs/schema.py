@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from configs.networks import EmbedConfig, NetworkConfig, ProbeConfig
 from configs.pool import PoolConfig, PseudoConfig
 from configs.pretraining import PretrainConfig
 from configs.sections import (
@@ -168,30 +169,10 @@ class TrainConfig(OptimisationConfig):
         return self.eval_every_steps or max(1, self.steps // 10)
 
 
-class ModelConfig(Section):
+class ModelConfig(NetworkConfig):
     """One of the networks of the ensemble."""
 
-    backbone: str = Field(description="timm model name")
-    name: str = Field("", description="folder name; default: the backbone's")
-    pretrained: str | None = Field(
-        None,
-        description="null = from scratch; timm (needs a network); packaged (tf_efficientnet_lite0, 1, 2); "
-        "or a .safetensors/.pth file, relative to the config file",
-    )
-    options: dict[str, Any] = Field(default_factory=dict, description="further arguments of timm.create_model")
     train: dict[str, Any] = Field(default_factory=dict, description="fields of `train` that differ for this model")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _default_name(cls, values: Any) -> Any:
-        if isinstance(values, dict) and not values.get("name") and isinstance(values.get("backbone"), str):
-            values = {**values, "name": values["backbone"].replace("/", "-").replace(":", "-")}
-        return values
-
-    @field_validator("name")
-    @classmethod
-    def _safe(cls, value: str) -> str:
-        return safe_name(value)
 
 
 class ViewConfig(Section):
@@ -283,6 +264,8 @@ class RunConfig(Section):
     pretrain: PretrainConfig = PretrainConfig()
     pseudo: PseudoConfig = PseudoConfig()
     train: TrainConfig = TrainConfig()
+    embed: EmbedConfig = EmbedConfig()
+    probe: ProbeConfig = ProbeConfig()
     predict: PredictConfig = PredictConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
     metrics: MetricsConfig = MetricsConfig()

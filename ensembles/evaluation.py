@@ -55,7 +55,7 @@ def run(
     stored = read_ensemble(ensemble)
     known = known_targets(table, truth, rejected)
     judge = _Judge(table, metrics, known, seed)
-    scorings = _model_scorings(everything, optimistic)
+    scorings = model_scorings(everything, optimistic)
     blended = {
         "scores": stored.scores,
         "blend": stored.blend,
@@ -71,7 +71,7 @@ def run(
     labelled = table.targets[np.isin(table.frame["split"], ["train", "holdout"])]
     oof = block("oof")
     result: dict[str, Any] = {
-        **_counts(labelled, table),
+        **label_counts(labelled, table),
         "num_pool": len(table.rows("pool")),
         "num_test": len(table.rows("test")),
         "classes": table.classes,
@@ -96,12 +96,12 @@ def run(
     for kind in ("holdout", "test", "pool"):
         targets = judge.known_of(kind, stored.scores)
         if len(targets):
-            counted = {**_counts(targets, table), "num_known": len(targets), **block(kind)}
+            counted = {**label_counts(targets, table), "num_known": len(targets), **block(kind)}
             if kind == "pool":  # the key is the gate's
                 result["pool"]["truth"] = counted
             else:
                 result[kind] = counted
-    result = _json_safe(result)
+    result = json_safe(result)
     write_json(out / METRICS_FILE, result)
     return result
 
@@ -124,22 +124,16 @@ class _Judge:
         """Figures of one scoring on the rows of `kind` whose labels are known."""
         rows, targets = self._rows(kind, scores)
         values = blend.class_scores(rows[score_columns(blend.num_outputs)].to_numpy(dtype=np.float64))
-        groups = self._units(rows)
-        rng = np.random.default_rng(derive_seed(self.seed, "evaluation"))
-        if self.table.is_binary:
-            figures = binary_figures(targets, values[:, 0], metrics=self.metrics, groups=groups, rng=rng)
-        else:
-            figures = class_figures(
-                targets,
-                values,
-                classes=self.table.classes,
-                metrics=self.metrics,
-                groups=groups,
-                rng=rng,
-                class_intervals=class_intervals,
-            )
-        if kind == "oof":
-            figures["folds"] = self._per_fold(rows, targets, values)
+        figures = judged(
+            self.table,
+            targets,
+            values,
+            units=self._units(rows),
+            metrics=self.metrics,
+            seed=self.seed,
+            folds=rows["fold"].to_numpy(dtype=np.int64) if kind == "oof" else None,
+            class_intervals=class_intervals,
+        )
         return {**figures, "optimistic": optimistic and kind == "oof"}
 
     def ensemble_entry(self, kind: str, stored: StoredEnsemble, **scoring: Any) -> dict[str, Any]:
@@ -228,20 +222,53 @@ class _Judge:
         targets = self.known[self.ids.get_indexer(pd.Index(rows["id"]))]
         return rows[targets >= 0], targets[targets >= 0]
 
-    def _per_fold(self, rows: pd.DataFrame, targets: np.ndarray, values: np.ndarray) -> list[dict[str, Any]]:
-        folds = rows["fold"].to_numpy(dtype=np.int64)
-        result = []
-        for fold in np.unique(folds):
-            own = folds == fold
-            if self.table.is_binary:
-                ap = metric.average_precision(targets[own], values[own, 0])
-            else:
-                ap = mean_of_defined(metric.per_class_average_precision(targets[own], values[own]))
-            result.append({"fold": int(fold), "ap": ap, **_counts(targets[own], self.table)})
-        return result
+
+def judged(
+    table: ImageTable,
+    targets: np.ndarray,
+    values: np.ndarray,
+    *,
+    units: np.ndarray,
+    metrics: MetricsConfig,
+    seed: int,
+    folds: np.ndarray | None = None,
+    class_intervals: bool = False,
+) -> dict[str, Any]:
+    """Figures of one scoring of rows with known targets: `values` (rows, outputs) rank the rows within each output.
+
+    `units` are each row's independent unit (`ImageTable.units`). With `folds`, the AP within each fold is there, too.
+    """
+    rng = np.random.default_rng(derive_seed(seed, "evaluation"))
+    if table.is_binary:
+        figures = binary_figures(targets, values[:, 0], metrics=metrics, groups=units, rng=rng)
+    else:
+        figures = class_figures(
+            targets,
+            values,
+            classes=table.classes,
+            metrics=metrics,
+            groups=units,
+            rng=rng,
+            class_intervals=class_intervals,
+        )
+    if folds is not None:
+        figures["folds"] = _per_fold(table, folds, targets, values)
+    return figures
 
 
-def _model_scorings(everything: pd.DataFrame, optimistic: Collection[str]) -> dict[tuple[str, str], dict[str, Any]]:
+def _per_fold(table: ImageTable, folds: np.ndarray, targets: np.ndarray, values: np.ndarray) -> list[dict[str, Any]]:
+    result = []
+    for fold in np.unique(folds):
+        own = folds == fold
+        if table.is_binary:
+            ap = metric.average_precision(targets[own], values[own, 0])
+        else:
+            ap = mean_of_defined(metric.per_class_average_precision(targets[own], values[own]))
+        result.append({"fold": int(fold), "ap": ap, **label_counts(targets[own], table)})
+    return result
+
+
+def model_scorings(everything: pd.DataFrame, optimistic: Collection[str]) -> dict[tuple[str, str], dict[str, Any]]:
     """(model, arm) -> its own scores: the out-of-fold logit, or the mean over its folds."""
     scorings = {}
     for (model, arm), rows in everything.groupby(["model", "arm"], sort=True):
@@ -281,7 +308,7 @@ def known_targets(table: ImageTable, truth: pd.DataFrame | None, rejected: Colle
     return known
 
 
-def _counts(targets: np.ndarray, table: ImageTable) -> dict[str, Any]:
+def label_counts(targets: np.ndarray, table: ImageTable) -> dict[str, Any]:
     """How many rows of which class; prevalence and positives are of binary work only."""
     if not table.is_binary:
         per_class = np.bincount(targets, minlength=len(table.classes)).tolist()
@@ -292,12 +319,12 @@ def _counts(targets: np.ndarray, table: ImageTable) -> dict[str, Any]:
     return {"prevalence": prevalence, "num_positives": positives, "num_negatives": len(targets) - positives}
 
 
-def _json_safe(value: Any) -> Any:
+def json_safe(value: Any) -> Any:
     """nan becomes null, numbers of numpy become Python's."""
     if isinstance(value, Mapping):
-        return {str(key): _json_safe(inner) for key, inner in value.items()}
+        return {str(key): json_safe(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_json_safe(inner) for inner in value]
+        return [json_safe(inner) for inner in value]
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -24,6 +24,8 @@ COMMANDS = {
     "ensemble": "scripts.ensemble",
     "submit": "scripts.submit",
     "report": "scripts.report",
+    "embed": "scripts.embed",
+    "probe": "scripts.probe",
     "augment": "scripts.augment",
     "prepare-fashion": "scripts.prepare_fashion",
 }

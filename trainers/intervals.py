@@ -155,18 +155,15 @@ def macro_average_precision_interval(
     Every class is resampled separately and all curves are taken from the same resample; groups are stratified by the
     rarest class in each, so a resample may lack a class, and its mean is then over the others.
     """
-    labels, scores = np.asarray(targets), np.asarray(class_scores, dtype=np.float64)
-    present = sorted(np.unique(labels), key=lambda label: int((labels == label).sum()))  # rarest first
-    rankings = [Ranking.of(labels == label, scores[:, label]) for label in present]
+    labels = np.asarray(targets)
+    present, strata = _rarest_first(labels)
+    rankings = _one_vs_rest(labels, class_scores, present)
     codes = group_codes(groups, len(labels))
     if len(present) < 2:
         estimate = 1.0 if present else float("nan")
         return Interval(estimate, float("nan"), float("nan"), float("nan"), 0, confidence)
     num_units = min(_num_units(ranking.is_positive, codes) for ranking in rankings)
     estimate = float(np.mean([_average_precision(ranking) for ranking in rankings]))
-    strata = np.zeros(len(labels), dtype=np.int64)
-    for order, label in enumerate(present):
-        strata[labels == label] = order
     per_class = _bootstrap(_precisions, rankings, codes, strata, replicates=replicates, rng=rng)
     values = np.nanmean(per_class, axis=0)  # every resample has rows, hence a class
     sd = _sd(values)
@@ -195,12 +192,33 @@ def paired_difference(
         return Interval(float("nan"), float("nan"), float("nan"), float("nan"), num_units, confidence)
     difference = _average_precision(rankings[0]) - _average_precision(rankings[1])
     values = _bootstrap(_precisions, rankings, codes, ~is_positive, replicates=replicates, rng=rng)
-    sd = _sd(values[0] - values[1])
-    half = _quantile(num_units, confidence) * sd if sd else 0.0
-    if not sd and not np.array_equal(np.asarray(scores), np.asarray(other_scores)):
-        half = unseen_share(num_units, confidence)  # they agree on these rows, which says little about others
-    low, high = max(-1.0, difference - half), min(1.0, difference + half)
-    return Interval(difference, low, high, sd, num_units, confidence, values.shape[1])
+    same = np.array_equal(np.asarray(scores), np.asarray(other_scores))
+    return _difference_interval(difference, values[0] - values[1], num_units, confidence, same=same)
+
+
+def macro_paired_difference(
+    targets: ArrayLike,
+    class_scores: np.ndarray,
+    other_class_scores: np.ndarray,
+    *,
+    groups: Groups = None,
+    replicates: int = 2000,
+    confidence: float = 0.95,
+    rng: np.random.Generator,
+) -> Interval:
+    """`paired_difference` of the macro APs of two (rows, classes) scores, resampled as for the macro AP's interval."""
+    labels = np.asarray(targets)
+    present, strata = _rarest_first(labels)
+    codes = group_codes(groups, len(labels))
+    if len(present) < 2:
+        return Interval(float("nan"), float("nan"), float("nan"), float("nan"), 0, confidence)
+    rankings = [*_one_vs_rest(labels, class_scores, present), *_one_vs_rest(labels, other_class_scores, present)]
+    num_units = min(_num_units(ranking.is_positive, codes) for ranking in rankings)
+    ours, others = np.array([_average_precision(ranking) for ranking in rankings]).reshape(2, len(present))
+    values = _bootstrap(_precisions, rankings, codes, strata, replicates=replicates, rng=rng)
+    gains = np.nanmean(values[: len(present)] - values[len(present) :], axis=0)
+    same = np.array_equal(class_scores, other_class_scores)
+    return _difference_interval(float((ours - others).mean()), gains, num_units, confidence, same=same)
 
 
 @dataclass(frozen=True)
@@ -233,24 +251,21 @@ def paired_gains(
     better) without positives or without negatives.
     """
     labels = np.asarray(targets)
-    classes = [1] if scorings[0].shape[1] == 1 else sorted(np.unique(labels), key=lambda c: int((labels == c).sum()))
-    columns = [0] if scorings[0].shape[1] == 1 else classes
-    rankings = [
-        [Ranking.of(labels == label, scoring[:, column]) for label, column in zip(classes, columns, strict=True)]
-        for scoring in scorings
-    ]
+    if scorings[0].shape[1] == 1:
+        strata = (labels == 0).astype(np.int64)
+        rankings = [[Ranking.of(labels, scoring[:, 0])] for scoring in scorings]
+    else:
+        present, strata = _rarest_first(labels)
+        rankings = [_one_vs_rest(labels, scoring, present) for scoring in scorings]
     codes = group_codes(groups, len(labels))
     num_units = min(_num_units(ranking.is_positive, codes) for ranking in rankings[0])
     aps = [float(np.mean([_average_precision(ranking) for ranking in own])) for own in rankings]
     if not num_units:
         undefined = Interval(float("nan"), float("nan"), float("nan"), float("nan"), num_units, confidence)
         return [Gain(ap, undefined, better=False) for ap in aps[1:]]
-    strata = np.zeros(len(labels), dtype=np.int64)
-    for order, label in enumerate(classes if len(classes) > 1 else (1, 0)):
-        strata[labels == label] = order
     flat = [ranking for own in rankings for ranking in own]
     values = _bootstrap(_precisions, flat, codes, strata, replicates=replicates, rng=rng)
-    per_scoring = np.nanmean(values.reshape(len(scorings), len(classes), -1), axis=1)  # (scorings, replicates)
+    per_scoring = np.nanmean(values.reshape(len(scorings), len(rankings[0]), -1), axis=1)  # (scorings, replicates)
     gains = np.array(aps[1:]) - aps[0]
     drawn = per_scoring[1:] - per_scoring[0]
     sds = np.array([_sd(row) for row in drawn])
@@ -258,22 +273,12 @@ def paired_gains(
     # As the intervals' multiplier is wider than the normal's for few units, so is this one.
     widened = _quantile(num_units, confidence) / float(scipy.stats.norm.ppf((1 + confidence) / 2))
     needed = float(np.quantile(excess.max(axis=0), keep_confidence)) * widened
-    return [
-        Gain(
-            ap,
-            Interval(
-                float(gain),
-                max(-1.0, float(gain - _quantile(num_units, confidence) * sd)) if sd else float(gain),
-                min(1.0, float(gain + _quantile(num_units, confidence) * sd)) if sd else float(gain),
-                float(sd),
-                num_units,
-                confidence,
-                values.shape[1],
-            ),
-            better=bool(sd and gain > needed * sd),
-        )
-        for ap, gain, sd in zip(aps[1:], gains, sds, strict=True)
-    ]
+    result = []
+    for number, (ap, gain, sd) in enumerate(zip(aps[1:], gains, sds, strict=True)):
+        same = np.array_equal(scorings[number + 1], scorings[0])
+        interval = _difference_interval(float(gain), drawn[number], num_units, confidence, same=same)
+        result.append(Gain(ap, interval, better=bool(sd and gain > needed * sd)))
+    return result
 
 
 def precision_recall_band(
@@ -382,6 +387,32 @@ def _bootstrap(
         weights = resampling.draw(min(chunk, replicates - start), rng)
         parts.append(statistic([resampling.counts(weights, ranking) for ranking in rankings]))
     return np.concatenate(parts, axis=1)
+
+
+def _rarest_first(labels: np.ndarray) -> tuple[list[int], np.ndarray]:
+    """The classes that occur, the rarest first, and each row's position among them."""
+    present = sorted(np.unique(labels).tolist(), key=lambda label: int((labels == label).sum()))
+    strata = np.zeros(len(labels), dtype=np.int64)
+    for order, label in enumerate(present):
+        strata[labels == label] = order
+    return present, strata
+
+
+def _one_vs_rest(labels: np.ndarray, class_scores: np.ndarray, present: Sequence[int]) -> list[Ranking]:
+    scores = np.asarray(class_scores, dtype=np.float64)
+    return [Ranking.of(labels == label, scores[:, label]) for label in present]
+
+
+def _difference_interval(
+    difference: float, gains: np.ndarray, num_units: int, confidence: float, *, same: bool
+) -> Interval:
+    """The t interval of a difference from its resamples; `same` = the scores are equal, so it is 0 anywhere."""
+    sd = _sd(gains)
+    half = _quantile(num_units, confidence) * sd if sd else 0.0
+    if not sd and not same:
+        half = unseen_share(num_units, confidence)  # they agree on these rows, which says little about others
+    low, high = max(-1.0, difference - half), min(1.0, difference + half)
+    return Interval(difference, low, high, sd, num_units, confidence, len(gains))
 
 
 def _multinomial(multiplicity: np.ndarray, replicates: int, rng: np.random.Generator) -> np.ndarray:

@@ -1,18 +1,28 @@
-"""Pretrain: learn each backbone from unlabelled images, one stage each. Labels do not come here."""
+"""Pretrain: learn each backbone from unlabelled images, one stage each. Labels come in afterwards, to look at it."""
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.markup import escape
 
 from configs.errors import InputError
+from configs.networks import FrozenNetworkConfig
 from configs.schema import ModelConfig
-from scripts.steps.run_state import CONSOLE, PRETRAINED, Pipeline, pixel_settings, pretrain_folder, pretrained_digest
+from scripts.steps.embed import embed_network
+from scripts.steps.run_state import (
+    CONSOLE,
+    PRETRAINED,
+    Pipeline,
+    pixel_settings,
+    pretrain_folder,
+    pretrained_digest,
+    rows_digest,
+)
 from scripts.steps.trainings import train_all, unfinished
 from trainers.progress import about
-from trainers.provenance import derive_seed, digest
+from trainers.provenance import derive_seed, digest, file_digest
 from trainers.stages import Stage, StageOutcome, StageRecord
 from trainers.table import ImageTable, read_table
 
@@ -24,6 +34,8 @@ if TYPE_CHECKING:
 NOT_LEARNT = {"log_every_steps", "checkpoint_every_steps", "checkpoint_every_seconds", "fine_tune", "method", "rows"}
 METHODS = {"contrastive", "vicreg", "masked", "distill"}
 VIEW_FIELDS = {"horizontal_flip", "vertical_flip", "quarter_turns", "rotate_degrees"}
+PROBED_COLUMNS = ("sha256", "label", "fold")
+NAMED = {"logistic": "linear", "knn": "neighbours"}  # heads of `ensembles.heads` that are shown
 FIGURES = ("spread", "effective_rank", "alignment", "uniformity")
 
 
@@ -37,8 +49,11 @@ def pretrain_step(pipeline: Pipeline) -> None:
     table = read_table(run_dir / "table.parquet")
     if not len(table.rows("pool")):
         raise InputError(
-            "pool.arm pretrained: there are no unlabelled images to learn from; set data.pool, or pool.arm: none"
+            f"pool.arm {config.pool.arm}: there are no unlabelled images to learn from; set data.pool, or set pool.arm "
+            "to none"
         )
+    if config.pretrain.method == "distill":
+        embed_network(pipeline, table, config.pretrain.distill.teacher)
     works = [_Backbone(pipeline, table, model) for model in config.models]
     width = max(len(work.label) for work in works)
     to_do = unfinished(pipeline, works)
@@ -56,6 +71,8 @@ def pretrain_step(pipeline: Pipeline) -> None:
     seconds = time.perf_counter() - started
     summary = f"{len(works)} backbones by {config.pretrain.method} on {len(works[0].rows)} images without labels"
     pipeline.say("pretrain", records, "pretrain/", summary=summary, seconds=seconds)
+    for model in config.models:
+        CONSOLE.print(f"          {escape(_probed(pipeline, table, model))}")
 
 
 class _Backbone:
@@ -67,7 +84,9 @@ class _Backbone:
         self.rows = _unlabelled(table, everything=pretrain.rows == "all")
         self.folder = pretrain_folder(model)
         weights = pretrained_digest(model)
-        own_settings = pretrain.model_dump(mode="json", exclude=NOT_LEARNT | (METHODS - {pretrain.method}))
+        # What a teacher's settings come to is in its embeddings.
+        of_others = METHODS - ({pretrain.method} - {"distill"})
+        own_settings = pretrain.model_dump(mode="json", exclude=NOT_LEARNT | of_others)
         self.stage = Stage(
             self.folder,
             {
@@ -81,10 +100,19 @@ class _Backbone:
                 "pixels": pixel_settings(self.config.data),
                 "seed": self.config.seed,
                 "images": digest(table.frame["sha256"].iloc[self.rows].tolist()),
+                **self._teacher_inputs(),
             },
             (self.folder, f"{self.folder}/final/manifest.json"),
             resume_points=(f"{self.folder}/checkpoints/step-*", f"{self.folder}/final"),
         )
+
+    def _teacher_inputs(self) -> dict[str, Any]:
+        from trainers.embedding import read_facts
+
+        pretrain = self.config.pretrain
+        if pretrain.method != "distill":
+            return {}
+        return {"teacher": read_facts(self.run_dir, pretrain.distill.teacher.name)["sha256"]}
 
     @property
     def label(self) -> str:
@@ -92,10 +120,12 @@ class _Backbone:
 
     def task(self, partial: Path) -> "PretrainTask":
         """What is to be done, in the folder of the stage."""
+        from trainers.embedding import outputs
         from trainers.pixels import open_pixels
         from trainers.pretraining.loop import PretrainTask
 
         config = self.config
+        teacher = self.run_dir / outputs(config.pretrain.distill.teacher.name)[0]
         return PretrainTask(
             model=self.model,
             pretrain=config.pretrain,
@@ -107,6 +137,7 @@ class _Backbone:
             channels=config.data.channels,
             seed=derive_seed(config.seed, "pretrain", self.model.name),
             out=partial / self.folder,
+            teacher=teacher if config.pretrain.method == "distill" else None,
             description=self.label,
         )
 
@@ -136,3 +167,61 @@ def _say_plan(pipeline: Pipeline, to_do: "list[_Backbone]") -> None:
 
 def _figures(record: StageRecord) -> str:
     return "effective rank {effective_rank:.1f}, spread {spread:.2f}".format(**record.facts)
+
+
+def _probed(pipeline: Pipeline, table: ImageTable, model: ModelConfig) -> str:
+    """What a linear probe and neighbours make of a backbone's features, before and after: to look at, not to choose."""
+    folder = pipeline.run_dir / pretrain_folder(model) / "final"
+    stage = Stage(
+        f"pretrain-probe/{model.name}",
+        {
+            "backbone": file_digest(folder / "manifest.json"),
+            "began": [model.pretrained, pretrained_digest(model)],
+            "rows": rows_digest(table, table.rows("train"), PROBED_COLUMNS),
+            "seed": pipeline.config.seed,
+        },
+        (),
+    )
+    facts = pipeline.stage(stage, lambda partial: _probe(pipeline, table, model, folder)).facts
+    name = "AP" if table.is_binary else "macro AP"
+    told = [f"{NAMED[head]} {_number(before)} -> {_number(after)}" for head, (before, after) in facts.items()]
+    return f"{model.name}: out-of-fold {name} of its frozen features, before -> after: {', '.join(told)}"
+
+
+def _probe(pipeline: Pipeline, table: ImageTable, model: ModelConfig, folder: Path) -> StageOutcome:
+    from ensembles.heads import NotPossible
+    from ensembles.probe import out_of_fold_scores
+    from trainers.devices import device_type
+    from trainers.embedding import listed_network, trained_network
+    from trainers.metrics import average_precision, per_class_average_precision
+    from trainers.pixels import open_pixels
+    from trainers.scoring import score_rows
+
+    config, rows = pipeline.config, table.rows("train")
+    device, pixels = device_type(config.compute), open_pixels(pipeline.run_dir, config.data, table)
+    began = FrozenNetworkConfig(**model.model_dump(include=set(FrozenNetworkConfig.model_fields)))
+    networks = [
+        listed_network(began, channels=config.data.channels, seed=config.seed, device=device),
+        trained_network(model.name, folder, device=device),
+    ]
+    facts: dict[str, list[float | None]] = {head: [] for head in NAMED}
+    for network in networks:
+        features = score_rows(
+            network.model, pixels, rows, mean=network.mean, std=network.std, batch_size=config.predict.batch_size
+        )
+        for head, values in facts.items():
+            try:
+                scores = out_of_fold_scores(features, head, table=table, rows=rows, seed=config.seed)
+            except NotPossible:
+                values.append(None)
+                continue
+            targets = table.targets[rows]
+            if table.is_binary:
+                values.append(float(average_precision(targets, scores[:, 0])))
+            else:
+                values.append(float(np.nanmean(per_class_average_precision(targets, scores))))
+    return StageOutcome(f"{model.name}: {len(rows)} rows", facts)
+
+
+def _number(value: float | None) -> str:
+    return "not possible" if value is None else f"{value:.3f}"

@@ -32,7 +32,7 @@ def _label(pipeline: Pipeline, arm: str) -> None:
     table = read_table(run_dir / "table.parquet")
     if not len(table.rows("pool")):
         raise InputError(
-            "pool.arm pseudo: there are no unlabelled images to learn from; set data.pool, or pool.arm: none"
+            "pool.arm pseudo: there are no unlabelled images to learn from; set data.pool, or set pool.arm to none"
         )
     teacher = config.pseudo.teacher
     stage = Stage(

@@ -165,5 +165,5 @@ def test_a_folder_is_no_config(tmp_path: Path) -> None:
 
 def test_a_teachers_weights_are_looked_for_beside_the_config(tmp_path):
     path = tmp_path / "config.yaml"
-    path.write_text("pretrain: {distill: {pretrained: teacher.safetensors}}\n")
-    assert load_config(path).pretrain.distill.pretrained == str(tmp_path / "teacher.safetensors")
+    path.write_text("pretrain: {distill: {teacher: {backbone: resnet18, pretrained: teacher.safetensors}}}\n")
+    assert load_config(path).pretrain.distill.teacher.pretrained == str(tmp_path / "teacher.safetensors")

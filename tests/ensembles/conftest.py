@@ -26,3 +26,11 @@ def plain_page(plain_run: Path) -> str:
 def changed_run(plain_run: Path, tmp_path: Path) -> Path:
     shutil.copytree(plain_run, tmp_path / "run")
     return tmp_path / "run"
+
+
+@pytest.fixture
+def small_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads of few trees and bags, which take most of the time and are tested as well by few."""
+    monkeypatch.setattr("ensembles.heads.TREES", 15)
+    monkeypatch.setattr("ensembles.heads.BAGS", 3)
+    monkeypatch.setattr("ensembles.heads.BOOSTED_BAGS", 2)

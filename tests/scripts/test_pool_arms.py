@@ -5,17 +5,24 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
+from sklearn.metrics import average_precision_score
 
 from configs.errors import InputError
 from configs.load import check_config
 from configs.schema import RunConfig
 from configs.sections import merged
+from ensembles.probe import out_of_fold_scores
 from ensembles.run_files import read_run
 from scripts.pipeline import Pipeline, run_pipeline
+from trainers.backbones import to_input
 from trainers.checkpoints import read_final
 from trainers.digits import DigitsSplit, write_digits
+from trainers.embedding import trained_network
+from trainers.table import read_table
 
 MODELS = ("test_resnet", "test_efficientnet")
 PSEUDO: dict[str, Any] = {"pool": {"arm": "pseudo"}, "pseudo": {"batch_size": 8}}
@@ -144,6 +151,41 @@ def test_the_arm_does_not_change_what_supervised_training_gives(data: Path, fini
         assert weights(alone, f"train/supervised/{model}/fold1") == weights(finished, f"train/supervised/{model}/fold1")
 
 
+def test_what_the_features_are_worth_is_shown_and_chooses_nothing(
+    data: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished, tmp_path / "tiny")
+    run_pipeline(config_of(data, tmp_path), until="pretrain")
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if "frozen features" in line]
+    assert len(lines) == len(MODELS)
+    record = json.loads((finished / ".stages" / "pretrain-probe~test_resnet.json").read_text())
+    before, after = record["facts"]["logistic"]
+    table = read_table(finished / "table.parquet")
+    rows = table.rows("train")
+    network = trained_network("own", finished / "pretrain" / "test_resnet" / "final", device="cpu")
+    pixels = np.load(finished / "images" / "pixels.npy")[rows]
+    with torch.inference_mode():
+        inputs = to_input(torch.from_numpy(pixels).permute(0, 3, 1, 2), network.mean, network.std)
+        features = network.model(inputs).double().numpy()
+    scores = out_of_fold_scores(features, "logistic", table=table, rows=rows, seed=0)
+    assert after == pytest.approx(average_precision_score(table.targets[rows], scores[:, 0]), abs=0.02)
+    assert before != after and f"linear {before:.3f} -> {after:.3f}" in lines[0]
+
+
+def test_a_teachers_embeddings_are_distilled(data: Path, tmp_path: Path) -> None:
+    teacher = {"backbone": "test_convnext", "image_size": 32}
+    changes: dict[str, Any] = {"pretrain": {"method": "distill", "distill": {"teacher": teacher}}}
+    run_dir = run_pipeline(config_of(data, tmp_path, **changes), until="pretrain").run_dir
+    assert np.load(run_dir / "embeddings" / "test_convnext.npy").shape == (132, 64)
+    facts = read_final(run_dir / "pretrain" / "test_resnet" / "final").state
+    assert facts["method"] == "distill"
+    again = run_pipeline(config_of(data, tmp_path, **changes), until="pretrain")
+    assert not fresh(again)
+    changes["pretrain"]["distill"]["teacher"]["image_size"] = 48
+    ran = fresh(run_pipeline(config_of(data, tmp_path, **changes), until="pretrain"))
+    assert "embed/test_convnext" in ran and "pretrain/test_resnet" in ran
+
+
 @pytest.fixture(scope="module")
 def taught(data: Path, finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("taught")
@@ -194,7 +236,7 @@ def test_without_a_pool_there_is_nothing_to_learn_from(data: Path, tmp_path: Pat
     table = pd.read_csv(data / "table.csv", dtype=str, keep_default_na=False)
     shutil.copytree(data, tmp_path / "data")
     table[table["label"] != ""].to_csv(tmp_path / "data" / "table.csv", index=False)
-    with pytest.raises(InputError, match=r"pool.arm pretrained: there are no unlabelled images .*pool.arm: none"):
+    with pytest.raises(InputError, match=r"pool.arm pretrained: there are no unlabelled images .*set pool.arm to none"):
         run_pipeline(config_of(tmp_path / "data", tmp_path / "runs"))
 
 

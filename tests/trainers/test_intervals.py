@@ -194,6 +194,46 @@ def test_macro_interval_is_centred_on_macro_average_precision():
     assert found.sd == pytest.approx(np.std(values, ddof=1), rel=0.25)
 
 
+def test_macro_difference_is_that_of_the_means_over_classes_on_the_same_resamples():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3), [200, 80, 20])
+    scores = rng.normal(size=(300, 3)) + 1.5 * np.eye(3)[labels]
+    worse = scores + 0.5 * rng.normal(size=(300, 3))
+    found = intervals.macro_paired_difference(labels, scores, worse, replicates=500, rng=rng)
+
+    def macro(rows, values):
+        return np.mean([sklearn.metrics.average_precision_score(labels[rows] == c, values[rows, c]) for c in range(3)])
+
+    everything = np.arange(300)
+    assert found.estimate == pytest.approx(macro(everything, scores) - macro(everything, worse), abs=1e-12)
+    assert found.low < found.estimate < found.high and found.num_units == 20
+    differences = []
+    for _ in range(200):
+        rows = np.concatenate([rng.choice(np.flatnonzero(labels == c), (labels == c).sum()) for c in range(3)])
+        differences.append(macro(rows, scores) - macro(rows, worse))
+    assert found.sd == pytest.approx(np.std(differences, ddof=1), rel=0.25)
+    assert found.sd < intervals.macro_average_precision_interval(labels, scores, replicates=500, rng=rng).sd
+    same = intervals.macro_paired_difference(labels, scores, scores, replicates=300, rng=rng)
+    assert (same.estimate, same.low, same.high) == (0.0, 0.0, 0.0)
+    alone = intervals.macro_paired_difference(labels[:50], scores[:50], worse[:50], replicates=300, rng=rng)
+    assert np.isnan(alone.estimate) and np.isnan(alone.low)  # one class is nothing to rank
+
+
+def test_macro_difference_is_half_of_what_one_of_two_classes_has():
+    """Against `paired_difference`: the other class is scored alike on both sides."""
+    targets, scores = toy(60, 300)
+    worse = scores + 0.3 * np.random.default_rng(1).normal(size=len(scores))
+    columns, others = (
+        np.stack([np.zeros(len(scores)), scores], axis=1),
+        np.stack([np.zeros(len(scores)), worse], axis=1),
+    )
+    rng = np.random.default_rng(0)
+    found = intervals.macro_paired_difference(targets, columns, others, replicates=1000, rng=rng)
+    binary = intervals.paired_difference(targets, scores, worse, replicates=1000, rng=rng)
+    assert found.estimate == pytest.approx(binary.estimate / 2)
+    assert found.sd == pytest.approx(binary.sd / 2, rel=0.1)
+
+
 def test_macro_interval_leaves_out_classes_that_do_not_occur():
     labels = np.repeat([0, 2], [50, 20])
     scores = np.random.default_rng(0).normal(size=(70, 3)) + np.eye(3)[labels]

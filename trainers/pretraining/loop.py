@@ -31,6 +31,7 @@ from trainers.checkpoints import read_final
 from trainers.devices import build_accelerator, num_workers
 from trainers.fold_task import TrainResult
 from trainers.loader import Pixels, TrainingViews, naming_lost_workers, training_loader
+from trainers.pretraining.distill import teacher_targets
 from trainers.pretraining.method import num_features
 from trainers.pretraining.methods import METHODS, Sizes
 from trainers.pretraining.watch import Watch
@@ -49,7 +50,7 @@ from torch.utils.tensorboard import SummaryWriter  # noqa: E402
 class PretrainTask:
     """One backbone to learn, on which rows of the image table, and where to write.
 
-    `teacher_targets` (rows, dim) are what a teacher says of each row, for the method that has one.
+    `teacher` is a file of embeddings of all rows of the table, float32 (num_images, dim), where the method has one.
     """
 
     model: ModelConfig
@@ -62,7 +63,7 @@ class PretrainTask:
     channels: int
     seed: int
     out: Path
-    teacher_targets: np.ndarray | None = None
+    teacher: Path | None = None
     description: str = "pretraining"
 
 
@@ -102,7 +103,7 @@ def _train(task: PretrainTask) -> None:
         options=task.model.options,
         image_size=task.image_size,
     )
-    targets = torch.empty(len(task.rows), 0) if task.teacher_targets is None else torch.from_numpy(task.teacher_targets)
+    targets = _targets(task)
     sizes = Sizes(
         num_features=num_features(backbone.model, channels=task.channels, image_size=task.image_size),
         channels=task.channels,
@@ -169,6 +170,13 @@ def _train(task: PretrainTask) -> None:
             writer.close()
         training_record.finish(state, _encoder_weights(state), _facts(task, backbone, state), task.out)
     stopping.raise_if_asked()  # of a signal that came too late to stop the loop
+
+
+def _targets(task: PretrainTask) -> Tensor:
+    """What a teacher says of each row, (rows, dim); without one there are no columns."""
+    if task.teacher is None:
+        return torch.empty(len(task.rows), 0)
+    return teacher_targets(torch.from_numpy(np.load(task.teacher, mmap_mode="r")[task.rows]))
 
 
 def _views(task: PretrainTask) -> Policy:

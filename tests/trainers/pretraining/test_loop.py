@@ -39,6 +39,9 @@ def toy_images(num: int) -> tuple[np.ndarray, np.ndarray]:
 
 def toy_task(out: Path, *, method: str = "contrastive", workers: int = 0, **settings: Any) -> PretrainTask:
     images, _ = toy_images(96)
+    teacher = out.with_name(f"{out.name}-teacher.npy") if method == "distill" else None
+    if teacher is not None:
+        np.save(teacher, np.random.default_rng(1).normal(size=(96, 10)).astype(np.float32))
     defaults = {"steps": 12, "batch_size": 16, "warmup_steps": 2, "lr": 3e-3, "checkpoint_every_steps": 5}
     defaults |= {"log_every_steps": 4, "watch_every_steps": 6, "min_spread": 0.0, "views": {"min_crop": 0.6}}
     return PretrainTask(
@@ -52,9 +55,7 @@ def toy_task(out: Path, *, method: str = "contrastive", workers: int = 0, **sett
         channels=1,
         seed=5,
         out=out,
-        teacher_targets=np.random.default_rng(1).normal(size=(88, 10)).astype(np.float32)
-        if method == "distill"
-        else None,
+        teacher=teacher,
     )
 
 

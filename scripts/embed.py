@@ -1,0 +1,16 @@
+"""`rarefind embed`."""
+
+from scripts.arguments import ConfigArgument, OverridesArgument, RestartOption
+from scripts.command import run_command
+
+
+def main(config: ConfigArgument, overrides: OverridesArgument = None, restart: RestartOption = False) -> None:
+    """Describe every image by the features of frozen networks (and prepare, if that is not done)."""
+    from configs.load import load_config
+    from scripts.pipeline import run_pipeline
+
+    run_pipeline(load_config(config, overrides or ()), until="embed", restart=restart)
+
+
+if __name__ == "__main__":
+    run_command(main)

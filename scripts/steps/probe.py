@@ -1,0 +1,129 @@
+"""Probe: heads on the frozen embeddings, judged out of fold beside the trained models, in one table."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from configs.schema import MetricsConfig, RunConfig
+from ensembles.wording import exact_percent, number, span
+from scripts.steps.embed import networks_to_embed
+from scripts.steps.run_state import CONSOLE, Pipeline, folder_digests, rows_digest
+from trainers.provenance import code_version
+from trainers.stages import Stage, StageOutcome
+from trainers.table import ImageTable, read_table
+
+
+def probe_step(pipeline: Pipeline) -> None:
+    """Bring probe.json up to date and show it."""
+    from ensembles import probe
+
+    run_dir, metrics = pipeline.run_dir, pipeline.config.metrics
+    table = read_table(run_dir / "table.parquet")
+    record = pipeline.stage(_stage(pipeline.config, table), lambda partial: _work(pipeline.config, table, partial))
+    pipeline.say("probe", [record], probe.PROBE_FILE)
+    figures = json.loads((run_dir / probe.PROBE_FILE).read_text(encoding="utf-8"))
+    Console(highlight=False).print(probe_table(figures, metrics))
+    for line in _notes(figures):
+        CONSOLE.print(f"[yellow]note:[/] {escape(line)}")
+    CONSOLE.print(escape(figures["verdict"]))
+
+
+def _stage(config: RunConfig, table: ImageTable) -> Stage:
+    from trainers.embedding import read_facts
+
+    run_dir = config.run_dir
+    return Stage(
+        "probe",
+        {
+            "embeddings": {n.name: read_facts(run_dir, n.name)["sha256"] for n in networks_to_embed(config)},
+            "rows": rows_digest(table, table.rows("train")),
+            "heads": config.probe.heads,
+            "metrics": config.metrics.model_dump(),
+            "predictions": folder_digests(run_dir / "predictions", "*.parquet"),
+            "optimistic": _optimistic(config),
+            "seed": config.seed,
+            "code_version": code_version(),
+        },
+        ("probe.json",),
+    )
+
+
+def _work(config: RunConfig, table: ImageTable, partial: Path) -> StageOutcome:
+    from ensembles import probe
+    from trainers.embedding import open_embeddings
+
+    run_dir = config.run_dir
+    figures = probe.run(
+        {n.name: open_embeddings(run_dir, n.name, table) for n in networks_to_embed(config)},
+        heads=config.probe.heads,
+        table=table,
+        predictions=run_dir / "predictions",
+        metrics=config.metrics,
+        optimistic=_optimistic(config),
+        seed=config.seed,
+        out=partial,
+    )
+    return StageOutcome(_headline(figures), {})
+
+
+def _optimistic(config: RunConfig) -> list[str]:
+    return [model.name for model in config.models if config.train_for(model).keep == "best"]
+
+
+def _headline(figures: Mapping[str, Any]) -> str:
+    best, name = figures["best"], _ap_name(figures)
+    if best is None:
+        return "no probe was possible"
+    return f"best out-of-fold {name} {best['ap']:.3f}, {best['head']} on {best['network']}"
+
+
+def probe_table(figures: Mapping[str, Any], metrics: MetricsConfig) -> Table:
+    """The table on the terminal: a block for each network's heads, one for the trained models, and chance."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("out of fold", overflow="fold")
+    recalls = [f"recall at\nprecision\n{point:g}" for point in metrics.precision_points]
+    interval = f"{exact_percent(figures['confidence'])} interval"
+    for heading in (_ap_name(figures), interval, "ROC AUC", *recalls):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for block, entries in _blocks(figures):
+        table.add_row(f"[bold]{escape(block)}[/]")
+        for name, entry in entries.items():
+            table.add_row(f"  {escape(name)}", *_cells(entry, metrics))
+    table.add_row("[dim]guessing[/]", f"[dim]{number(figures['chance'])}[/]")
+    return table
+
+
+def _blocks(figures: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Mapping[str, Any]]]]:
+    from ensembles.probe import model_names
+
+    yield from figures["probes"].items()
+    models = figures["models"]
+    if models:
+        names = model_names(models)
+        entries = {name: models[model][arm] for (model, arm), name in names.items()}
+        yield "trained here", {name + " *" * entry["optimistic"]: entry for name, entry in entries.items()}
+
+
+def _cells(entry: Mapping[str, Any], metrics: MetricsConfig) -> list[str]:
+    if "not_possible" in entry:
+        return [number(None), "not possible"]
+    recalls = (entry["recall_at_precision"][str(point)] for point in metrics.precision_points)
+    return [number(entry["ap"]), span(entry["ap_ci"]), number(entry["roc_auc"]), *map(number, recalls)]
+
+
+def _notes(figures: Mapping[str, Any]) -> Iterator[str]:
+    for network, heads in figures["probes"].items():
+        for head, entry in heads.items():
+            for note in [entry["not_possible"]] if "not_possible" in entry else entry["notes"]:
+                yield f"{head} on {network}: {note}"
+    if any(entry["optimistic"] for by_arm in figures["models"].values() for entry in by_arm.values()):
+        yield "* optimistic: the checkpoint was chosen on the rows that judge it (train.keep: best)"
+
+
+def _ap_name(figures: Mapping[str, Any]) -> str:
+    return "macro AP" if figures["prevalence"] is None else "AP"

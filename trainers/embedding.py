@@ -1,0 +1,302 @@
+"""Frozen embeddings: the pooled features of every row of the image table, one file per network.
+
+    embeddings/
+      <name>.npy             float32 (num_images, dim), row order = table.parquet
+      <name>.json            what they were made from: network, weights, images
+      <name>.progress.json   only while they are made: the rows that are safe on the disk
+
+Which network it is (`listed_network`, `trained_network`) and the embedding of rows (`run`) are apart, so that any
+weights will do. `run` is resumable: on a CPU an interrupted one ends with the very bytes of one that was left alone.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.markup import escape
+from torch import Tensor, nn
+
+from configs.errors import InputError, counted, listed
+from configs.networks import FrozenNetworkConfig
+from trainers import atomic, memory, stopping
+from trainers.backbones import build_backbone, check_name, to_input
+from trainers.checkpoints import read_final
+from trainers.loader import Pixels, ScoringImages, naming_lost_workers, scoring_loader
+from trainers.progress import progress_bar, tell
+from trainers.provenance import code_version, derive_seed, digest, file_digest
+from trainers.table import ImageTable
+
+FOLDER = "embeddings"
+VALUES, VALUE_BYTES = "<f4", 4
+SHARD_ROWS = 2048  # images between two resume points, seconds on a GPU and about a minute on a CPU
+RUN_EMBED = "run `rarefind embed CONFIG`"
+
+
+@dataclass(frozen=True)
+class FrozenNetwork:
+    """A network without its classifier, in evaluation mode: images (batch, channels, height, width) -> (batch, dim).
+
+    `mean` and `std` are (channels, 1, 1) on its device; `facts` say which network it is, for the record.
+    """
+
+    name: str
+    model: nn.Module
+    mean: Tensor
+    std: Tensor
+    facts: dict[str, Any]
+
+
+def listed_network(
+    network: FrozenNetworkConfig, *, channels: int, seed: int, device: torch.device | str
+) -> FrozenNetwork:
+    """A network of the config; without pretrained weights it is a random one, the same for the same seed.
+
+    Raises InputError as `build_backbone` does.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "embedding"))
+        with _telling_of_embed():
+            backbone = build_backbone(
+                network.backbone,
+                channels=channels,
+                num_outputs=0,
+                pretrained=network.pretrained,
+                options=network.options,
+            )
+    facts = {key: getattr(network, key) for key in ("backbone", "pretrained", "options")}
+    return _frozen(network.name, backbone.model, backbone.mean, backbone.std, facts | {"channels": channels}, device)
+
+
+def check_network(network: FrozenNetworkConfig) -> None:
+    """Raise InputError for a backbone that timm does not know."""
+    with _telling_of_embed():
+        check_name(network.backbone)
+
+
+def trained_network(name: str, folder: Path, *, device: torch.device | str) -> FrozenNetwork:
+    """The network of a `final/` folder, of a training with labels or without, verified against its manifest."""
+    checkpoint = read_final(folder)
+    facts, weights = checkpoint.state, checkpoint.tensors["model"]
+    model = build_backbone(facts["backbone"], channels=facts["channels"], num_outputs=0, options=facts["options"]).model
+    model.load_state_dict({key: weights[key] for key in model.state_dict()})  # all but the classifier
+    kept = {key: facts[key] for key in ("backbone", "options", "channels")}
+    return _frozen(name, model, facts["mean"], facts["std"], kept | {"trained": str(folder)}, device)
+
+
+@contextmanager
+def _telling_of_embed() -> Iterator[None]:
+    """An InputError about a network is about one of `embed`, not of `models`."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"embed: {str(error).removeprefix('models: ')}") from None
+
+
+def _frozen(
+    name: str, model: nn.Module, mean: Any, std: Any, facts: dict[str, Any], device: torch.device | str
+) -> FrozenNetwork:
+    weights = hashlib.sha256()
+    for key, value in model.state_dict().items():
+        weights.update(key.encode())
+        weights.update(value.numpy().tobytes())
+    facts = facts | {"mean": list(mean), "std": list(std), "weights_sha256": weights.hexdigest()}
+    mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std))
+    return FrozenNetwork(name, model.to(device).eval(), mean, std, facts)
+
+
+@torch.inference_mode()
+def run(
+    network: FrozenNetwork,
+    pixels: Pixels,
+    table: ImageTable,
+    *,
+    image_size: int,
+    batch_size: int,
+    workers: int,
+    out: Path,
+    shard_rows: int = SHARD_ROWS,
+) -> dict[str, Any]:
+    """Write `embeddings/<name>.npy` below `out`, from where an earlier attempt came to; returns what <name>.json says.
+
+    Raises InputError when the network cannot take images of this size or gives something else than one finite vector
+    per image, and what `score_rows` raises.
+    """
+    device, num_rows, dim = network.mean.device, len(table), _dimension(network, image_size)
+    path, progress = _paths(out, network.name)
+    header = _header(num_rows, dim)
+    done, seconds_before = _resume_point(path, progress, header, dim, batch_size=batch_size)
+    saved, started = done, time.perf_counter() - seconds_before
+    if done:
+        tell(f"{escape(network.name)}: going on from image {done:,} of {num_rows:,}")
+    loader = scoring_loader(
+        ScoringImages(pixels, np.arange(done, num_rows)),
+        batch_size=batch_size,
+        workers=workers,
+        pin=device.type == "cuda",
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        atomic.naming(path),
+        # Not memory-mapped: there a full disk ends the process, here it is an error with a name.
+        path.open("r+b" if done else "wb") as stream,
+        stopping.deferred(),
+        progress_bar(f"embed {network.name}", num_rows, done=done) as bar,
+        naming_lost_workers(workers),
+        memory.told(f"embedding {batch_size} images at a time", f"set its batch_size to {max(1, batch_size // 2)}"),
+    ):
+        stream.write(header)
+        stream.seek(len(header) + done * dim * VALUE_BYTES)
+        stream.truncate()
+        for images in loader if done < num_rows else ():
+            inputs = resized(to_input(images.to(device, non_blocking=True), network.mean, network.std), image_size)
+            features = network.model(inputs).float().cpu()
+            _check_finite(features, table, done, network)
+            stream.write(features.numpy().astype(VALUES, copy=False).tobytes())
+            done += len(images)
+            bar.advance(len(images))
+            if done - saved >= shard_rows or done == num_rows or stopping.asked():
+                stream.flush()
+                os.fsync(stream.fileno())
+                atomic.write_json(progress, {"rows": done, "seconds": time.perf_counter() - started})
+                saved = done
+            if stopping.asked():
+                stopping.stop()
+    facts = {
+        "num_images": num_rows,
+        "dim": dim,
+        "image_size": image_size,
+        "network": network.facts,
+        "images_sha256": images_digest(table),
+        "sha256": file_digest(path),
+        "seconds": round(time.perf_counter() - started, 3),
+        "code_version": code_version(),
+    }
+    atomic.write_json(_facts_path(out, network.name), facts)
+    return facts
+
+
+def resized(inputs: Tensor, size: int) -> Tensor:
+    """Square inputs (batch, channels, side, side) at another size: bilinear, smoothed first where they get smaller."""
+    if inputs.shape[-1] == size:
+        return inputs
+    smaller = size < inputs.shape[-1]
+    return F.interpolate(inputs, size=(size, size), mode="bilinear", align_corners=False, antialias=smaller)
+
+
+def open_embeddings(run_dir: Path, name: str, table: ImageTable) -> np.ndarray:
+    """The features of the table's rows, memory-mapped float32 (num_images, dim).
+
+    Raises InputError when there are none, or they are damaged or of other images.
+    """
+    path, _ = _paths(run_dir, name)
+    facts = read_facts(run_dir, name)
+    try:
+        features = np.load(path, mmap_mode="r")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such embeddings; {RUN_EMBED}") from None
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{path}: damaged ({error}); {RUN_EMBED} again") from None
+    expected = (len(table), facts["dim"])
+    if features.shape != expected or features.dtype != np.float32:
+        raise InputError(
+            f"{path}: expected float32 of shape {expected}, got {features.dtype} of shape {features.shape}; "
+            f"{RUN_EMBED} again"
+        )
+    if facts["images_sha256"] != images_digest(table):
+        raise InputError(f"{path}: the embedded images are not those of the table; {RUN_EMBED} again")
+    return features
+
+
+def read_facts(run_dir: Path, name: str) -> dict[str, Any]:
+    """What <name>.json says of the embeddings: dim, image_size, network, digests. Raises InputError without it."""
+    path = _facts_path(run_dir, name)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such embeddings; {RUN_EMBED}") from None
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error}); {RUN_EMBED} again") from None
+
+
+def images_digest(table: ImageTable) -> str:
+    """A hash of which images the table has, in their order; labels, ids and folds do not matter to features."""
+    return digest(table.frame["sha256"].tolist())
+
+
+def outputs(name: str) -> tuple[str, ...]:
+    """The files of a network's embeddings, relative to the run folder."""
+    return f"{FOLDER}/{name}.npy", f"{FOLDER}/{name}.json"
+
+
+def resume_point(name: str) -> str:
+    """The file that tells how far an unfinished embedding came, relative to its folder."""
+    return f"{FOLDER}/{name}.progress.json"
+
+
+def _paths(folder: Path, name: str) -> tuple[Path, Path]:
+    return folder / FOLDER / f"{name}.npy", folder / resume_point(name)
+
+
+def _facts_path(folder: Path, name: str) -> Path:
+    return folder / FOLDER / f"{name}.json"
+
+
+def _header(num_rows: int, dim: int) -> bytes:
+    """What a .npy file of float32 (num_rows, dim) begins with."""
+    stream = BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": VALUES, "fortran_order": False, "shape": (num_rows, dim)})
+    return stream.getvalue()
+
+
+def _resume_point(path: Path, progress: Path, header: bytes, dim: int, *, batch_size: int) -> tuple[int, float]:
+    """How many rows an earlier attempt left on the disk, and its seconds."""
+    if not (path.exists() and progress.exists()):
+        return 0, 0.0
+    with path.open("rb") as stream:
+        if stream.read(len(header)) != header:
+            return 0, 0.0
+    noted = json.loads(progress.read_text(encoding="utf-8"))
+    rows, written = noted["rows"], (path.stat().st_size - len(header)) // (VALUE_BYTES * dim)
+    if written < rows:  # the disk lost some; whole batches, because the size of a batch decides the last bits
+        rows = written - written % batch_size
+    return rows, noted["seconds"]
+
+
+def _dimension(network: FrozenNetwork, image_size: int) -> int:
+    """The length of the network's features; raises InputError when it gives none for images of this size."""
+    channels = len(network.mean)
+    try:
+        features = network.model(torch.zeros(1, channels, image_size, image_size, device=network.mean.device))
+    except (RuntimeError, AssertionError) as error:  # timm asserts sizes of transformers
+        raise InputError(
+            f"embed: {network.name!r} cannot take images of {image_size} x {image_size} pixels ({error}); set another "
+            "image_size for it, or choose another backbone"
+        ) from None
+    if not isinstance(features, Tensor) or features.ndim != 2:
+        got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise InputError(
+            f"embed: {network.name!r} should give one vector per image and gives {got}; leave pooling out of its "
+            "options"
+        )
+    return features.shape[1]
+
+
+def _check_finite(features: Tensor, table: ImageTable, start: int, network: FrozenNetwork) -> None:
+    bad = ~torch.isfinite(features).all(dim=1)
+    if bad.any():
+        ids = table.frame["id"].iloc[start + np.flatnonzero(bad.numpy())]
+        raise InputError(
+            f"embed: {network.name!r} gives features that are not finite for {counted(len(ids), 'image')} of the first "
+            f"{start + len(features):,}; its weights are damaged, or made for other images: choose others\n"
+            f"{listed([f'id {id_!r}' for id_ in ids])}"
+        )
