@@ -11,10 +11,10 @@ import pytest
 from configs.errors import InputError
 from configs.load import check_config
 from configs.schema import RunConfig
-from configs.sections import merged
 from scripts.pipeline import Pipeline, run_pipeline
 from scripts.steps import embed
 from scripts.steps.embed import networks_to_embed
+from tests.scripts.tiny_runs import fresh, tiny_config
 from trainers import backbones
 from trainers.digits import DigitsSplit, write_digits
 from trainers.embedding import open_embeddings, read_facts
@@ -31,30 +31,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config_of(folder: Path, out: Path, **changes: Any) -> RunConfig:
-    values = {
-        "name": "tiny",
-        "out": str(out),
-        "data": {
-            "source": str(folder / "table.csv"),
-            "test": str(folder / "test.csv"),
-            "positive_label": "eight",
-            "image_size": 16,
-            "channels": 1,
-        },
-        "folds": {"num_folds": 2},
-        "embed": {"networks": NETWORKS},
-        "compute": {"device": "cpu"},
-    }
-    return check_config(merged(values, changes), "test")
+    return tiny_config(folder, out, {"embed": {"networks": NETWORKS}}, changes)
 
 
 def embedded(config: RunConfig) -> Pipeline:
     return run_pipeline(config, until="embed")
-
-
-def fresh(pipeline: Pipeline) -> list[str]:
-    """The stages that really ran."""
-    return [record.name for record in pipeline.records if not record.skipped]
 
 
 @pytest.fixture(scope="module")

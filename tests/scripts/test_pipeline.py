@@ -15,10 +15,9 @@ from configs.errors import InputError
 from configs.load import check_config
 from configs.schema import RunConfig
 from configs.sections import merged
-from scripts.pipeline import Pipeline, run_pipeline
+from scripts.pipeline import run_pipeline
+from tests.scripts.tiny_runs import MODELS, fresh, tiny_config
 from trainers.digits import DigitsSplit, write_digits
-
-MODELS = ("test_resnet", "test_efficientnet")
 
 
 @pytest.fixture(scope="module")
@@ -29,27 +28,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config_of(folder: Path, out: Path, **changes: Any) -> RunConfig:
-    values = {
-        "name": "tiny",
-        "out": str(out),
-        "data": {
-            "source": str(folder / "table.csv"),
-            "test": str(folder / "test.csv"),
-            "truth": str(folder / "truth.csv"),
-            "positive_label": "eight",
-            "image_size": 16,
-            "channels": 1,
-        },
-        "folds": {"num_folds": 2},
-        "augment": {"policy": "light"},
-        "models": [{"backbone": name} for name in MODELS],
-        "train": {"steps": 8, "batch_size": 16, "warmup_steps": 1, "lr": 0.003, "log_every_steps": 4},
-        "metrics": {"top_k": [10], "replicates": 200},
+    files = {
+        "data": {"truth": str(folder / "truth.csv")},
         "submit": {"sample": str(folder / "sample_submission.csv")},
-        "report": {"num_thumbnails": 4},
-        "compute": {"device": "cpu"},
     }
-    return check_config(merged(values, changes), "test")
+    return tiny_config(folder, out, files, changes)
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +42,6 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def read_predictions(run_dir: Path) -> pd.DataFrame:
     return pd.concat([pd.read_parquet(path) for path in sorted((run_dir / "predictions").rglob("*.parquet"))])
-
-
-def fresh(pipeline: Pipeline) -> list[str]:
-    """The stages that really ran."""
-    return [record.name for record in pipeline.records if not record.skipped]
 
 
 def test_the_run_folder_holds_what_other_programs_read(finished: Path) -> None:

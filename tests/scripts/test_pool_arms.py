@@ -12,19 +12,18 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from configs.errors import InputError
-from configs.load import check_config
 from configs.schema import RunConfig
 from configs.sections import merged
 from ensembles.probe import out_of_fold_scores
 from ensembles.run_files import read_run
-from scripts.pipeline import Pipeline, run_pipeline
+from scripts.pipeline import run_pipeline
+from tests.scripts.tiny_runs import MODELS, fresh, tiny_config
 from trainers.backbones import to_input
 from trainers.checkpoints import read_final
 from trainers.digits import DigitsSplit, write_digits
 from trainers.embedding import trained_network
 from trainers.table import read_table
 
-MODELS = ("test_resnet", "test_efficientnet")
 PSEUDO: dict[str, Any] = {"pool": {"arm": "pseudo"}, "pseudo": {"batch_size": 8}}
 PRETRAIN = {"steps": 6, "batch_size": 12, "warmup_steps": 1, "log_every_steps": 3, "watch_every_steps": 3}
 
@@ -37,37 +36,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config_of(folder: Path, out: Path, **changes: Any) -> RunConfig:
-    values = {
-        "name": "tiny",
-        "out": str(out),
-        "data": {
-            "source": str(folder / "table.csv"),
-            "test": str(folder / "test.csv"),
-            "positive_label": "eight",
-            "image_size": 16,
-            "channels": 1,
-        },
-        "folds": {"num_folds": 2},
-        "augment": {"policy": "light"},
-        "models": [{"backbone": name} for name in MODELS],
-        "pool": {"arm": "pretrained"},
-        "pretrain": {**PRETRAIN, "min_spread": 0.0},
-        "train": {"steps": 8, "batch_size": 16, "warmup_steps": 1, "lr": 0.003, "log_every_steps": 4},
-        "metrics": {"top_k": [10], "replicates": 200},
-        "report": {"num_thumbnails": 4},
-        "compute": {"device": "cpu"},
-    }
-    return check_config(merged(values, changes), "test")
+    own = {"pool": {"arm": "pretrained"}, "pretrain": {**PRETRAIN, "min_spread": 0.0}}
+    return tiny_config(folder, out, own, changes)
 
 
 @pytest.fixture(scope="module")
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_pipeline(config_of(data, tmp_path_factory.mktemp("runs"))).run_dir
-
-
-def fresh(pipeline: Pipeline) -> list[str]:
-    """The stages that really ran."""
-    return [record.name for record in pipeline.records if not record.skipped]
 
 
 def weights(run_dir: Path, folder: str) -> bytes:

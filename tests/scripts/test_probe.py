@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-from configs.load import check_config
 from configs.schema import MetricsConfig, RunConfig
-from configs.sections import merged
 from scripts.pipeline import Pipeline, run_pipeline
 from scripts.steps.probe import probe_table
+from tests.scripts.tiny_runs import fresh, tiny_config
 from trainers.digits import DigitsSplit, write_digits
 
 HEADS = ["logistic", "knn"]
@@ -25,28 +24,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config_of(folder: Path, out: Path, **changes: Any) -> RunConfig:
-    values = {
-        "name": "tiny",
-        "out": str(out),
-        "data": {"source": str(folder / "table.csv"), "positive_label": "eight", "image_size": 16, "channels": 1},
-        "folds": {"num_folds": 2},
+    own = {
         "models": [{"backbone": "test_resnet"}],
-        "train": {"steps": 4, "batch_size": 16, "warmup_steps": 1},
-        "metrics": {"top_k": [10], "replicates": 200},
+        "train": {"steps": 4},
         "embed": {"networks": [{"backbone": "test_efficientnet"}]},
         "probe": {"heads": HEADS},
-        "compute": {"device": "cpu"},
     }
-    return check_config(merged(values, changes), "test")
+    return tiny_config(folder, out, own, changes)
 
 
 def probed(config: RunConfig) -> Pipeline:
     return run_pipeline(config, until="probe")
-
-
-def fresh(pipeline: Pipeline) -> list[str]:
-    """The stages that really ran."""
-    return [record.name for record in pipeline.records if not record.skipped]
 
 
 def test_from_nothing_to_a_table_and_after_training_a_comparison(
