@@ -23,18 +23,23 @@ def commented_config(values: Mapping[str, Any], *, heading: Sequence[str] = ()) 
     for name, field in RunConfig.model_fields.items():
         if _section(field) is not None or _item(field) is not None:
             lines.append("")
-        lines += _field_lines(name, field, values.get(name), pad="", sign="")
+        default = field.get_default(call_default_factory=True)
+        lines += _field_lines(name, field, values.get(name), pad="", sign="", default=default)
     return "\n".join(lines) + "\n"
 
 
-def _section_lines(section: type[BaseModel], values: Mapping[str, Any], *, pad: str, sign: str) -> list[str]:
+def _section_lines(
+    section: type[BaseModel], values: Mapping[str, Any], *, pad: str, sign: str, shown: BaseModel | None = None
+) -> list[str]:
+    """`shown` has the defaults where they are not those of the section's fields."""
     lines = []
     for name, field in section.model_fields.items():
-        lines += _field_lines(name, field, values.get(name), pad=pad, sign=sign)
+        default = getattr(shown, name) if shown is not None else field.get_default(call_default_factory=True)
+        lines += _field_lines(name, field, values.get(name), pad=pad, sign=sign, default=default)
     return lines
 
 
-def _field_lines(name: str, field: FieldInfo, value: Any, *, pad: str, sign: str) -> list[str]:
+def _field_lines(name: str, field: FieldInfo, value: Any, *, pad: str, sign: str, default: Any) -> list[str]:
     """`pad` is the indent; once a line is commented out, what is below it is indented after the comment `sign`."""
     section, item = _section(field), _item(field)
     if value == {} and section is not None:
@@ -44,7 +49,8 @@ def _field_lines(name: str, field: FieldInfo, value: Any, *, pad: str, sign: str
     before = sign + pad
     if section is not None:
         meaning = _first_sentence(section)
-        inner = _section_lines(section, value or {}, pad=pad + "  ", sign=sign)
+        shown = default if isinstance(default, BaseModel) else None
+        inner = _section_lines(section, value or {}, pad=pad + "  ", sign=sign, shown=shown)
         return [f"{before}{name}:  # {meaning}", *inner]
     if item is not None and value:
         lines = [f"{before}{name}:  # {_meaning(name, field)}"]
@@ -55,8 +61,7 @@ def _field_lines(name: str, field: FieldInfo, value: Any, *, pad: str, sign: str
             chosen[0] = chosen[0].replace("    ", "  - ", 1)
             lines += [*chosen, *rest]
         return lines
-    shown = field.get_default(call_default_factory=True) if value is None else value
-    return [f"{before}{name}: {_scalar(shown)}  # {_meaning(name, field)}"]
+    return [f"{before}{name}: {_scalar(default if value is None else value)}  # {_meaning(name, field)}"]
 
 
 def _section(field: FieldInfo) -> type[BaseModel] | None:
