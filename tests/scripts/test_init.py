@@ -64,7 +64,7 @@ def test_a_kaggle_folder_becomes_a_config_that_runs_as_is(tmp_path, capsys):
     assert data.path_format == "jpeg/train/{image_name}.jpg" and data.test_path_format == "jpeg/test/{image_name}.jpg"
     assert data.positive_label == "1" and data.image_size == 32 and data.channels == 3
     assert config.submit.sample.name == "sample_submission.csv" and config.name == "skin"
-    assert [model.backbone for model in config.models] == ["small_resnet", "small_regnet"]
+    assert [model.backbone for model in config.models] == ["small_resnet", "small_repvgg"]
     result = runs(config, tmp_path / "run")
     assert result.splits == {"train": 20, "holdout": 0, "pool": 0, "test": 5}
     assert result.num_rejected == 0 and result.num_groups == 10
