@@ -82,12 +82,39 @@ def check_config(values: dict[str, Any], where: str) -> RunConfig:
                     ("pretrain", "fine_tune"),
                 )
                 problems += [problem for problem in tuned if problem not in problems]
+        if not problems:
+            problems += _unfair_arms(config)
     except ValidationError as error:
         problems = [_problem(item) for item in error.errors()]
         problems += _own_train_problems(values.get("models"))
     if problems:
         raise InputError(f"{where}: {counted(len(problems), 'wrong setting')}\n{listed(problems, cap=30)}")
     return config
+
+
+def _unfair_arms(config: RunConfig) -> list[str]:
+    """Settings under which arms could not be compared, or labels would reach where they must not."""
+    problems = []
+    if "keep" in config.pretrain.fine_tune:
+        problems.append("pretrain.fine_tune.keep: arms are compared, so all of them keep the same: set train.keep")
+    kept_best = [model.name for model in config.models if config.train_for(model).keep == "best"]
+    if config.student_arms and kept_best:
+        problems.append(
+            f"train.keep: best chooses the weights of {', '.join(kept_best)} by the labels of the held-out fold, which "
+            "must not reach the student of that fold; with pool.arm pseudo set it to last"
+        )
+    if config.student_arms and (config.augment.mixup_alpha or config.augment.cutmix_alpha):
+        problems.append(
+            "augment.mixup_alpha and cutmix_alpha would mix labelled images with those of the pool, whose targets hold "
+            "at other class shares; with pool.arm pseudo set both to 0"
+        )
+    bent = [model.name for model in config.models if config.train_for(model).loss.name in ("focal", "asymmetric")]
+    if config.student_arms and config.pseudo.prevalence == "estimate" and bent:
+        problems.append(
+            f"pseudo.prevalence: estimate takes probabilities, which the loss of {', '.join(bent)} bends; set "
+            "train.loss.name to cross_entropy, or prevalence to labelled"
+        )
+    return problems
 
 
 def _problems_of(build: Callable[[], object], below: tuple[Any, ...]) -> list[str]:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from configs.sections import Count, NonNegative, OpenFraction, Section
+from configs.sections import Count, NonNegative, Section
 
 
 class PoolConfig(Section):
@@ -14,7 +14,9 @@ class PoolConfig(Section):
         "none",
         description="pretrained = backbones learnt from the pool first; pseudo = students of what others say of it",
     )
-    confidence: OpenFraction = Field(0.9, description="how sure a gain must be for the arm to be kept")
+    confidence: Annotated[float, Field(ge=0.5, lt=1.0)] = Field(
+        0.9, description="how sure a gain must be for the arm to be kept"
+    )
 
 
 class PseudoConfig(Section):
@@ -34,8 +36,10 @@ class PseudoConfig(Section):
     quota: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         0.5, description="quota: share of each class's estimated images that is taken, the most certain first"
     )
-    prevalence: Literal["estimate", "labelled"] = Field(
-        "estimate", description="class shares of the pool: estimated from the scores (EM), or those of the labels"
+    prevalence: Literal["labelled", "estimate"] = Field(
+        "labelled",
+        description="class shares of the pool: those of the labels, or estimated from the scores by EM, which takes "
+        "probabilities, so cross_entropy or logit_adjusted as train.loss.name",
     )
     batch_size: Count = Field(64, description="pool images per optimiser step, beside train.batch_size labelled ones")
     loss_weight: NonNegative = Field(1.0, description="of the pool's mean loss against that of the labels")

@@ -116,21 +116,22 @@ def _compared(
         used=kept,
         gain=compared[best].gain,
         gain_ci=compared[best].gain_ci,
-        reason=_sentence(best, compared[best], kept=kept, num_arms=len(others), pool=pool),
+        reason=_sentence(best, compared[best], kept=kept, num_arms=len(others), pool=pool, is_binary=table.is_binary),
         arms=[BASELINE, *others],
         compared=compared,
     )
 
 
-def _sentence(arm: str, comparison: Comparison, *, kept: bool, num_arms: int, pool: PoolConfig) -> str:
+def _sentence(arm: str, comparison: Comparison, *, kept: bool, num_arms: int, pool: PoolConfig, is_binary: bool) -> str:
     low, high = comparison.gain_ci
     gain = f"{comparison.gain:+.3f} [{low:+.3f}, {high:+.3f}]"
     which = f"arm {arm!r}" if num_arms == 1 else f"arm {arm!r}, the best of {num_arms},"
+    figure = "out-of-fold AP" if is_binary else "out-of-fold macro AP"
     sure = f"{exact_percent(pool.confidence)} sure"
     if kept:
-        return f"the pool helped, and {which} is kept: its gain in out-of-fold AP is {gain}, {sure} to be above 0"
+        return f"the pool helped, and {which} is kept: its gain in {figure} is {gain}, {sure} to be above 0"
     return (
-        f"no gain from the pool is shown, and arm {BASELINE!r} is kept: the gain in out-of-fold AP of {which} is "
+        f"no gain from the pool is shown, and arm {BASELINE!r} is kept: the gain in {figure} of {which} is "
         f"{gain}, not {sure} to be above 0"
     )
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit, log_softmax, softmax
 
-from configs.errors import InputError
+from configs.errors import InputError, counted
 from configs.pool import PseudoConfig
 from ensembles.predictions import numbered
 from trainers.prior import estimate_prevalence_em, shift_prevalence
@@ -91,16 +91,17 @@ def make_ledger(
         classes = rule(pool)
         chosen = classes >= 0 if config.select != "soft" else np.ones(len(classes), dtype=bool)
         targets = pool.probabilities if config.select == "soft" else np.eye(len(table.classes))[classes]
+        if not chosen.any():
+            raise InputError(
+                f"pseudo.select {config.select}: no image of the pool is certain enough to be taught to the student of "
+                f"fold {fold}; "
+                + (f"lower pseudo.{config.select}" if config.select == "threshold" else "use select: soft")
+            )
         parts.append(_rows(pool.ids[chosen], targets[chosen], fold, teacher, _reason(config), table))
         held_out = _opinions(of_fold[of_fold["kind"] == "oof"], rank)
         truth = table.targets[rank.loc[held_out.ids].to_numpy()]
         decisions.append((truth, rule(held_out.at(labelled, prior))))
     frame = pd.concat(parts, ignore_index=True)
-    if frame.empty:
-        raise InputError(
-            f"pseudo.select {config.select}: no image of the pool is certain enough to be taught; lower "
-            f"pseudo.{config.select}" + ("" if config.select in ("threshold", "quota") else ", or use select: soft")
-        )
     mean_prior = np.mean(list(priors.values()), axis=0)
     rng = np.random.default_rng(seed)
     truth, given = (np.concatenate(values) for values in zip(*decisions, strict=True))
@@ -192,14 +193,21 @@ def _pool_prior(pool: _Opinions, labelled: np.ndarray, config: PseudoConfig) -> 
     if config.prevalence == "labelled":
         return labelled
     probabilities = pool.probabilities
-    if len(labelled) == 2:
-        share = float(estimate_prevalence_em(probabilities[:, 1], float(labelled[1])))
-        shares = np.array([1 - share, share])
-    else:
-        shares = np.asarray(estimate_prevalence_em(probabilities, labelled))
-    # Of a class that no image seems to be of there may still be one.
-    shares = shares.clip(1 / len(probabilities))
-    return shares / shares.sum()
+    instead = "set pseudo.prevalence to labelled, or train longer"
+    try:
+        if len(labelled) == 2:
+            share = float(estimate_prevalence_em(probabilities[:, 1], float(labelled[1])))
+            shares = np.array([1 - share, share])
+        else:
+            shares = np.asarray(estimate_prevalence_em(probabilities, labelled))
+    except InputError as error:
+        raise InputError(f"pseudo.prevalence estimate: {error}; {instead}") from None
+    if shares.min() * len(probabilities) < 1:
+        raise InputError(
+            f"pseudo.prevalence estimate: by their scores none of {counted(len(probabilities), 'image')} of the pool "
+            f"is of class number {int(shares.argmin())}, so the scores are no probabilities; {instead}"
+        )
+    return shares
 
 
 def _moved(values: np.ndarray, labelled: np.ndarray, pool: np.ndarray) -> np.ndarray:

@@ -144,6 +144,17 @@ def package_folder(name: str) -> Path | None:
     return Path(found.submodule_search_locations[0]) if found and found.submodule_search_locations else None
 
 
+def check_takes_weights(name: str, without_classifier: nn.Module, network: nn.Module) -> None:
+    """Raise InputError when a network cannot begin with the weights of the same one without classifier."""
+    try:
+        _load_weights(network, name, without_classifier.state_dict())
+    except InputError as error:
+        raise InputError(
+            f"models: {name!r} has layers in front of its classifier that timm drops together with it, so it cannot be "
+            f"pretrained without labels; choose another backbone ({str(error).removeprefix('models: ')})"
+        ) from None
+
+
 def start_from(backbone: Backbone, name: str, folder: Path) -> Backbone:
     """The network with the weights of a backbone's `final/` folder, all but the classifier's, and what they expect.
 

@@ -271,13 +271,13 @@ def paired_gains(
     sds = np.array([_sd(row) for row in drawn])
     excess = (drawn - gains[:, None]) / np.where(sds > 0, sds, np.inf)[:, None]
     # As the intervals' multiplier is wider than the normal's for few units, so is this one.
-    widened = _quantile(num_units, confidence) / float(scipy.stats.norm.ppf((1 + confidence) / 2))
+    widened = _quantile(num_units, 0.95) / float(scipy.stats.norm.ppf(0.975))
     needed = float(np.quantile(excess.max(axis=0), keep_confidence)) * widened
     result = []
     for number, (ap, gain, sd) in enumerate(zip(aps[1:], gains, sds, strict=True)):
         same = np.array_equal(scorings[number + 1], scorings[0])
         interval = _difference_interval(float(gain), drawn[number], num_units, confidence, same=same)
-        result.append(Gain(ap, interval, better=bool(sd and gain > needed * sd)))
+        result.append(Gain(ap, interval, better=bool(sd and gain > max(0.0, needed * sd))))
     return result
 
 

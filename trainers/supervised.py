@@ -51,7 +51,7 @@ def run(task: FoldTask) -> TrainResult:
 
     Raises InputError for settings that do not fit each other, NonFiniteLoss (naming the step) when training diverges.
     """
-    world = num_devices(task.compute, batch_size=task.train.batch_size)
+    world = num_devices(task.compute, batch_size=_batch_size(task))
     if task.train.micro_batch == "auto" and world > 1:
         raise InputError(
             f"train.micro_batch auto is for one device, and {world} would train here; set it to a number of images per "
@@ -113,7 +113,7 @@ def _train(task: FoldTask) -> None:
     if task.start is not None:
         backbone = start_from(backbone, task.model.backbone, task.start)
     mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (backbone.mean, backbone.std))
-    batch_size = train.batch_size + (0 if task.pool is None else task.pool.batch_size)
+    batch_size = _batch_size(task)
     state = build_training(backbone.model, train, accelerator, batch_size=batch_size)
     problems = resume(state, task.out / "checkpoints")
     used = f"the resume point of step {state.step} is used" if state.step else "training starts from the beginning"
@@ -216,17 +216,18 @@ class _Material:
     loss: Callable[[Tensor, Tensor], Tensor]
 
 
+def _batch_size(task: FoldTask) -> int:
+    """Images of a step, labelled and of the pool."""
+    return task.train.batch_size + (0 if task.pool is None else task.pool.batch_size)
+
+
 def _material(task: FoldTask, sampler: BatchSampler, targets: Tensor, shift: np.ndarray) -> _Material:
     """The labelled rows, and those of the pool if there are any to learn from."""
     train, data, pool = task.train, task.data, task.pool
     shares: dict[str, Any] = {"class_counts": data.class_counts.tolist(), "class_shares": sampler.class_shares.tolist()}
     if pool is None:
         return _Material(sampler, data.train_rows, targets, build_loss(train.loss, **shares))
-    if task.augment.mixup_alpha or task.augment.cutmix_alpha:
-        raise InputError(
-            "augment.mixup_alpha and cutmix_alpha would mix labelled images with those of the pool, whose targets hold "
-            "at other class shares; set both to 0, or pool.arm to one that does not train on the pool"
-        )
+    assert not task.augment.mixup_alpha and not task.augment.cutmix_alpha, "checked with the config"
     return _Material(
         beside_pool(sampler, pool, num_labelled=len(data.train_rows), seed=derive_seed(task.seed, "pool")),
         np.concatenate([data.train_rows, pool.rows]),

@@ -42,7 +42,7 @@ def log(state: TrainingState, writer: SummaryWriter | None, out: Path, *, watche
     bad = torch.nonzero(~torch.isfinite(losses)).flatten()
     if len(bad):
         step = state.step - len(losses) + int(bad[0]) + 1
-        raise _diverged(out, f"the loss became {float(losses[bad[0]])} at step {step}")
+        raise _diverged(state, out, f"the loss became {float(losses[bad[0]])} at step {step}")
     row = {
         "step": state.step,
         "loss": float(losses.double().mean()),
@@ -67,7 +67,7 @@ def draw(writer: SummaryWriter | None, points: dict[str, float | None], step: in
 def check_finite(state: TrainingState, out: Path) -> None:
     """The last loss is that of the weights before the update, so weights are looked at before they are kept."""
     if not is_finite(state):
-        raise _diverged(out, f"the weights are not finite after step {state.step}")
+        raise _diverged(state, out, f"the weights are not finite after step {state.step}")
 
 
 def finish(state: TrainingState, weights: dict[str, Tensor], facts: dict[str, Any], out: Path) -> None:
@@ -93,10 +93,11 @@ def _write_curves(state: TrainingState, out: Path) -> None:
     atomic.write_csv(out / "curves.csv", pd.DataFrame(state.curves, columns=columns))
 
 
-def _diverged(out: Path, what: str) -> NonFiniteLoss:
+def _diverged(state: TrainingState, out: Path, what: str) -> NonFiniteLoss:
+    name = state.section
     good, _ = load_latest(out / "checkpoints")
     kept = f"the checkpoint of step {good.state['step']} is kept" if good else "no checkpoint had been saved yet"
     return NonFiniteLoss(
-        f"{out}: {what}; {kept}. Lower train.lr, lengthen train.warmup_steps or set train.clip_norm, then run again "
-        "with --restart"
+        f"{out}: {what}; {kept}. Lower {name}.lr, lengthen {name}.warmup_steps or set {name}.clip_norm, then run "
+        "again with --restart"
     )

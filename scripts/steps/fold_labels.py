@@ -24,11 +24,11 @@ class FoldLabels:
     frame: pd.DataFrame
     prior: np.ndarray
 
-    @property
-    def digest(self) -> str:
-        """A hash of everything that is taught."""
-        hashes = pd.util.hash_pandas_object(self.frame.drop(columns=["teacher", "reason"]), index=False)
-        return digest([self.prior.tolist(), sorted(hashes.tolist())])
+    def digest(self, table: ImageTable) -> str:
+        """A hash of everything that is taught: what the images show, not what they are called."""
+        content = table.frame.set_index("id")["sha256"].loc[self.frame["id"]].to_numpy()
+        taught = self.frame.drop(columns=["id", "teacher", "reason"]).assign(sha256=content)
+        return digest([self.prior.tolist(), sorted(pd.util.hash_pandas_object(taught, index=False).tolist())])
 
     def pool_data(self, table: ImageTable, pseudo: PseudoConfig) -> "PoolData":
         """What training takes."""

@@ -1,5 +1,6 @@
 """Pretrain: learn each backbone from unlabelled images, one stage each. Labels come in afterwards, to look at it."""
 
+import hashlib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from rich.markup import escape
 
 from configs.errors import InputError
 from configs.networks import FrozenNetworkConfig
-from configs.schema import ModelConfig
+from configs.schema import ModelConfig, RunConfig
 from scripts.steps.embed import embed_network
 from scripts.steps.run_state import (
     CONSOLE,
@@ -31,7 +32,10 @@ if TYPE_CHECKING:
     from trainers.pretraining.loop import PretrainTask
 
 # Fields of `pretrain` that do not change what is learnt, and of `augment` those that do.
-NOT_LEARNT = {"log_every_steps", "checkpoint_every_steps", "checkpoint_every_seconds", "fine_tune", "method", "rows"}
+NOT_LEARNT = {
+    *("log_every_steps", "checkpoint_every_steps", "checkpoint_every_seconds", "watch_every_steps", "min_spread"),
+    *("fine_tune", "method", "rows"),
+}
 METHODS = {"contrastive", "vicreg", "masked", "distill"}
 VIEW_FIELDS = {"horizontal_flip", "vertical_flip", "quarter_turns", "rotate_degrees"}
 PROBED_COLUMNS = ("sha256", "label", "fold")
@@ -53,11 +57,20 @@ def pretrain_step(pipeline: Pipeline) -> None:
             "to none"
         )
     if config.pretrain.method == "distill":
-        embed_network(pipeline, table, config.pretrain.distill.teacher)
+        embed_network(pipeline, table, _teacher(config))
     works = [_Backbone(pipeline, table, model) for model in config.models]
     width = max(len(work.label) for work in works)
     to_do = unfinished(pipeline, works)
+    if config.pretrain.rows == "all":
+        pipeline.warn(
+            [
+                "pretrain.rows is all: the backbones learn from the held-out and test images too, without labels, so "
+                "the figures of arms that begin with them are for these images and may be too good for new ones"
+            ],
+            stage="pretrain",
+        )
     if to_do:
+        _try_out(config, table)
         _say_plan(pipeline, to_do)
 
     def note(work: _Backbone, record: StageRecord, processes: int) -> None:
@@ -107,12 +120,12 @@ class _Backbone:
         )
 
     def _teacher_inputs(self) -> dict[str, Any]:
-        from trainers.embedding import read_facts
+        from trainers.embedding import open_embeddings
 
-        pretrain = self.config.pretrain
-        if pretrain.method != "distill":
+        if self.config.pretrain.method != "distill":
             return {}
-        return {"teacher": read_facts(self.run_dir, pretrain.distill.teacher.name)["sha256"]}
+        taught = open_embeddings(self.run_dir, _teacher(self.config).name, self.table)[self.rows]
+        return {"teacher": hashlib.sha256(taught.tobytes()).hexdigest()}
 
     @property
     def label(self) -> str:
@@ -125,7 +138,7 @@ class _Backbone:
         from trainers.pretraining.loop import PretrainTask
 
         config = self.config
-        teacher = self.run_dir / outputs(config.pretrain.distill.teacher.name)[0]
+        teacher = self.run_dir / outputs(_teacher(config).name)[0]
         return PretrainTask(
             model=self.model,
             pretrain=config.pretrain,
@@ -148,6 +161,12 @@ class _Backbone:
         return StageOutcome(summary, facts, result.facts["seconds"])
 
 
+def _teacher(config: RunConfig) -> FrozenNetworkConfig:
+    """The network whose embeddings are distilled, under a name that no network of `embed` has by default."""
+    teacher = config.pretrain.distill.teacher
+    return teacher.model_copy(update={"name": f"teacher-{teacher.name}"})
+
+
 def _unlabelled(table: ImageTable, *, everything: bool) -> np.ndarray:
     """Rows of the pool, or of all images, in the order of their content, so that a table's order changes nothing."""
     splits = ("pool", "train", "holdout", "test") if everything else ("pool",)
@@ -165,8 +184,28 @@ def _say_plan(pipeline: Pipeline, to_do: "list[_Backbone]") -> None:
     CONSOLE.print(f"[bold]pretrain[/]  {pretrain.method}, {len(to_do)} backbones, {pretrain.steps} steps each, {which}")
 
 
+def _try_out(config: RunConfig, table: ImageTable) -> None:
+    """Build every network with and without classifier, so that weights that do not fit are told before the hours."""
+    from trainers.backbones import build_backbone, check_takes_weights
+
+    for model in config.models:
+        networks = [
+            build_backbone(
+                model.backbone,
+                channels=config.data.channels,
+                num_outputs=num_outputs,
+                pretrained=model.pretrained,
+                options=model.options,
+                image_size=config.data.image_size,
+            ).model
+            for num_outputs in (0, table.num_outputs)
+        ]
+        check_takes_weights(model.backbone, *networks)
+
+
 def _figures(record: StageRecord) -> str:
-    return "effective rank {effective_rank:.1f}, spread {spread:.2f}".format(**record.facts)
+    rank, spread = record.facts["effective_rank"], record.facts["spread"]
+    return "not looked at" if rank is None else f"effective rank {rank:.1f}, spread {spread:.2f}"
 
 
 def _probed(pipeline: Pipeline, table: ImageTable, model: ModelConfig) -> str:

@@ -48,7 +48,7 @@ def _label(pipeline: Pipeline, arm: str) -> None:
 
     def work(partial: Path) -> StageOutcome:
         ledger = make_ledger(
-            read_predictions(run_dir / "predictions", table=table),
+            read_predictions(run_dir / "predictions" / teacher, table=table),  # those of students may be stale
             table=table,
             teacher=teacher,
             config=config.pseudo,
@@ -70,6 +70,10 @@ def _label(pipeline: Pipeline, arm: str) -> None:
 
     record = pipeline.stage(stage, work)
     pipeline.say("pseudo", [record], ledger_file(arm))
+    verb = "most likely" if config.pseudo.select == "soft" else "taken for"
     for name, (share, low, high) in record.facts["precision"].items():
-        what = "none is" if share is None else f"{share:.1%} [{low:.1%}, {high:.1%}] are"
-        CONSOLE.print(f"          of those taken for {escape(repr(name))} an estimated {what} right")
+        if share is None:
+            line = f"no labelled image was {verb} {name!r}, so how many of those are right is not known"
+        else:
+            line = f"of those {verb} {name!r} an estimated {share:.1%} [{low:.1%}, {high:.1%}] are right"
+        CONSOLE.print(f"          {escape(line)}")

@@ -121,7 +121,7 @@ class _FoldModel:
 
     def _pool_inputs(self, labels: "FoldLabels") -> dict[str, Any]:
         pseudo = self.config.pseudo
-        return {"labels": labels.digest, "batch_size": pseudo.batch_size, "loss_weight": pseudo.loss_weight}
+        return {"labels": labels.digest(self.table), "batch_size": pseudo.batch_size, "loss_weight": pseudo.loss_weight}
 
     @property
     def label(self) -> str:

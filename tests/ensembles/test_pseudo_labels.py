@@ -89,10 +89,22 @@ def test_the_pools_prevalence_is_estimated_or_taken_from_the_labels(
 ) -> None:
     folder, table, _ = binary
     # The mean of two models' logits of independent views is too unsure, which draws the estimate a little.
-    estimated = [prior[1] for prior in make(folder, table).priors.values()]
+    estimated = [prior[1] for prior in make(folder, table, prevalence="estimate").priors.values()]
     assert all(0.16 < prior < 0.24 for prior in estimated)
-    labelled = [prior[1] for prior in make(folder, table, prevalence="labelled").priors.values()]
+    labelled = [prior[1] for prior in make(folder, table).priors.values()]
     assert labelled == pytest.approx([0.1] * 3)
+
+
+def test_scores_that_are_no_probabilities_do_not_estimate_a_prevalence(tmp_path: Path) -> None:
+    """Logits drawn together, as a focal loss draws them, say that the pool has no positives at all."""
+    table, truth = toy_table()
+    write_scores(tmp_path, table, truth, signal=2.5)
+    predictions = read_predictions(tmp_path, table=table)
+    predictions["logit"] *= 0.3
+    for select in ("soft", "threshold"):
+        with pytest.raises(InputError, match=r"pseudo.prevalence estimate: .*set pseudo.prevalence to labelled"):
+            config = PseudoConfig(select=select, prevalence="estimate")
+            make_ledger(predictions, table=table, teacher="supervised", config=config, seed=0)
 
 
 def test_no_label_of_its_own_fold_reaches_a_student(binary: tuple[Path, ImageTable, np.ndarray]) -> None:
@@ -104,8 +116,9 @@ def test_no_label_of_its_own_fold_reaches_a_student(binary: tuple[Path, ImageTab
     flipped = replace(table, frame=frame)
     predictions = read_predictions(folder, table=table).drop(columns="target")
     for select in SELECTIONS:
+        config = PseudoConfig(select=select, prevalence="estimate")
         ledgers = [
-            make_ledger(predictions, table=each, teacher="supervised", config=PseudoConfig(select=select), seed=0).frame
+            make_ledger(predictions, table=each, teacher="supervised", config=config, seed=0).frame
             for each in (table, flipped)
         ]
         parts = [[ledger[ledger["student_fold"] == fold] for ledger in ledgers] for fold in range(3)]
@@ -121,7 +134,7 @@ def test_confident_images_are_taught_as_labels_and_the_precision_is_told(
     folder, table, truth = binary
     positions = pd.Series(np.arange(len(table)), index=table.frame["id"])
     for select in ("threshold", "quota", "agreement"):
-        ledger = make(folder, table, select=select, threshold=0.9, quota=0.7)
+        ledger = make(folder, table, select=select, threshold=0.9, quota=0.7, prevalence="estimate")
         frame = ledger.frame
         assert set(frame["target"]) == {0.0, 1.0} and len(frame) < 3 * NUM_POOL
         right = truth[positions.loc[frame["id"]].to_numpy()] == frame["target"]
@@ -161,7 +174,7 @@ def test_agreement_leaves_out_what_the_models_do_not_agree_on(binary: tuple[Path
 def test_several_classes(tmp_path: Path, select: str) -> None:
     table, truth = toy_table(classes=("a", "b", "c"))
     write_scores(tmp_path, table, truth, signal=5.0)
-    ledger = make(tmp_path, table, select=select)
+    ledger = make(tmp_path, table, select=select, prevalence="estimate")
     targets = ledger.frame[["target_0", "target_1", "target_2"]].to_numpy()
     np.testing.assert_allclose(targets.sum(axis=1), 1.0)
     positions = pd.Series(np.arange(len(table)), index=table.frame["id"]).loc[ledger.frame["id"]].to_numpy()
@@ -186,8 +199,13 @@ def test_what_training_takes_is_in_the_order_of_the_images_content(
 
 def test_what_cannot_be_taught_is_told(binary: tuple[Path, ImageTable, np.ndarray]) -> None:
     folder, table, _ = binary
-    with pytest.raises(InputError, match=r"pseudo.select threshold: no image .* lower pseudo.threshold"):
+    message = r"pseudo.select threshold: no image .* student of fold {fold}; lower pseudo.threshold"
+    with pytest.raises(InputError, match=message.format(fold=0)):
         make(folder, table, select="threshold", threshold=1 - 1e-15)
+    unsure = read_predictions(folder, table=table)
+    unsure.loc[unsure["fold"] == 2, "logit"] *= 1e-3  # the teachers of one fold alone
+    with pytest.raises(InputError, match=message.format(fold=2)):
+        make_ledger(unsure, table=table, teacher="supervised", config=PseudoConfig(select="threshold"), seed=0)
     predictions = read_predictions(folder, table=table)
     without = predictions[predictions["kind"] != "pool"]
     with pytest.raises(InputError, match="arm 'supervised' has no scores of the pool for fold 0"):

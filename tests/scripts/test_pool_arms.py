@@ -17,12 +17,13 @@ from configs.sections import merged
 from ensembles.probe import out_of_fold_scores
 from ensembles.run_files import read_run
 from scripts.pipeline import run_pipeline
+from scripts.steps.fold_labels import FoldLabels, read_fold_labels
 from tests.scripts.tiny_runs import MODELS, fresh, tiny_config
 from trainers.backbones import to_input
 from trainers.checkpoints import read_final
 from trainers.digits import DigitsSplit, write_digits
 from trainers.embedding import trained_network
-from trainers.table import read_table
+from trainers.table import ImageTable, read_table
 
 PSEUDO: dict[str, Any] = {"pool": {"arm": "pseudo"}, "pseudo": {"batch_size": 8}}
 PRETRAIN = {"steps": 6, "batch_size": 12, "warmup_steps": 1, "log_every_steps": 3, "watch_every_steps": 3}
@@ -98,7 +99,8 @@ def test_pretraining_never_sees_a_label(data: Path, finished: Path, tmp_path: Pa
     [
         ({}, set()),
         ({"pretrain": {"fine_tune": {"lr": 0.001}}}, {"train/pretrained", "predict/pretrained"}),
-        ({"pretrain": {"vicreg": {"dim": 64}, "log_every_steps": 2}}, set()),  # of another method, or only shown
+        # of another method, or only shown
+        ({"pretrain": {"vicreg": {"dim": 64}, "log_every_steps": 2, "watch_every_steps": 2}}, set()),
         (
             {"pretrain": {"contrastive": {"temperature": 0.5}}},
             {"pretrain/test_resnet", "pretrain/test_efficientnet", "train/pretrained", "predict/pretrained"},
@@ -151,14 +153,19 @@ def test_a_teachers_embeddings_are_distilled(data: Path, tmp_path: Path) -> None
     teacher = {"backbone": "test_convnext", "image_size": 32}
     changes: dict[str, Any] = {"pretrain": {"method": "distill", "distill": {"teacher": teacher}}}
     run_dir = run_pipeline(config_of(data, tmp_path, **changes), until="pretrain").run_dir
-    assert np.load(run_dir / "embeddings" / "test_convnext.npy").shape == (132, 64)
+    assert np.load(run_dir / "embeddings" / "teacher-test_convnext.npy").shape == (132, 64)
     facts = read_final(run_dir / "pretrain" / "test_resnet" / "final").state
     assert facts["method"] == "distill"
     again = run_pipeline(config_of(data, tmp_path, **changes), until="pretrain")
     assert not fresh(again)
+    shutil.copytree(data, tmp_path / "data")
+    test = pd.read_csv(tmp_path / "data" / "test.csv", dtype=str)
+    test.iloc[1:].to_csv(tmp_path / "data" / "test.csv", index=False)
+    fewer = fresh(run_pipeline(config_of(tmp_path / "data", tmp_path, **changes), until="pretrain"))
+    assert "embed/teacher-test_convnext" in fewer and "pretrain/test_resnet" not in fewer, "the pool is what it was"
     changes["pretrain"]["distill"]["teacher"]["image_size"] = 48
     ran = fresh(run_pipeline(config_of(data, tmp_path, **changes), until="pretrain"))
-    assert "embed/test_convnext" in ran and "pretrain/test_resnet" in ran
+    assert "embed/teacher-test_convnext" in ran and "pretrain/test_resnet" in ran
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +220,49 @@ def test_without_a_pool_there_is_nothing_to_learn_from(data: Path, tmp_path: Pat
     table[table["label"] != ""].to_csv(tmp_path / "data" / "table.csv", index=False)
     with pytest.raises(InputError, match=r"pool.arm pretrained: there are no unlabelled images .*set pool.arm to none"):
         run_pipeline(config_of(tmp_path / "data", tmp_path / "runs"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pretrain": {"fine_tune": {"keep": "best"}}}, "pretrain.fine_tune.keep: arms are compared"),
+        (merged(PSEUDO, {"train": {"keep": "best"}}), "train.keep: best chooses the weights of test_resnet, test_eff"),
+        (merged(PSEUDO, {"augment": {"mixup_alpha": 0.2}}), "augment.mixup_alpha and cutmix_alpha would mix labelled"),
+        (merged(PSEUDO, {"pseudo": {"prevalence": "estimate"}}), "pseudo.prevalence: estimate takes probabilities"),
+        ({"pool": {"confidence": 0.3}}, "pool.confidence: .*greater than or equal to 0.5"),
+    ],
+)
+def test_settings_that_would_leak_or_mislead_are_told_at_once(
+    data: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        config_of(data, tmp_path, **changes)
+    softened = {"prevalence": "estimate"} if "prevalence" in changes.get("pseudo", {}) else {}
+    if softened:
+        config_of(data, tmp_path, **merged(changes, {"train": {"loss": {"name": "cross_entropy"}}}))
+
+
+def test_a_corrected_label_teaches_again_and_a_changed_image_teaches_its_students(
+    data: Path, taught: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    shutil.copytree(taught, tmp_path / "runs" / "tiny")
+    config = config_of(tmp_path / "data", tmp_path / "runs", **PSEUDO)
+    run_pipeline(config)
+    table = pd.read_csv(tmp_path / "data" / "table.csv", dtype=str, keep_default_na=False)
+    row = table.index[table["label"] != ""][-1]
+    table.loc[row, "label"] = "eight" if table.loc[row, "label"] != "eight" else "other"
+    table.to_csv(tmp_path / "data" / "table.csv", index=False)
+    ran = fresh(run_pipeline(config))
+    assert "pseudo-label/pseudo-1" in ran and "train/pseudo-1/test_resnet/fold0" in ran
+    labels = read_fold_labels(tmp_path / "runs" / "tiny", "pseudo-1", 0)
+    prepared = read_table(tmp_path / "runs" / "tiny" / "table.parquet")
+    frame = prepared.frame.copy()
+    frame.loc[frame["id"] == labels.frame["id"].iloc[0], "sha256"] = "other pixels"
+    assert labels.digest(prepared) != labels.digest(ImageTable(frame, prepared.classes, prepared.positive_label))
+    renamed = frame.assign(id=frame["id"] + "x", sha256=prepared.frame["sha256"])
+    own = FoldLabels(0, labels.frame.assign(id=labels.frame["id"] + "x"), labels.prior)
+    assert own.digest(ImageTable(renamed, prepared.classes, prepared.positive_label)) == labels.digest(prepared)
 
 
 def test_a_wrong_field_of_fine_tuning_is_told_at_once(data: Path, tmp_path: Path) -> None:

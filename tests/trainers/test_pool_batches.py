@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from scipy.special import expit, logit, softmax
 from sklearn.metrics import average_precision_score
 
-from configs.errors import InputError
 from configs.schema import AugmentConfig, ComputeConfig, LossConfig, ModelConfig, TrainConfig
 from trainers import supervised
 from trainers.fold_task import FoldData, FoldTask
@@ -215,8 +214,3 @@ def test_a_batch_goes_forward_whole_unless_micro_batches_are_asked_for(
     supervised.run(toy_task(tmp_path / "whole", train=short))
     supervised.run(toy_task(tmp_path / "cut", train=short | {"micro_batch": 8}))
     assert sizes == [32, 32] + [8] * 8
-
-
-def test_images_are_not_mixed_with_those_of_the_pool(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"augment.mixup_alpha and cutmix_alpha would mix labelled images"):
-        supervised.run(toy_task(tmp_path, augment=AugmentConfig(mixup_alpha=0.2)))

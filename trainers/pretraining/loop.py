@@ -77,7 +77,8 @@ def run(task: PretrainTask) -> TrainResult:
     if len(task.rows) < config.batch_size:
         raise InputError(
             f"pretrain.batch_size {config.batch_size}: there are {len(task.rows)} images to learn from (pretrain.rows: "
-            f"{config.rows}); set it to {max(2, len(task.rows))} or less"
+            f"{config.rows}); "
+            + (f"set it to {len(task.rows)} or less" if len(task.rows) > 1 else "there must be more")
         )
     task.out.mkdir(parents=True, exist_ok=True)
     atomic.clear_temporary(task.out)
