@@ -180,6 +180,8 @@ def _overridden(values: dict[str, Any], text: str) -> dict[str, Any]:
     is_weights = key.endswith(".pretrained") and str(value).endswith(WEIGHT_SUFFIXES)
     if isinstance(value, str) and (key in PATH_FIELDS or is_weights):
         value = _plain_path(Path(value).absolute())
+    if isinstance(value, list) and key in ("models", "embed.networks"):
+        value = [_absolute_weights(network, Path.cwd()) for network in value]
     path = key.split(".")
     if path[0] == "models" and len(path) > 1 and "models" not in values:
         values = {**values, "models": [model.model_dump() for model in RunConfig().models]}

@@ -30,7 +30,7 @@ def predict_arms(pipeline: Pipeline, arms: Sequence[str]) -> None:
     ]
     _drop_foreign_predictions(run_dir / "predictions", config, table)
     scores = sum(record.facts["num_images"] for record in records)
-    _, kinds = _rows_to_score(table, 0, pool=_scores_pool(config, arms[0]))
+    _, kinds = _rows_to_score(table, 0, pool=any(_scores_pool(config, arm) for arm in arms))
     names = [KIND_NAMES[kind] for kind in dict.fromkeys(kinds)]
     what = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
     pipeline.say("predict", records, "predictions/", summary=f"{scores} scores of {what} rows")

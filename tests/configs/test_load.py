@@ -167,3 +167,11 @@ def test_a_teachers_weights_are_looked_for_beside_the_config(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("pretrain: {distill: {teacher: {backbone: resnet18, pretrained: teacher.safetensors}}}\n")
     assert load_config(path).pretrain.distill.teacher.pretrained == str(tmp_path / "teacher.safetensors")
+
+
+@pytest.mark.parametrize("key", ["models", "embed.networks"])
+def test_weights_in_a_list_that_is_typed_are_looked_for_where_the_user_is(tmp_path, monkeypatch, key):
+    monkeypatch.chdir(tmp_path)
+    config = load_config(None, [f"{key}=[{{backbone: resnet18, pretrained: own.pth}}]"])
+    (network,) = config.models if key == "models" else config.embed.networks
+    assert network.pretrained == str(tmp_path / "own.pth")
