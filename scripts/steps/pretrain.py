@@ -24,7 +24,7 @@ from scripts.steps.run_state import (
 from scripts.steps.trainings import train_all, unfinished
 from trainers.progress import about
 from trainers.provenance import derive_seed, digest, file_digest
-from trainers.stages import Stage, StageOutcome, StageRecord
+from trainers.stages import Stage, StageOutcome, StageRecord, log_event
 from trainers.table import ImageTable, read_table
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def pretrain_step(pipeline: Pipeline) -> None:
     from trainers.pretraining.loop import run
 
     config, run_dir = pipeline.config, pipeline.run_dir
+    log_event(run_dir, "started", stage="pretrain")  # a warning of earlier settings is not one of these
     if PRETRAINED not in config.teacher_arms:
         return
     table = read_table(run_dir / "table.parquet")

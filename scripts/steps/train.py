@@ -49,6 +49,7 @@ TRAINED_COLUMNS = ("sha256", "label", "fold")
 
 def train_step(pipeline: Pipeline) -> None:
     """Bring the fold models of every arm that learns from labels alone up to date."""
+    log_event(pipeline.run_dir, "started", stage="train")  # warnings of earlier attempts are not those of this one
     train_arms(pipeline, pipeline.config.teacher_arms)
 
 
@@ -58,7 +59,6 @@ def train_arms(pipeline: Pipeline, arms: Sequence[str]) -> None:
 
     config, run_dir = pipeline.config, pipeline.run_dir
     table = read_table(run_dir / "table.parquet")
-    log_event(run_dir, "started", stage="train")  # warnings of earlier attempts are not those of this one
     for arm, model in product(arms, config.models):
         warnings = setting_warnings(config.train_for(model, arm=arm), _fold_data(table, 0))
         named = model.name if arm == SUPERVISED else f"{arm} {model.name}"

@@ -15,6 +15,7 @@ from configs.errors import InputError
 from configs.schema import RunConfig
 from configs.sections import merged
 from ensembles.probe import out_of_fold_scores
+from ensembles.report_sections import logged_warnings
 from ensembles.run_files import read_run
 from scripts.pipeline import run_pipeline
 from scripts.steps.fold_labels import FoldLabels, read_fold_labels
@@ -212,6 +213,22 @@ def test_only_what_depends_on_a_change_of_the_students_is_done_again(
     assert trained == expected
     start = read_final(tmp_path / "runs/tiny/train/pseudo-1/test_resnet/fold1/final").state["start"]
     assert (start is not None) == ("teacher" in changes.get("pseudo", {}))
+
+
+def test_warnings_of_every_arm_stay_in_the_report_until_they_are_mended(
+    data: Path, taught: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "tiny"
+    shutil.copytree(taught, run_dir)
+    twice = {"train": {"loss": {"class_weight": "inverse"}}}
+    run_pipeline(config_of(data, tmp_path, **merged(PSEUDO, twice)))
+    told = logged_warnings(read_run(run_dir).events)
+    assert sum("the same imbalance twice" in line for line in told) == 4, "two models, teacher and student"
+    everything = {"pretrain": {"rows": "all"}}
+    run_pipeline(config_of(data, tmp_path, **everything))
+    assert any("pretrain.rows is all" in line for line in logged_warnings(read_run(run_dir).events))
+    run_pipeline(config_of(data, tmp_path, pool={"arm": "none"}))
+    assert not logged_warnings(read_run(run_dir).events)
 
 
 def test_without_a_pool_there_is_nothing_to_learn_from(data: Path, tmp_path: Path) -> None:

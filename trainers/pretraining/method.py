@@ -1,5 +1,6 @@
 """What every method of self-supervised pretraining is: a backbone, what is put on it, and a loss."""
 
+from abc import ABC, abstractmethod
 from itertools import pairwise
 
 import torch
@@ -9,7 +10,7 @@ from configs.errors import InputError
 from trainers.pretraining.spread import spread
 
 
-class Method(nn.Module):
+class Method(nn.Module, ABC):
     """A timm backbone without classifier and what is trained on top of it and thrown away afterwards.
 
     `forward` takes views (batch, num_views, channels, height, width), normalised, and gives one tensor whose first
@@ -26,9 +27,9 @@ class Method(nn.Module):
         self.encoder = encoder
         self.head = head
 
+    @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The mean loss over the batch."""
-        raise NotImplementedError
 
     def head_spread(self, vectors: Tensor) -> float:
         """How much the vectors (images, dim) that the head gives still differ, 0 to 1, as the loss sees them."""
