@@ -98,20 +98,31 @@ def _unfair_arms(config: RunConfig) -> list[str]:
     if "keep" in config.pretrain.fine_tune:
         problems.append("pretrain.fine_tune.keep: arms are compared, so all of them keep the same: set train.keep")
     kept_best = [model.name for model in config.models if config.train_for(model).keep == "best"]
+    on_pool = [*config.semi_arms, *config.student_arms]
     if config.student_arms and kept_best:
         problems.append(
             f"train.keep: best chooses the weights of {', '.join(kept_best)} by the labels of the held-out fold, which "
-            "must not reach the student of that fold; with pool.arm pseudo set it to last"
+            f"must not reach the student of that fold; with pool.arm {config.pool.arm} set it to last"
         )
-    if config.student_arms and (config.augment.mixup_alpha or config.augment.cutmix_alpha):
+    if on_pool and (config.augment.mixup_alpha or config.augment.cutmix_alpha):
         problems.append(
             "augment.mixup_alpha and cutmix_alpha would mix labelled images with those of the pool, whose targets hold "
-            "at other class shares; with pool.arm pseudo set both to 0"
+            f"at other class shares; with pool.arm {config.pool.arm} set both to 0"
+        )
+    if config.semi_arms and not all(config.train_for(model).ema_decay for model in config.models):
+        problems.append(
+            f"train.ema_decay: the moving average is the teacher of arm {config.semi_arms[0]!r}; set it above 0, for "
+            "instance to 0.995"
         )
     bent = [model.name for model in config.models if config.train_for(model).loss.name in ("focal", "asymmetric")]
-    if config.student_arms and config.pseudo.prevalence == "estimate" and bent:
+    for section, arms, prevalence in (
+        ("pseudo", config.student_arms, config.pseudo.prevalence),
+        ("semi", config.semi_arms, config.semi.prevalence),
+    ):
+        if not (arms and prevalence == "estimate" and bent):
+            continue
         problems.append(
-            f"pseudo.prevalence: estimate takes probabilities, which the loss of {', '.join(bent)} bends; set "
+            f"{section}.prevalence: estimate takes probabilities, which the loss of {', '.join(bent)} bends; set "
             "train.loss.name to cross_entropy, or prevalence to labelled"
         )
     return problems

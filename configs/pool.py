@@ -10,9 +10,10 @@ from configs.sections import Count, NonNegative, Section
 class PoolConfig(Section):
     """What the unlabelled pool is used for in training; compared with the arm `supervised`, which does without."""
 
-    arm: Literal["none", "pretrained", "pseudo"] = Field(
+    arm: Literal["none", "pretrained", "semi", "combined", "pseudo", "all"] = Field(
         "none",
-        description="pretrained = backbones learnt from the pool first; pseudo = students of what others say of it",
+        description="pretrained = backbones learnt from the pool first; semi = labels and pool in one training; "
+        "combined = semi that begins with those backbones; pseudo = students of what others say of the pool; all",
     )
     confidence: Annotated[float, Field(ge=0.5, lt=1.0)] = Field(
         0.9, description="how sure a gain must be for the arm to be kept"
@@ -22,8 +23,8 @@ class PoolConfig(Section):
 class PseudoConfig(Section):
     """Pseudo-labels: what the fold models of an arm say of the pool teaches the next ones, fold by fold."""
 
-    teacher: Literal["supervised", "pretrained"] = Field(
-        "supervised", description="arm that teaches; students of pretrained ones begin with the same backbones"
+    teacher: Literal["supervised", "pretrained", "semi", "combined"] = Field(
+        "supervised", description="arm that teaches; its students begin as its networks did"
     )
     select: Literal["soft", "threshold", "quota", "agreement"] = Field(
         "soft",

@@ -24,6 +24,7 @@ from configs.sections import (
     merged,
     safe_name,
 )
+from configs.semi import SemiConfig
 
 MAX_HOLDOUT = 0.5  # share of the labelled rows; the models need the rest
 PILLOW_PIXELS = 178_956_970  # Pillow opens no image with more (twice its MAX_IMAGE_PIXELS)
@@ -262,6 +263,7 @@ class RunConfig(Section):
     )
     pool: PoolConfig = PoolConfig()
     pretrain: PretrainConfig = PretrainConfig()
+    semi: SemiConfig = SemiConfig()
     pseudo: PseudoConfig = PseudoConfig()
     train: TrainConfig = TrainConfig()
     embed: EmbedConfig = EmbedConfig()
@@ -293,24 +295,36 @@ class RunConfig(Section):
     @property
     def teacher_arms(self) -> list[str]:
         """The arms that are trained on labels alone, `supervised` first."""
-        pretrained = self.pool.arm == "pretrained" or (
-            self.pool.arm == "pseudo" and self.pseudo.teacher == "pretrained"
-        )
-        return ["supervised", *(["pretrained"] if pretrained else [])]
+        return ["supervised", *(["pretrained"] if self._trains("pretrained") else [])]
+
+    @property
+    def semi_arms(self) -> list[str]:
+        """The arms that are trained on labels and pool in one training, each network its own teacher."""
+        return [arm for arm in ("semi", "combined") if self._trains(arm)]
 
     @property
     def student_arms(self) -> list[str]:
-        """The arms that are trained on what a teacher says of the pool, too."""
-        return ["pseudo-1"] if self.pool.arm == "pseudo" else []
+        """The arms that are trained on what a teacher of another arm says of the pool, too."""
+        return ["pseudo-1"] if self.pool.arm in ("pseudo", "all") else []
 
     @property
     def arms(self) -> list[str]:
         """The ways of using the pool that are trained, `supervised` first."""
-        return [*self.teacher_arms, *self.student_arms]
+        return [*self.teacher_arms, *self.semi_arms, *self.student_arms]
+
+    def _trains(self, arm: str) -> bool:
+        """Whether an arm is asked for, or teaches one that is."""
+        return self.pool.arm in (arm, "all") or (self.pool.arm == "pseudo" and self.pseudo.teacher == arm)
 
     def starts_pretrained(self, arm: str) -> bool:
         """Whether the networks of an arm begin as backbones that were learnt from the pool."""
-        return arm == "pretrained" or (arm in self.student_arms and self.pseudo.teacher == "pretrained")
+        begun = self.pseudo.teacher if arm in self.student_arms else arm  # students begin as their teachers did
+        return begun in ("pretrained", "combined")
+
+    @property
+    def pretrains(self) -> bool:
+        """Whether backbones have to be learnt from the pool."""
+        return any(self.starts_pretrained(arm) for arm in self.arms)
 
     def train_for(self, model: ModelConfig, *, arm: str = "supervised") -> TrainConfig:
         """The `train` section with the fields that this model overrides, and those that fine-tuning does.

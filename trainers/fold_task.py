@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from configs.schema import AugmentConfig, ComputeConfig, ModelConfig, TrainConfig
+from configs.semi import SemiConfig
 from trainers.loader import Pixels
 from trainers.pool_batches import PoolData
 
@@ -31,11 +32,23 @@ class FoldData:
 
 
 @dataclass(frozen=True)
+class SemiData:
+    """What semi-supervised training sees of the pool: table positions, without a label.
+
+    `features` is the `final/` folder of a trained network, whose features make clusters (`background_classes`).
+    """
+
+    rows: np.ndarray
+    config: SemiConfig
+    features: Path | None = None
+
+
+@dataclass(frozen=True)
 class FoldTask:
     """One network to train on one fold: the sections of the config that matter, the data, and where to write.
 
     `start` is the `final/` folder of a pretrained backbone, in place of what `model.pretrained` says; `pool` is what a
-    student learns beside its labels.
+    student learns beside its labels, `semi` what is learnt of the pool by its own average (not both).
     """
 
     model: ModelConfig
@@ -50,6 +63,7 @@ class FoldTask:
     out: Path
     start: Path | None = None
     pool: PoolData | None = None
+    semi: SemiData | None = None
     description: str = "training"
 
 

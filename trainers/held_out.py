@@ -8,6 +8,7 @@ from torch import Tensor
 
 from trainers import stopping
 from trainers.fold_task import FoldTask
+from trainers.lessons import Lesson
 from trainers.scoring import score_rows
 from trainers.torchvision_ops import declare_missing_ops
 from trainers.training_record import draw, newest, save
@@ -51,18 +52,18 @@ def look_is_due(state: TrainingState, task: FoldTask) -> bool:
 
 
 def look(
-    state: TrainingState, task: FoldTask, mean: Tensor, std: Tensor, shift: np.ndarray, writer: SummaryWriter | None
+    state: TrainingState, task: FoldTask, mean: Tensor, std: Tensor, lesson: Lesson, writer: SummaryWriter | None
 ) -> None:
     """Judge the network on the held-out fold; a stop in the middle saves, and the look is taken when resumed."""
     try:
-        _evaluate(state, task, mean, std, shift, writer)
+        _evaluate(state, task, mean, std, lesson, writer)
     except stopping.Stopped:
         save(state, task.out)
         raise
 
 
 def _evaluate(
-    state: TrainingState, task: FoldTask, mean: Tensor, std: Tensor, shift: np.ndarray, writer: SummaryWriter | None
+    state: TrainingState, task: FoldTask, mean: Tensor, std: Tensor, lesson: Lesson, writer: SummaryWriter | None
 ) -> None:
     """Average precision on the held-out fold, every process a share of its rows, pooled before the metric."""
     data, rank, world = task.data, state.accelerator.process_index, state.accelerator.num_processes
@@ -82,9 +83,9 @@ def _evaluate(
         after_batch=stopping.raise_if_asked if world == 1 else None,  # or the others would wait for this one
     )
     logits = np.empty((len(data.held_rows), data.num_outputs))
-    for other, part in enumerate(_gather(own, world)):
+    for other, part in enumerate(_gather(own[:, lesson.columns], world)):
         logits[other::world] = part
-    ap = _watched_average_precision(logits - shift, data.held_targets, data.num_classes)
+    ap = _watched_average_precision(logits - lesson.shift, data.held_targets, data.num_classes)
     state.curves[-1]["ap"] = ap
     draw(writer, {"held_out/average_precision": ap}, state.step)
     if task.train.keep == "best" and ap is not None and ap > state.best:

@@ -40,7 +40,7 @@ class TrainingImages(Dataset):
 
     def __getitems__(self, items: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         images = [self.policy(self.pixels[int(self.rows[index])], index=index, draw=draw) for index, draw in items]
-        return _stack(images), self.targets[[index for index, _ in items]]
+        return stacked(images), self.targets[[index for index, _ in items]]
 
 
 class TrainingViews(TrainingImages):
@@ -56,7 +56,7 @@ class TrainingViews(TrainingImages):
             image = self.pixels[int(self.rows[index])]  # decoded once
             draws = range(draw * self.num_views, (draw + 1) * self.num_views)
             views += [self.policy(image, index=index, draw=number) for number in draws]
-        return _stack(views).unflatten(0, (-1, self.num_views)), self.targets[[index for index, _ in items]]
+        return stacked(views).unflatten(0, (-1, self.num_views)), self.targets[[index for index, _ in items]]
 
 
 class ScoringImages(Dataset):
@@ -67,7 +67,7 @@ class ScoringImages(Dataset):
         self.rows = rows
 
     def __getitems__(self, positions: Sequence[int]) -> Tensor:
-        return _stack([self.pixels[int(self.rows[position])] for position in positions])
+        return stacked([self.pixels[int(self.rows[position])] for position in positions])
 
 
 def training_loader(dataset: TrainingImages, batches: StepBatches, *, workers: int, pin: bool) -> DataLoader:
@@ -147,6 +147,7 @@ def _quiet_worker(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def _stack(images: Sequence[np.ndarray]) -> Tensor:
-    stacked: Tensor = default_collate(list(images))  # in a worker, into memory that is shared already
-    return stacked.permute(0, 3, 1, 2)  # (batch, channels, height, width)
+def stacked(images: Sequence[np.ndarray]) -> Tensor:
+    """uint8 (batch, channels, height, width) of images (height, width, channels)."""
+    batch: Tensor = default_collate(list(images))  # in a worker, into memory that is shared already
+    return batch.permute(0, 3, 1, 2)  # (batch, channels, height, width)

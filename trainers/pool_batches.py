@@ -52,13 +52,15 @@ class LabelledAndPool:
         return positions[order], draws[order]
 
 
-def beside_pool(labelled: BatchSampler, pool: PoolData, *, num_labelled: int, seed: int) -> LabelledAndPool:
-    """The labelled batches with rows of the pool beside them, every pool row as often as the others."""
+def beside_pool(
+    labelled: BatchSampler, *, num_pool: int, batch_size: int, num_labelled: int, seed: int
+) -> LabelledAndPool:
+    """The labelled batches with `batch_size` rows of the pool beside them, every pool row as often as the others."""
     of_pool = build_sampler(
         "natural",
-        np.zeros(len(pool.rows), dtype=np.int64),
+        np.zeros(num_pool, dtype=np.int64),
         num_classes=1,
-        batch_size=pool.batch_size,
+        batch_size=batch_size,
         seed=seed,
         balance=0.0,
         positives=1,

@@ -1,4 +1,4 @@
-"""Train one network on the labelled rows outside one fold: arm `supervised`.
+"""Train one network on the labelled rows outside one fold, and on the pool where the arm does (trainers.lessons).
 
     out/
       checkpoints/   resume points (removed when the training is complete)
@@ -13,17 +13,15 @@ ends with the very weights of an uninterrupted one.
 
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from rich.markup import escape
-from torch import Tensor
+from torch import nn
 
 from augment.mixing import mix_batch
-from augment.policies import build_policy
+from augment.policies import Policy, build_policy
 from configs.errors import InputError
 from configs.schema import TrainConfig
 from trainers import atomic, held_out, memory, stopping, training_record
@@ -31,13 +29,15 @@ from trainers.backbones import Backbone, build_backbone, start_from, to_input
 from trainers.checkpoints import read_final
 from trainers.devices import build_accelerator, launch, num_devices, num_workers
 from trainers.fold_task import FoldData, FoldTask, TrainResult
-from trainers.loader import TrainingImages, naming_lost_workers, training_loader
-from trainers.losses import build_loss, build_sample_loss, class_weights, logit_adjustment, soft_targets
-from trainers.pool_batches import LabelledAndPool, beside_pool, loss_of_both, packed_targets, shift_to_pool
+from trainers.lessons import Labels, LabelsAndPool, Lesson
+from trainers.loader import naming_lost_workers, training_loader
+from trainers.losses import class_weights, logit_adjustment, soft_targets
 from trainers.prior import log_odds_shift, warn_double_counting, warn_no_adjustment
 from trainers.progress import progress_bar, tell
 from trainers.provenance import code_version, derive_seed
 from trainers.samplers import BatchSampler, StepBatches, build_sampler
+from trainers.semi.background import clusters
+from trainers.semi.lesson import TeacherAndPool
 from trainers.torchvision_ops import declare_missing_ops
 from trainers.training_state import build_training, resume, take_step
 
@@ -51,7 +51,8 @@ def run(task: FoldTask) -> TrainResult:
 
     Raises InputError for settings that do not fit each other, NonFiniteLoss (naming the step) when training diverges.
     """
-    world = num_devices(task.compute, batch_size=_batch_size(task))
+    # What the pool's running averages are made of would have to be gathered from several devices at every step.
+    world = 1 if task.semi else num_devices(task.compute, batch_size=_batch_size(task))
     if task.train.micro_batch == "auto" and world > 1:
         raise InputError(
             f"train.micro_batch auto is for one device, and {world} would train here; set it to a number of images per "
@@ -114,6 +115,7 @@ def _train(task: FoldTask) -> None:
         backbone = start_from(backbone, task.model.backbone, task.start)
     mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (backbone.mean, backbone.std))
     batch_size = _batch_size(task)
+    lesson = _lesson(task, backbone.model, device)
     state = build_training(backbone.model, train, accelerator, batch_size=batch_size)
     problems = resume(state, task.out / "checkpoints")
     used = f"the resume point of step {state.step} is used" if state.step else "training starts from the beginning"
@@ -122,34 +124,9 @@ def _train(task: FoldTask) -> None:
     if state.step and rank == 0:
         tell(f"{escape(task.description)}: going on from step {state.step} of {train.steps}")
 
-    sampler = _sampler(train, data, seed=seed)
-    policy = build_policy(
-        augment.policy,
-        image_size=task.image_size,
-        channels=task.channels,
-        seed=derive_seed(seed, "augment"),
-        **augment.policy_arguments,
-    )
-    targets = soft_targets(
-        torch.from_numpy(data.train_targets),
-        num_outputs=data.num_outputs,
-        label_smoothing=train.loss.label_smoothing,
-        positive_target=train.loss.positive_target,
-    )
-    shift = _log_odds_shift(task, sampler.class_shares)
-    material = _material(task, sampler, targets, shift)
-    batches = StepBatches(material.sampler, start_step=state.step, stop_step=train.steps, rank=rank, world_size=world)
+    batches = StepBatches(lesson.sampler, start_step=state.step, stop_step=train.steps, rank=rank, world_size=world)
     workers = num_workers(task.compute, batch_bytes=batch_size * task.image_size**2 * task.channels)
-    loader = training_loader(
-        TrainingImages(task.pixels, material.rows, material.targets, policy),
-        batches,
-        workers=workers,
-        pin=device.type == "cuda",
-    )
-
-    def loss_function(outputs: Tensor, batch_targets: Tensor) -> Tensor:
-        logits = outputs[:, 0] if outputs.shape[1] == 1 else outputs  # (batch,) of two classes
-        return material.loss(logits, batch_targets)
+    loader = training_loader(lesson.images, batches, workers=workers, pin=device.type == "cuda")
 
     writer = SummaryWriter(task.out / "tensorboard", purge_step=state.step and state.step + 1) if rank == 0 else None
     # Over the CPU, so that asking at every step does not make it wait for the GPU.
@@ -164,31 +141,34 @@ def _train(task: FoldTask) -> None:
         progress_bar(task.description, train.steps, done=state.step, shown=rank == 0) as bar,
     ):
         if held_out.look_is_due(state, task):  # the stop came before or in the middle of it
-            held_out.look(state, task, mean, std, shift, writer)
+            held_out.look(state, task, mean, std, lesson, writer)
         for images, batch_targets in loader:
             # Dropout draws from torch's global generator: seeded by the step, it needs no saving to resume exactly.
             torch.manual_seed(derive_seed(seed, "dropout", state.step, rank))
             inputs, batch_targets = mix_batch(
-                to_input(images.to(device, non_blocking=True), mean, std),
-                batch_targets.to(device, non_blocking=True),
+                *lesson.batch(
+                    state,
+                    to_input(images.to(device, non_blocking=True), mean, std),
+                    batch_targets.to(device, non_blocking=True),
+                ),
                 mixup_alpha=augment.mixup_alpha,
                 cutmix_alpha=augment.cutmix_alpha,
                 probability=augment.mix_probability,
                 generator=torch.Generator().manual_seed(derive_seed(seed, "mixing", state.step, rank)),
             )
-            state.losses.append(take_step(state, train, inputs, batch_targets, loss_function))
+            state.losses.append(take_step(state, train, inputs, batch_targets, lesson.loss))
             bar.advance()
             state.seconds = time.perf_counter() - started
 
             evaluate = state.step % train.eval_steps == 0 or state.step == train.steps
             if evaluate or state.step % train.log_every_steps == 0:
-                training_record.log(state, writer, task.out, watched=held_out.WATCHED)
+                training_record.log(state, writer, task.out, lesson.take_figures(state), watched=held_out.WATCHED)
                 bar.note(held_out.note(state))
             if _stop_is_agreed(votes):
                 training_record.save(state, task.out)
                 stopping.stop()
             if evaluate and len(data.held_rows):
-                held_out.look(state, task, mean, std, shift, writer)
+                held_out.look(state, task, mean, std, lesson, writer)
                 bar.note(held_out.note(state))
             by_time = 0 < train.checkpoint_every_seconds < time.perf_counter() - saved_at
             by_steps = train.checkpoint_every_steps and state.step % train.checkpoint_every_steps == 0
@@ -201,38 +181,53 @@ def _train(task: FoldTask) -> None:
             with atomic.naming(task.out / "tensorboard"):
                 writer.close()
             weights = state.predictor.state_dict() if state.best_weights is None else state.best_weights
-            training_record.finish(state, weights, _facts(task, backbone, shift) | held_out.facts(state), task.out)
+            facts = _facts(task, backbone, lesson.shift) | held_out.facts(state) | lesson.facts(state)
+            training_record.finish(state, lesson.kept(weights), facts, task.out)
     accelerator.wait_for_everyone()
     stopping.raise_if_asked()  # of a signal that came too late to stop the loop
 
 
-@dataclass(frozen=True)
-class _Material:
-    """Which rows batches are made of, their targets, and the mean loss of a batch: (logits, targets) -> scalar."""
-
-    sampler: BatchSampler | LabelledAndPool
-    rows: np.ndarray
-    targets: Tensor
-    loss: Callable[[Tensor, Tensor], Tensor]
-
-
 def _batch_size(task: FoldTask) -> int:
     """Images of a step, labelled and of the pool."""
-    return task.train.batch_size + (0 if task.pool is None else task.pool.batch_size)
+    of_pool = task.pool.batch_size if task.pool is not None else task.semi.config.batch_size if task.semi else 0
+    return task.train.batch_size + of_pool
 
 
-def _material(task: FoldTask, sampler: BatchSampler, targets: Tensor, shift: np.ndarray) -> _Material:
-    """The labelled rows, and those of the pool if there are any to learn from."""
-    train, data, pool = task.train, task.data, task.pool
-    shares: dict[str, Any] = {"class_counts": data.class_counts.tolist(), "class_shares": sampler.class_shares.tolist()}
-    if pool is None:
-        return _Material(sampler, data.train_rows, targets, build_loss(train.loss, **shares))
-    assert not task.augment.mixup_alpha and not task.augment.cutmix_alpha, "checked with the config"
-    return _Material(
-        beside_pool(sampler, pool, num_labelled=len(data.train_rows), seed=derive_seed(task.seed, "pool")),
-        np.concatenate([data.train_rows, pool.rows]),
-        packed_targets(targets, pool, batch_size=train.batch_size),
-        loss_of_both(build_sample_loss(train.loss, **shares), shift_to_pool(shift, data.class_counts, pool.prior)),
+def _lesson(task: FoldTask, network: nn.Module, device: torch.device) -> Lesson:
+    """What is taught; `network` gets further outputs where that needs them."""
+    train, data, seed = task.train, task.data, task.seed
+    sampler = _sampler(train, data, seed=seed)
+    targets = soft_targets(
+        torch.from_numpy(data.train_targets),
+        num_outputs=data.num_outputs,
+        label_smoothing=train.loss.label_smoothing,
+        positive_target=train.loss.positive_target,
+    )
+    shift = _log_odds_shift(task, sampler.class_shares)
+    policy = _policy(task, task.augment.policy, "augment")
+    if task.semi is None:
+        kind = Labels if task.pool is None else LabelsAndPool
+        return kind(task, sampler, targets, shift, policy)
+    split = task.semi.config.background_classes > 0
+    return TeacherAndPool(
+        task,
+        network,
+        sampler,
+        targets,
+        shift,
+        strong=policy,
+        weak=_policy(task, "light", "weak"),
+        clusters=clusters(task, device=device, batch_size=train.batch_size) if split else None,
+    )
+
+
+def _policy(task: FoldTask, name: str, purpose: str) -> Policy:
+    return build_policy(
+        name,
+        image_size=task.image_size,
+        channels=task.channels,
+        seed=derive_seed(task.seed, purpose),
+        **task.augment.policy_arguments,
     )
 
 

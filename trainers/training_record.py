@@ -3,8 +3,9 @@
 Nothing is kept that is not finite: `NonFiniteLoss` names the step at which training diverged.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -36,8 +37,18 @@ def save(state: TrainingState, out: Path) -> None:
         _write_curves(state, out)
 
 
-def log(state: TrainingState, writer: SummaryWriter | None, out: Path, *, watched: Sequence[str]) -> None:
-    """Add a curve row: the mean loss since the last one, and `watched` to be filled in. Raises NonFiniteLoss."""
+def log(
+    state: TrainingState,
+    writer: SummaryWriter | None,
+    out: Path,
+    figures: Mapping[str, float | None] = MappingProxyType({}),
+    *,
+    watched: Sequence[str],
+) -> None:
+    """Add a curve row: the mean loss since the last one, `figures`, and `watched` to be filled in.
+
+    Raises NonFiniteLoss.
+    """
     losses = torch.stack(state.losses).cpu()
     bad = torch.nonzero(~torch.isfinite(losses)).flatten()
     if len(bad):
@@ -50,8 +61,9 @@ def log(state: TrainingState, writer: SummaryWriter | None, out: Path, *, watche
         "seconds": round(state.seconds, 3),
     }
     state.losses = []
-    state.curves.append(row | dict.fromkeys(watched))
+    state.curves.append(row | dict.fromkeys(watched) | dict(figures))
     draw(writer, {"train/loss": row["loss"], "train/lr": row["lr"]}, state.step)
+    draw(writer, {f"pool/{name}": value for name, value in figures.items()}, state.step)
 
 
 def draw(writer: SummaryWriter | None, points: dict[str, float | None], step: int) -> None:

@@ -53,7 +53,8 @@ class TrainingState:
 
     `network` is the bare one; `forward` is the same, wrapped for several devices or compiled. `losses` are those of the
     steps since the last row of `curves`, the rows of curves.csv; `best` is the highest watched metric and
-    `best_weights` are the weights it was reached with. `micro_batch` is the most images that go forward at once.
+    `best_weights` are the weights it was reached with; `running` is what a lesson remembers.
+    `micro_batch` is the most images that go forward at once.
     """
 
     accelerator: Accelerator
@@ -70,6 +71,7 @@ class TrainingState:
     best_weights: dict[str, Tensor] | None = None
     losses: list[Tensor] = field(default_factory=list)
     curves: list[dict[str, float | None]] = field(default_factory=list)
+    running: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def predictor(self) -> nn.Module:
@@ -238,6 +240,8 @@ def snapshot(state: TrainingState) -> Checkpoint:
         tensors["ema"] = state.ema.module.state_dict()
     if state.best_weights is not None:
         tensors["best"] = state.best_weights
+    if state.running:
+        tensors["running"] = state.running
     scaler = state.accelerator.scaler
     return Checkpoint(
         tensors,
@@ -280,6 +284,7 @@ def resume(state: TrainingState, folder: Path) -> list[str]:
     if facts["best"] is not None:
         device = state.accelerator.device
         state.best, state.best_weights = facts["best"], {k: v.to(device) for k, v in tensors["best"].items()}
+    state.running = {key: value.to(state.accelerator.device) for key, value in tensors.get("running", {}).items()}
     state.step, state.seconds, state.curves = facts["step"], facts["seconds"], facts["curves"]
     state.micro_batch = facts["micro_batch"]  # under `auto` what was found; else as set
     state.losses = [torch.tensor(loss, device=state.accelerator.device) for loss in facts["losses"]]

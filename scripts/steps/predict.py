@@ -16,8 +16,8 @@ KIND_NAMES = {"oof": "held-out", "holdout": "holdout", "pool": "pool", "test": "
 
 
 def predict_step(pipeline: Pipeline) -> None:
-    """Bring the scores of all teachers' fold models up to date, and drop those that the config no longer has."""
-    predict_arms(pipeline, pipeline.config.teacher_arms)
+    """Bring the scores of all but students' fold models up to date, and drop those that the config no longer has."""
+    predict_arms(pipeline, [*pipeline.config.teacher_arms, *pipeline.config.semi_arms])
 
 
 def predict_arms(pipeline: Pipeline, arms: Sequence[str]) -> None:

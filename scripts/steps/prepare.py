@@ -62,6 +62,11 @@ def check_later_stages(pipeline: Pipeline, wanted: Sequence[str]) -> None:
     table, rejected = read_table(run_dir / "table.parquet"), read_rejected(run_dir)
     log_event(run_dir, "started", stage="check")  # warnings of earlier runs may have been heeded
     pipeline.warn(prepare.guarantee_warnings(table, config.guarantee), stage="check")
+    if config.pool.arm != "none" and not len(table.rows("pool")) and {"pretrain", "train"} & set(wanted):
+        raise InputError(
+            f"pool.arm {config.pool.arm}: there are no unlabelled images to learn from; set data.pool, or set pool.arm "
+            "to none"
+        )
     if "ensemble" in wanted:
         evaluation.known_targets(table, truth_of(config.data), rejected["id"].tolist())
     num_unreadable = int((rejected["split"] == "test").sum())

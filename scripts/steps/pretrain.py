@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.markup import escape
 
-from configs.errors import InputError
 from configs.networks import FrozenNetworkConfig
 from configs.schema import ModelConfig, RunConfig
 from scripts.steps.embed import embed_network
 from scripts.steps.run_state import (
     CONSOLE,
-    PRETRAINED,
     Pipeline,
     pixel_settings,
     pretrain_folder,
@@ -44,19 +42,14 @@ FIGURES = ("spread", "effective_rank", "alignment", "uniformity")
 
 
 def pretrain_step(pipeline: Pipeline) -> None:
-    """Bring the backbones of the arm `pretrained` up to date; nothing to do when it is not asked for."""
+    """Bring the backbones that arms begin with up to date; nothing to do when there is none."""
     from trainers.pretraining.loop import run
 
     config, run_dir = pipeline.config, pipeline.run_dir
     log_event(run_dir, "started", stage="pretrain")  # a warning of earlier settings is not one of these
-    if PRETRAINED not in config.teacher_arms:
+    if not config.pretrains:
         return
     table = read_table(run_dir / "table.parquet")
-    if not len(table.rows("pool")):
-        raise InputError(
-            f"pool.arm {config.pool.arm}: there are no unlabelled images to learn from; set data.pool, or set pool.arm "
-            "to none"
-        )
     if config.pretrain.method == "distill":
         embed_network(pipeline, table, _teacher(config))
     works = [_Backbone(pipeline, table, model) for model in config.models]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from configs.errors import InputError, counted
+from configs.errors import counted
 from scripts.steps.fold_labels import ledger_file
 from scripts.steps.predict import predict_arms
 from scripts.steps.run_state import CONSOLE, Pipeline, folder_digests, rows_digest
@@ -30,10 +30,6 @@ def _label(pipeline: Pipeline, arm: str) -> None:
 
     config, run_dir = pipeline.config, pipeline.run_dir
     table = read_table(run_dir / "table.parquet")
-    if not len(table.rows("pool")):
-        raise InputError(
-            "pool.arm pseudo: there are no unlabelled images to learn from; set data.pool, or set pool.arm to none"
-        )
     teacher = config.pseudo.teacher
     stage = Stage(
         f"pseudo-label/{arm}",

@@ -19,7 +19,7 @@ from trainers.stages import Attempt, Stage, StageOutcome, StageRecord, begin, co
 from trainers.stopping import raise_if_asked
 from trainers.table import ImageTable
 
-SUPERVISED, PRETRAINED = "supervised", "pretrained"  # arms
+SUPERVISED = "supervised"  # the arm that does without the pool
 TABLE_COLUMNS = ("id", "path", "label", "split", "group", "fold", "sha256")
 # What decides the pixels of an image once its bytes are given.
 PIXEL_FIELDS = ("image_size", "channels", "resize", "grey_bits", "multi_frame")

@@ -29,7 +29,7 @@ from trainers.stages import Stage, StageOutcome, StageRecord, log_event, outdate
 from trainers.table import ImageTable, read_table
 
 if TYPE_CHECKING:
-    from trainers.fold_task import FoldData, FoldTask, TrainResult
+    from trainers.fold_task import FoldData, FoldTask, SemiData, TrainResult
 
 # What the user calls the inputs that are hashes.
 OTHER_ROWS = "the labelled images, their labels or their folds are others"
@@ -39,18 +39,23 @@ DATA_CHANGED = {
     "weights": "the file of pretrained weights is another",
     "start": "the backbones were pretrained again",
     "pool.labels": "the pseudo-labels are others",
+    "semi.rows": "the images of the pool are others",
+    "semi.features": "the networks whose features make the clusters are others",
 }
 # Fields of `train` that change when something is written or shown, not what is learnt.
 NOT_TRAINED = {"log_every_steps", "checkpoint_every_steps", "checkpoint_every_seconds"}
 # What is kept of a training beside its weights.
-FACTS = ("held_out_ap", "best_held_out_ap", "kept_step", "device", "micro_batch")
+FACTS = ("held_out_ap", "best_held_out_ap", "kept_step", "device", "micro_batch", "alarm")
 TRAINED_COLUMNS = ("sha256", "label", "fold")
 
 
 def train_step(pipeline: Pipeline) -> None:
-    """Bring the fold models of every arm that learns from labels alone up to date."""
+    """Bring the fold models of every arm that needs no other one's opinion of the pool up to date."""
+    config = pipeline.config
     log_event(pipeline.run_dir, "started", stage="train")  # warnings of earlier attempts are not those of this one
-    train_arms(pipeline, pipeline.config.teacher_arms)
+    train_arms(pipeline, config.teacher_arms)
+    if config.semi_arms:
+        train_arms(pipeline, config.semi_arms)  # after those whose features make their clusters
 
 
 def train_arms(pipeline: Pipeline, arms: Sequence[str]) -> None:
@@ -82,6 +87,8 @@ def train_arms(pipeline: Pipeline, arms: Sequence[str]) -> None:
     started = time.perf_counter()
     records = train_all(pipeline, works, run, note)
     seconds = time.perf_counter() - started
+    alarms = [(work.label, record.facts.get("alarm")) for work, record in zip(works, records, strict=True)]
+    pipeline.warn([f"{label}: {alarm}" for label, alarm in alarms if alarm], stage="train")
     pipeline.say("train", records, "train/", summary=_summary(config, table, arms, records), seconds=seconds)
 
 
@@ -97,6 +104,7 @@ class _FoldModel:
         pretrained = self.config.starts_pretrained(arm)
         self.start = self.run_dir / pretrain_folder(model) / "final" if pretrained else None
         self.labels = read_fold_labels(self.run_dir, arm, fold) if arm in self.config.student_arms else None
+        self.semi = self._semi_data() if arm in self.config.semi_arms else None
         weights = pretrained_digest(model)
         ignored = NOT_TRAINED | (set() if self.train.keep == "best" else {"eval_every_steps"})
         self.stage = Stage(
@@ -114,6 +122,7 @@ class _FoldModel:
                 "held_out": rows_digest(table, self.data.held_rows, TRAINED_COLUMNS),
                 **({} if self.start is None else {"start": file_digest(self.start / "manifest.json")}),
                 **({} if self.labels is None else {"pool": self._pool_inputs(self.labels)}),
+                **({} if self.semi is None else {"semi": self._semi_inputs(self.semi)}),
             },
             (self.folder, f"{self.folder}/final/manifest.json"),
             resume_points=(f"{self.folder}/checkpoints/step-*", f"{self.folder}/final"),
@@ -122,6 +131,24 @@ class _FoldModel:
     def _pool_inputs(self, labels: "FoldLabels") -> dict[str, Any]:
         pseudo = self.config.pseudo
         return {"labels": labels.digest(self.table), "batch_size": pseudo.batch_size, "loss_weight": pseudo.loss_weight}
+
+    def _semi_data(self) -> "SemiData":
+        from trainers.fold_task import SemiData
+
+        hashes, rows = self.table.frame["sha256"].to_numpy(), self.table.rows("pool")
+        features = self.run_dir / train_folder(SUPERVISED, self.model, self.fold) / "final"
+        return SemiData(
+            rows[np.argsort(hashes[rows], kind="stable")],
+            self.config.semi,
+            features if self.config.semi.background_classes else None,
+        )
+
+    def _semi_inputs(self, semi: "SemiData") -> dict[str, Any]:
+        return {
+            "rows": rows_digest(self.table, semi.rows, ("sha256",)),
+            "features": None if semi.features is None else file_digest(semi.features / "manifest.json"),
+            **semi.config.model_dump(mode="json"),
+        }
 
     @property
     def label(self) -> str:
@@ -147,12 +174,13 @@ class _FoldModel:
             out=partial / self.folder,
             start=self.start,
             pool=None if self.labels is None else self.labels.pool_data(self.table, config.pseudo),
+            semi=self.semi,
             description=self.label,
         )
 
     def outcome(self, result: "TrainResult") -> StageOutcome:
         """What is kept of the training in the stage's record."""
-        facts = {key: result.facts[key] for key in FACTS}
+        facts = {key: result.facts.get(key) for key in FACTS}
         summary = f"{self.train.steps} steps on {len(self.data.train_rows)} rows"
         return StageOutcome(summary, facts, result.facts["seconds"])
 

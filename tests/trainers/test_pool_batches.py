@@ -45,8 +45,7 @@ def balanced(targets: np.ndarray, *, num_classes: int = 2, batch_size: int = 4) 
 
 def test_a_batch_has_both_kinds_of_rows_in_their_numbers_and_no_showing_twice() -> None:
     targets = np.array([0] * 9 + [1] * 3)
-    pool = toy_pool(20)
-    sampler = beside_pool(balanced(targets), pool, num_labelled=12, seed=3)
+    sampler = beside_pool(balanced(targets), num_pool=20, batch_size=6, num_labelled=12, seed=3)
     assert sampler.batch_size == 10
     shown: Counter[tuple[int, int]] = Counter()
     orders = set()
