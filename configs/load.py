@@ -95,8 +95,11 @@ def check_config(values: dict[str, Any], where: str) -> RunConfig:
 def _unfair_arms(config: RunConfig) -> list[str]:
     """Settings under which arms could not be compared, or labels would reach where they must not."""
     problems = []
-    if "keep" in config.pretrain.fine_tune:
-        problems.append("pretrain.fine_tune.keep: arms are compared, so all of them keep the same: set train.keep")
+    problems += [
+        f"pretrain.fine_tune.{key}: arms are compared, so it is the same for all of them: set train.{key}"
+        for key in ("keep", "steps", "batch_size")
+        if key in config.pretrain.fine_tune
+    ]
     kept_best = [model.name for model in config.models if config.train_for(model).keep == "best"]
     on_pool = [*config.semi_arms, *config.student_arms]
     if config.student_arms and kept_best:

@@ -22,8 +22,9 @@ from ensembles.predictions import read_predictions
 from ensembles.scoring_figures import at_threshold, binary_figures, class_figures, mean_of_defined
 from trainers import metrics as metric
 from trainers.atomic import write_json
-from trainers.intervals import Interval, paired_difference
+from trainers.paired import paired_difference
 from trainers.provenance import code_version, derive_seed
+from trainers.resampling import Interval
 from trainers.table import ImageTable
 
 METRICS_FILE = "metrics.json"

@@ -2,7 +2,8 @@
 
 The equal-weight ensemble of every arm is judged by the same resamples of the images as that of the arm `supervised`.
 With several arms the best of them must be better than the best of as many that gain nothing would be (max-T; Westfall
-and Young 1993), so that looking at more arms does not make it easier to be fooled.
+and Young 1993), so that looking at more arms does not make it easier to be fooled. How much a gain would vary if the
+networks were trained anew (trainers.retraining) is added to what resampling the images shows.
 """
 
 import json
@@ -13,15 +14,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import log_softmax
 
 from configs.errors import counted
 from configs.pool import PoolConfig
 from configs.schema import MetricsConfig
 from ensembles.blending import blend_scores, fit_logits, score_columns
+from ensembles.predictions import numbered
 from ensembles.wording import exact_percent
 from trainers.atomic import write_json
-from trainers.intervals import paired_gains
+from trainers.metrics import one_vs_rest_log_odds
+from trainers.paired import paired_gains
 from trainers.provenance import derive_seed
+from trainers.retraining import FoldScores, retraining_sd
 from trainers.table import ImageTable
 
 GATE_FILE = "gate.json"
@@ -30,11 +35,15 @@ BASELINE = "supervised"
 
 @dataclass(frozen=True)
 class Comparison:
-    """One arm against the baseline: out-of-fold AP, its gain with an interval, and whether it may be kept."""
+    """One arm against the baseline: out-of-fold AP, its gain with an interval, and whether it may be kept.
+
+    `retraining_sd` is the part of the gain's sd that comes from training, the rest from the images.
+    """
 
     ap: float
     gain: float
     gain_ci: tuple[float, float]
+    retraining_sd: float
     better: bool
 
 
@@ -72,9 +81,11 @@ def run(
     oof = {str(arm): _oof_scores(rows, table) for arm, rows in predictions.groupby("arm", sort=True)}
     others = [arm for arm in oof if arm != BASELINE]
     assert BASELINE in oof, f"there is nothing to compare with: {sorted(oof)}"
-    verdict = (
-        _only_supervised(table, scored=scored) if not others else _compared(oof, others, table, pool, metrics, seed)
-    )
+    if others:
+        spread = {arm: _retraining_sd(predictions, arm, table, seed) for arm in others}
+        verdict = _compared(oof, others, spread, table, pool, metrics, seed)
+    else:
+        verdict = _only_supervised(table, scored=scored)
     write_json(out / GATE_FILE, {"arm": verdict.arm, **verdict.to_json()})
     return verdict
 
@@ -88,6 +99,7 @@ def read_verdict(folder: Path) -> dict[str, Any]:
 def _compared(
     oof: Mapping[str, pd.DataFrame],
     others: list[str],
+    retraining_sds: Mapping[str, float],
     table: ImageTable,
     pool: PoolConfig,
     metrics: MetricsConfig,
@@ -103,10 +115,13 @@ def _compared(
         replicates=metrics.replicates,
         confidence=metrics.confidence,
         keep_confidence=pool.confidence,
+        retraining_sds=[retraining_sds[arm] for arm in others],
         rng=np.random.default_rng(derive_seed(seed, "gate")),
     )
     compared = {
-        arm: Comparison(gain.ap, gain.interval.estimate, (gain.interval.low, gain.interval.high), gain.better)
+        arm: Comparison(
+            gain.ap, gain.interval.estimate, (gain.interval.low, gain.interval.high), retraining_sds[arm], gain.better
+        )
         for arm, gain in zip(others, gains, strict=True)
     }
     best = max(others, key=lambda arm: compared[arm].gain)
@@ -145,6 +160,31 @@ def _only_supervised(table: ImageTable, *, scored: bool) -> Verdict:
         else "there is no pool of unlabelled images"
     )
     return Verdict(BASELINE, used=False, gain=None, gain_ci=None, reason=reason, arms=[BASELINE], compared={})
+
+
+def _retraining_sd(predictions: pd.DataFrame, arm: str, table: ImageTable, seed: int) -> float:
+    """How much the gain of an arm varies with the seeds of its networks and of those of the baseline."""
+    columns = numbered(list(predictions.columns), "logit")
+    oof = predictions[(predictions["kind"] == "oof") & predictions["arm"].isin([BASELINE, arm])]
+    position = pd.Series(np.arange(len(table)), index=table.frame["id"])
+    folds = []
+    for _, of_fold in oof.groupby("fold", sort=True):
+        ids = of_fold["id"].drop_duplicates().sort_values()
+        rows = position.loc[ids].to_numpy()
+        pairs = []
+        for _, of_model in of_fold.groupby("model", sort=True):
+            own, others = (
+                of_model[of_model["arm"] == name].set_index("id").loc[ids, columns] for name in (arm, BASELINE)
+            )
+            pairs.append((_ranking_scores(own), _ranking_scores(others)))
+        folds.append(FoldScores(table.targets[rows], pairs, groups=table.units[rows]))
+    return retraining_sd(folds, rng=np.random.default_rng(derive_seed(seed, "retraining", arm)))
+
+
+def _ranking_scores(frame: pd.DataFrame) -> np.ndarray:
+    """Scores that rank rows within each output, (rows, outputs), of logits."""
+    logits = frame.to_numpy(dtype=np.float64)
+    return logits if logits.shape[1] == 1 else one_vs_rest_log_odds(log_softmax(logits, axis=1))
 
 
 def _oof_scores(predictions: pd.DataFrame, table: ImageTable) -> pd.DataFrame:

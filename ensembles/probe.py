@@ -19,9 +19,10 @@ from ensembles.heads import NotPossible, TrainingPart, head_scores
 from ensembles.predictions import prediction_files, read_predictions
 from ensembles.wording import listing, number
 from trainers.atomic import write_json
-from trainers.intervals import Interval, macro_paired_difference, paired_difference
+from trainers.paired import paired_difference
 from trainers.progress import progress_bar
 from trainers.provenance import code_version, derive_seed
+from trainers.resampling import Interval
 from trainers.table import ImageTable
 
 PROBE_FILE = "probe.json"
@@ -159,9 +160,7 @@ class _Contest:
             "confidence": self.metrics.confidence,
             "rng": np.random.default_rng(derive_seed(self.seed, "probe")),
         }
-        if self.table.is_binary:
-            return paired_difference(self.targets, values[:, 0], others[:, 0], **settings)
-        return macro_paired_difference(self.targets, values, others, **settings)
+        return paired_difference(self.targets, values, others, **settings)
 
 
 def _folds(table: ImageTable, rows: np.ndarray) -> np.ndarray:

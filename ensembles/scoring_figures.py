@@ -11,12 +11,8 @@ import numpy as np
 
 from configs.schema import MetricsConfig
 from trainers import metrics as metric
-from trainers.intervals import (
-    Groups,
-    average_precision_interval,
-    macro_average_precision_interval,
-    share_interval,
-)
+from trainers.intervals import average_precision_interval, macro_average_precision_interval, share_interval
+from trainers.resampling import Groups
 
 
 def binary_figures(

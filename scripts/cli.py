@@ -16,6 +16,7 @@ COMMANDS = {
     "demo": "scripts.demo",
     "init": "scripts.init",
     "run": "scripts.run",
+    "compare": "scripts.compare",
     "prepare": "scripts.prepare",
     "pretrain": "scripts.pretrain",
     "train": "scripts.train",

@@ -117,7 +117,7 @@ def _over_images(own: list["RunConfig"], first: list["RunConfig"]) -> list[float
     import numpy as np
 
     from ensembles.ensemble import read_ensemble
-    from trainers.intervals import paired_difference
+    from trainers.paired import paired_difference
 
     differences = []
     for one, other in zip(own, first, strict=True):

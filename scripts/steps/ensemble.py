@@ -93,7 +93,22 @@ def ensemble_step(pipeline: Pipeline) -> None:
     )
     if len(verdict["arms"]) > 1:
         CONSOLE.print(f"[bold]gate[/]      {escape(verdict['reason'])}")
+    if len(verdict["arms"]) > 2:
+        _say_arms(verdict)
     pipeline.say("ensemble", [blended, record], "metrics.json", summary=record.summary)
+
+
+def _say_arms(verdict: dict[str, Any]) -> None:
+    """A line per arm: what its ensemble reaches out of fold, and how much of that the pool gave."""
+    width = max(len(arm) for arm in verdict["arms"])
+    for arm in verdict["arms"]:
+        if arm in verdict["compared"]:
+            own = verdict["compared"][arm]
+            low, high = own["gain_ci"]
+            line = f"AP {own['ap']:.3f}  gain {own['gain']:+.3f} [{low:+.3f}, {high:+.3f}]"
+            CONSOLE.print(
+                f"          {escape(f'{arm:<{width}}  {line}')}" + ("  kept" if arm == verdict["arm"] else "")
+            )
 
 
 def _headline(metrics: dict[str, Any]) -> str:

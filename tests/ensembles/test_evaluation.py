@@ -10,7 +10,7 @@ from configs.errors import InputError
 from configs.schema import EnsembleConfig, GuaranteeConfig, MetricsConfig
 from ensembles import ensemble, evaluation
 from ensembles.predictions import write_predictions
-from trainers import intervals
+from trainers import resampling
 from trainers.table import ImageTable
 
 METRICS = MetricsConfig(replicates=200, top_k=[20, 60], precision_points=[0.5, 0.9], recall_points=[0.8, 0.95])
@@ -324,8 +324,8 @@ def test_replicates_are_the_number_that_was_used(tmp_path, monkeypatch):
     table, truth = toy_table()
     write_toy_predictions(tmp_path / "predictions", table, truth)
     assert evaluate(tmp_path, table, None)["replicates"] == 200
-    monkeypatch.setattr(intervals, "MIN_REPLICATES", 50)
-    monkeypatch.setattr(intervals, "MAX_DRAWS", 1)
+    monkeypatch.setattr(resampling, "MIN_REPLICATES", 50)
+    monkeypatch.setattr(resampling, "MAX_DRAWS", 1)
     assert evaluate(tmp_path, table, None)["replicates"] == 50
 
 

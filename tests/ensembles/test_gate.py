@@ -13,7 +13,7 @@ from configs.schema import MetricsConfig
 from ensembles import gate
 from ensembles.gate import Verdict
 from ensembles.predictions import read_predictions, write_predictions
-from trainers.intervals import paired_difference, paired_gains
+from trainers.paired import paired_difference, paired_gains
 from trainers.table import ImageTable
 
 METRICS = MetricsConfig(replicates=300)

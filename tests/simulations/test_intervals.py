@@ -4,7 +4,8 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from trainers.intervals import average_precision_interval, paired_difference, share_interval
+from trainers.intervals import average_precision_interval, share_interval
+from trainers.paired import paired_difference
 
 
 def population_ap(shift, prevalence):
@@ -19,8 +20,8 @@ def shift_for(ap, prevalence):
 
 
 def percentile_interval(targets, scores, rng, replicates=200):
-    from trainers.intervals import Ranking, Resampling
     from trainers.metrics import average_precision_from_counts
+    from trainers.resampling import Ranking, Resampling
 
     ranking = Ranking.of(targets, scores)
     resampling = Resampling.of((targets == 0).astype(int), [ranking], None)

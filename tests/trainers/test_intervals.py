@@ -6,7 +6,8 @@ import pytest
 import sklearn.metrics
 from scipy.stats import beta
 
-from trainers import intervals
+from trainers import intervals, paired
+from trainers import resampling as bootstrap
 from trainers.metrics import average_precision, average_precision_from_counts
 
 
@@ -27,8 +28,8 @@ def interval(targets, scores, *, seed=0, replicates=400, **options):
 def test_replicate_is_exactly_the_weighted_average_precision_of_its_resample(grouping, digits):
     targets, scores = toy(digits=digits)
     groups = None if grouping == "rows" else np.random.default_rng(1).integers(0, 40, len(targets))
-    ranking = intervals.Ranking.of(targets, scores)
-    resampling = intervals.Resampling.of((targets == 0).astype(int), [ranking], groups)
+    ranking = bootstrap.Ranking.of(targets, scores)
+    resampling = bootstrap.Resampling.of((targets == 0).astype(int), [ranking], groups)
     weights = resampling.draw(25, np.random.default_rng(2))
     fast = average_precision_from_counts(*resampling.counts(weights, ranking))
     if groups is None:  # the draws of a type are spread evenly over its interchangeable rows
@@ -45,8 +46,8 @@ def test_replicate_is_exactly_the_weighted_average_precision_of_its_resample(gro
 
 def test_resample_keeps_the_number_of_positives_and_of_negatives():
     targets, scores = toy()
-    ranking = intervals.Ranking.of(targets, scores)
-    resampling = intervals.Resampling.of((targets == 0).astype(int), [ranking], None)
+    ranking = bootstrap.Ranking.of(targets, scores)
+    resampling = bootstrap.Resampling.of((targets == 0).astype(int), [ranking], None)
     weights = resampling.draw(50, np.random.default_rng(0))
     assert (weights[resampling.strata == 0].sum(axis=0) == 30).all()
     assert (weights[resampling.strata == 1].sum(axis=0) == 200).all()
@@ -55,8 +56,8 @@ def test_resample_keeps_the_number_of_positives_and_of_negatives():
 def test_groups_are_drawn_whole_and_each_stratum_keeps_its_number_of_groups():
     targets = np.array([1, 0, 1, 0, 0, 0, 0, 0])
     groups = np.array([0, 0, 1, 1, 2, 2, 3, 3])
-    ranking = intervals.Ranking.of(targets, np.arange(8.0))
-    resampling = intervals.Resampling.of((targets == 0).astype(int), [ranking], groups)
+    ranking = bootstrap.Ranking.of(targets, np.arange(8.0))
+    resampling = bootstrap.Resampling.of((targets == 0).astype(int), [ranking], groups)
     assert resampling.strata.tolist() == [0, 0, 1, 1]
     weights = resampling.draw(20, np.random.default_rng(0))
     assert (weights[:2].sum(axis=0) == 2).all() and (weights[2:].sum(axis=0) == 2).all()
@@ -78,7 +79,7 @@ def test_standard_deviation_agrees_with_a_loop_over_scikit_learn():
 def test_chunks_of_replicates_change_the_draws_and_not_their_distribution(monkeypatch):
     targets, scores = toy()
     whole = interval(targets, scores, replicates=2000)
-    monkeypatch.setattr(intervals, "MAX_CHUNK", 5000)
+    monkeypatch.setattr(bootstrap, "MAX_CHUNK", 5000)
     parts = interval(targets, scores, replicates=2000)
     assert parts.sd == pytest.approx(whole.sd, rel=0.1)
 
@@ -130,7 +131,7 @@ def test_groups_of_one_are_no_groups_and_missing_groups_are_groups_of_one():
     targets, scores = toy()
     assert interval(targets, scores, groups=list(range(230))) == interval(targets, scores)
     assert interval(targets, scores, groups=[None] * 230) == interval(targets, scores)
-    codes = intervals.group_codes(["a", None, "a", math.nan, "b"], 5)
+    codes = bootstrap.group_codes(["a", None, "a", math.nan, "b"], 5)
     assert codes[0] == codes[2] and len(set(codes.tolist())) == 4
 
 
@@ -159,10 +160,10 @@ def test_paired_difference_is_narrower_than_two_intervals_and_knows_the_sign():
     targets, scores = toy(100, 1000)
     worse = scores + 0.3 * np.random.default_rng(1).normal(size=len(scores))
     rng = np.random.default_rng(0)
-    found = intervals.paired_difference(targets, scores, worse, replicates=1000, rng=rng)
+    found = paired.paired_difference(targets, scores, worse, replicates=1000, rng=rng)
     assert found.estimate == pytest.approx(average_precision(targets, scores) - average_precision(targets, worse))
     assert found.sd < 0.7 * interval(targets, scores, replicates=1000).sd
-    swapped = intervals.paired_difference(targets, worse, scores, replicates=1000, rng=np.random.default_rng(0))
+    swapped = paired.paired_difference(targets, worse, scores, replicates=1000, rng=np.random.default_rng(0))
     assert swapped.estimate == -found.estimate
     assert swapped.low == pytest.approx(-found.high, rel=0.3)
 
@@ -170,9 +171,9 @@ def test_paired_difference_is_narrower_than_two_intervals_and_knows_the_sign():
 def test_paired_difference_resamples_both_scorings_alike():
     targets, scores = toy()
     rng = np.random.default_rng(0)
-    same = intervals.paired_difference(targets, scores, scores, replicates=300, rng=rng)
+    same = paired.paired_difference(targets, scores, scores, replicates=300, rng=rng)
     assert (same.low, same.high, same.sd) == (0.0, 0.0, 0.0)
-    monotone = intervals.paired_difference(targets, scores, 2 * scores, replicates=300, rng=rng)
+    monotone = paired.paired_difference(targets, scores, 2 * scores, replicates=300, rng=rng)
     assert monotone.estimate == monotone.sd == 0.0
     assert monotone.low < 0 < monotone.high  # equal on these rows need not be equal on others
 
@@ -199,7 +200,7 @@ def test_macro_difference_is_that_of_the_means_over_classes_on_the_same_resample
     labels = np.repeat(np.arange(3), [200, 80, 20])
     scores = rng.normal(size=(300, 3)) + 1.5 * np.eye(3)[labels]
     worse = scores + 0.5 * rng.normal(size=(300, 3))
-    found = intervals.macro_paired_difference(labels, scores, worse, replicates=500, rng=rng)
+    found = paired.paired_difference(labels, scores, worse, replicates=500, rng=rng)
 
     def macro(rows, values):
         return np.mean([sklearn.metrics.average_precision_score(labels[rows] == c, values[rows, c]) for c in range(3)])
@@ -213,9 +214,9 @@ def test_macro_difference_is_that_of_the_means_over_classes_on_the_same_resample
         differences.append(macro(rows, scores) - macro(rows, worse))
     assert found.sd == pytest.approx(np.std(differences, ddof=1), rel=0.25)
     assert found.sd < intervals.macro_average_precision_interval(labels, scores, replicates=500, rng=rng).sd
-    same = intervals.macro_paired_difference(labels, scores, scores, replicates=300, rng=rng)
+    same = paired.paired_difference(labels, scores, scores, replicates=300, rng=rng)
     assert (same.estimate, same.low, same.high) == (0.0, 0.0, 0.0)
-    alone = intervals.macro_paired_difference(labels[:50], scores[:50], worse[:50], replicates=300, rng=rng)
+    alone = paired.paired_difference(labels[:50], scores[:50], worse[:50], replicates=300, rng=rng)
     assert np.isnan(alone.estimate) and np.isnan(alone.low)  # one class is nothing to rank
 
 
@@ -228,8 +229,8 @@ def test_macro_difference_is_half_of_what_one_of_two_classes_has():
         np.stack([np.zeros(len(scores)), worse], axis=1),
     )
     rng = np.random.default_rng(0)
-    found = intervals.macro_paired_difference(targets, columns, others, replicates=1000, rng=rng)
-    binary = intervals.paired_difference(targets, scores, worse, replicates=1000, rng=rng)
+    found = paired.paired_difference(targets, columns, others, replicates=1000, rng=rng)
+    binary = paired.paired_difference(targets, scores, worse, replicates=1000, rng=rng)
     assert found.estimate == pytest.approx(binary.estimate / 2)
     assert found.sd == pytest.approx(binary.sd / 2, rel=0.1)
 
@@ -308,7 +309,7 @@ def test_macro_interval_by_group_survives_resamples_without_a_class():
 
 def test_undefined_resamples_are_never_taken_for_certainty():
     with pytest.raises(ValueError, match="undefined in 1 of 3 resamples"):
-        intervals._sd(np.array([0.5, math.nan, 0.6]))
+        bootstrap.sd_of(np.array([0.5, math.nan, 0.6]))
 
 
 def test_perfect_macro_ranking_does_not_promise_perfection():
@@ -316,12 +317,12 @@ def test_perfect_macro_ranking_does_not_promise_perfection():
     rng = np.random.default_rng(0)
     found = intervals.macro_average_precision_interval(labels, np.eye(3)[labels], replicates=200, rng=rng)
     assert found.estimate == found.high == 1.0
-    assert found.low == pytest.approx(1 - intervals.unseen_share(20, 0.95) / 3, abs=1e-9)
+    assert found.low == pytest.approx(1 - bootstrap.unseen_share(20, 0.95) / 3, abs=1e-9)
 
 
 def test_interval_says_how_many_resamples_it_is_from(monkeypatch):
     targets, scores = toy()
     assert interval(targets, scores, replicates=300).replicates == 300
-    monkeypatch.setattr(intervals, "MIN_REPLICATES", 50)
-    monkeypatch.setattr(intervals, "MAX_DRAWS", 1)
+    monkeypatch.setattr(bootstrap, "MIN_REPLICATES", 50)
+    monkeypatch.setattr(bootstrap, "MAX_DRAWS", 1)
     assert interval(targets, scores, replicates=300).replicates == 50

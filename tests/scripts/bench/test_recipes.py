@@ -17,7 +17,7 @@ from ensembles.blending import Blend
 from scripts.bench import recipes
 from scripts.bench.recipes import _summary, main
 from scripts.bench.spread import paired
-from trainers.intervals import paired_difference
+from trainers.paired import paired_difference
 
 
 def test_the_interval_of_the_paired_difference_is_students_t() -> None:
