@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from configs.sections import Count, OpenFraction, Positive, Section
 from configs.study import checked_study, run_name, typed
@@ -54,7 +54,15 @@ class LabelSpreading(Section):
         return _grid(n_neighbors=self.n_neighbors, alpha=self.alpha)
 
 
-Rival = Annotated[SelfTraining | LabelSpreading, Field(discriminator="learner")]
+def _learner(value: Any) -> Any:
+    return value.get("learner", "") if isinstance(value, dict) else getattr(value, "learner", None)
+
+
+# A discriminator by name would not go with the checks that every section makes of its fields.
+Rival = Annotated[
+    Annotated[SelfTraining, Tag("self-training")] | Annotated[LabelSpreading, Tag("label-spreading")],
+    Discriminator(_learner),
+]
 
 
 class PoolStudyConfig(Section):
