@@ -6,13 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 import typer
 import yaml
 from sklearn.metrics import average_precision_score
 
+import configs
 import trainers.supervised
 from configs.errors import InputError
 from configs.pool_study import load_pool_study
@@ -309,12 +309,19 @@ def test_data_of_other_options_are_refused(study: Path, idx: Path, tmp_path: Pat
     assert len(pd.read_csv(study / "out" / "base-seed0" / "data" / "table.csv")) == 168
 
 
-def test_every_scenario_and_method_of_the_studys_file_is_known(tmp_path: Path) -> None:
-    path = Path(pool_cells.__file__).parents[2] / "configs" / "pool_study.yaml"
+def test_every_cell_of_the_study_that_is_kept_here_can_be_compared(tmp_path: Path) -> None:
+    path = Path(configs.__file__).parent / "pool_study.yaml"
     study = load_pool_study(path)
     plan = pool_cells.Plan(study, path, tmp_path)
-    assert list(study.scenarios) == ["base", "few", "rich", "poor", "foreign", "long-tail"]
     for scenario in study.scenarios:
-        plan.benchmark(scenario, 0)
-    shares = np.array([study.scenarios[name].data.get("pool_prevalence", np.nan) for name in ("rich", "poor")])
-    assert shares.tolist() == [0.2, 0.01]
+        for method in study.names:
+            plan.check(scenario, 0, method)
+    arms = {name: plan.config("base", 0, name).arms[-1] for name in study.methods}
+    assert set(arms.values()) == {"pretrained", "semi", "combined", "pseudo-1"}
+    assert len(
+        {plan.config("base", 0, name).model_copy(update={"name": "x"}).model_dump_json() for name in arms}
+    ) == len(arms)
+    sizes = {name: plan.benchmark(name, 0) for name in study.scenarios}
+    assert sizes["few"].num_positives == 60 and sizes["poor"].pool_prevalence == 0.01
+    assert (sizes["rich"].num_pool, sizes["rich"].pool_prevalence) == (25_000, 0.2)
+    assert (len(sizes["foreign"].unseen), sizes["foreign"].unseen_share) == (2, 0.2)
