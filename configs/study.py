@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -46,7 +46,7 @@ class StudyConfig(Section):
         `given` are those of the command line, which come after what all recipes have in common.
         """
         own = (self.recipes | self.oracle)[name]
-        return [*_typed(self.common), *given, *_typed(own)]
+        return [*typed(self.common), *given, *typed(own)]
 
 
 def run_name(recipe: str) -> str:
@@ -54,15 +54,24 @@ def run_name(recipe: str) -> str:
     return recipe.replace(" ", "-")
 
 
-def _typed(changes: dict[str, Any]) -> list[str]:
+def typed(changes: dict[str, Any]) -> list[str]:
+    """Overrides as they would be typed on the command line."""
     # As JSON, which is YAML; a date, the only scalar of YAML that JSON lacks, is meant as it was written.
     return [f"{key}={json.dumps(value, default=str)}" for key, value in changes.items()]
 
 
 def load_study(path: Path) -> StudyConfig:
     """The checked study; raises InputError naming the file and each wrong field."""
+    return checked_study(path, StudyConfig)
+
+
+Study = TypeVar("Study", bound=Section)
+
+
+def checked_study(path: Path, kind: type[Study]) -> Study:
+    """The file as a study of that kind; raises InputError naming the file and each wrong field."""
     try:
-        return StudyConfig.model_validate(read_yaml(path))
+        return kind.model_validate(read_yaml(path))
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
         raise InputError(f"{path}: not a study\n{listed(problems)}") from None

@@ -34,6 +34,9 @@ def main(
     unseen: Annotated[
         list[str] | None, typer.Option(help="rare-fashion: class that is never labelled; may be repeated")
     ] = None,
+    unseen_share: Annotated[
+        float | None, typer.Option(help="rare-fashion: their share of the pool; default: as they come")
+    ] = None,
     most: Annotated[int | None, typer.Option(help="long-tail: labels of the commonest class; default: 1000")] = None,
     fewest: Annotated[int | None, typer.Option(help="long-tail: labels of the rarest class; default: 20")] = None,
     seed: Annotated[int, typer.Option(min=0, help="which images are chosen")] = 0,
@@ -55,6 +58,7 @@ def main(
         "num_pool": pool,
         "pool_prevalence": pool_prevalence,
         "unseen": tuple(unseen) if unseen else None,
+        "unseen_share": unseen_share,
         "most": most,
         "fewest": fewest,
     }

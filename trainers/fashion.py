@@ -33,7 +33,8 @@ class RareFashion:
     """A few labelled images of one class among many of the others, and a pool and a test set at the same prevalence.
 
     `pool_prevalence` None = that of the labelled rows. `unseen` classes are never among the labelled negatives, but are
-    negatives in the pool and the test set.
+    negatives in the pool and the test set; `unseen_share` is their share of the pool, None = as they come among the
+    other negatives.
     """
 
     positive: str = "shirt"
@@ -42,6 +43,7 @@ class RareFashion:
     num_pool: int = 45_000
     pool_prevalence: float | None = None
     unseen: tuple[str, ...] = ()
+    unseen_share: float | None = None
     seed: int = 0
 
 
@@ -85,6 +87,11 @@ def write_rare_fashion(out: Path, settings: RareFashion, *, idx: Path = DEBIAN_F
         )
     if settings.pool_prevalence is not None and not 0.0 <= settings.pool_prevalence <= 1.0:
         raise InputError(f"rare-fashion: expected a pool prevalence from 0 to 1, got {settings.pool_prevalence}")
+    if settings.unseen_share is not None and not (settings.unseen and 0.0 <= settings.unseen_share <= 1.0):
+        raise InputError(
+            f"rare-fashion: expected a share of the pool from 0 to 1 for unseen classes, got {settings.unseen_share} "
+            f"for {', '.join(settings.unseen) or 'none (name them in `unseen`)'}"
+        )
     train_images, train_labels = _read(idx, "train")
     test_images, test_labels = _read(idx, "t10k")
     rng = np.random.default_rng(settings.seed)
@@ -99,8 +106,9 @@ def write_rare_fashion(out: Path, settings: RareFashion, *, idx: Path = DEBIAN_F
     pool_share = prevalence if settings.pool_prevalence is None else settings.pool_prevalence
     num_pool_positives = round(settings.num_pool * pool_share)
     pool = _take("pool positives", positives[settings.num_positives :], num_pool_positives)
-    rest = rng.permutation(np.concatenate([seen_first[settings.num_negatives :], hidden]))
-    pool_negatives = _take("pool negatives", rest, settings.num_pool - num_pool_positives)
+    pool_negatives = _pool_negatives(
+        seen_first[settings.num_negatives :], hidden, settings, settings.num_pool - num_pool_positives, rng
+    )
 
     test_negatives = np.flatnonzero(test_labels != positive)
     num_test_positives = round(len(test_negatives) * prevalence / (1 - prevalence))
@@ -117,6 +125,20 @@ def write_rare_fashion(out: Path, settings: RareFashion, *, idx: Path = DEBIAN_F
         "test": part(test_images, test, test_negatives),
     }
     return _write(out, parts, list(RARE_TARGETS), rng)
+
+
+def _pool_negatives(
+    seen: np.ndarray, unseen: np.ndarray, settings: RareFashion, number: int, rng: np.random.Generator
+) -> np.ndarray:
+    if settings.unseen_share is None:
+        return _take("pool negatives", rng.permutation(np.concatenate([seen, unseen])), number)
+    num_unseen = round(settings.num_pool * settings.unseen_share)
+    if num_unseen > number:
+        raise InputError(
+            f"rare-fashion: {num_unseen} images of unseen classes do not fit among {number} pool negatives"
+        )
+    foreign = _take("pool images of unseen classes", rng.permutation(unseen), num_unseen)
+    return np.concatenate([foreign, _take("other pool negatives", seen, number - num_unseen)])
 
 
 def write_long_tail(out: Path, settings: LongTail, *, idx: Path = DEBIAN_FOLDER) -> Counts:

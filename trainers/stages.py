@@ -5,12 +5,13 @@ A stage works in `<run>/.partial/<stage>/`; what it wrote there is moved to its 
 points is continued under the same fingerprint and refused under another one; without resume points it starts afresh.
 """
 
+import errno
 import fcntl
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,6 +23,8 @@ from trainers import atomic
 from trainers.provenance import code_version, digest
 
 ORPHAN_SECONDS = 10.0
+# What link() says on file systems that cannot, across two of them, or of a file that has too many names.
+NOT_LINKABLE = {errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ def finished(run_dir: Path, stage: Stage) -> StageRecord | None:
     if not path.exists():
         return None
     record = _read_json(path)
-    there = all((run_dir / output).exists() for output in stage.outputs)
+    there = _outputs_there(run_dir, {"outputs": stage.outputs})
     if record["fingerprint"] != digest(stage.inputs) or not there:
         return None
     return StageRecord(stage.name, record["seconds"], record["summary"], record["facts"], skipped=True)
@@ -147,6 +150,38 @@ def outdated(run_dir: Path, stage: Stage) -> list[str]:
 def forget(run_dir: Path, stage: Stage) -> None:
     """Take back that the stage is finished, because its outputs turned out to be damaged; they stay where they are."""
     (run_dir / ".stages" / f"{stage.folder}.json").unlink(missing_ok=True)
+
+
+def adopt(run_dir: Path, source: Path, prefixes: tuple[str, ...], *, replace: bool) -> list[str]:
+    """Take over the finished stages of another run whose names begin so; returns the names of those that were taken.
+
+    One that is finished here, too, stays when its inputs are the same, or always without `replace`. Outputs are taken
+    as hard links where that is possible: no stage writes into a file that is in its place. Each stage comes by the
+    same commit as one that was run, so that a crash leaves it there or not there.
+    """
+    adopted = []
+    for path in sorted((source / ".stages").glob("*.json")):
+        record = _read_json(path)
+        if not record["stage"].startswith(prefixes) or not _outputs_there(source, record):
+            continue
+        partial, own = run_dir / ".partial" / path.stem, run_dir / ".stages" / path.name
+        atomic.clear_temporary(partial.parent)
+        _finish_interrupted_commit(run_dir, partial)
+        mine = _read_json(own) if own.exists() else None
+        same = mine is not None and mine["fingerprint"] == record["fingerprint"]
+        if mine is not None and _outputs_there(run_dir, mine) and (same or not replace):
+            continue
+        if partial.exists():
+            _discard(partial)
+        temporary = partial.with_name(f".{partial.name}.tmp")
+        for output in record["outputs"]:
+            _link(source / output, temporary / output)
+        atomic.write_json(temporary / "commit.json", record)
+        os.replace(temporary, partial)
+        _finish_interrupted_commit(run_dir, partial)
+        log_event(run_dir, "adopted", stage=record["stage"], source=str(source))
+        adopted.append(record["stage"])
+    return adopted
 
 
 def log_event(run_dir: Path, event: str, **fields: Any) -> None:
@@ -280,6 +315,28 @@ def _move(new: Path, place: Path, *, old: Path) -> None:
         os.replace(place, old)
     os.replace(new, place)
     atomic.fsync_dir(place.parent)
+
+
+def _outputs_there(run_dir: Path, record: Mapping[str, Any]) -> bool:
+    return all((run_dir / output).exists() for output in record["outputs"])
+
+
+def _link(source: Path, target: Path) -> None:
+    """Another name for a file, or for all files of a folder; a copy where there can be none. What is there stays."""
+    if source.is_dir():
+        for inner in source.iterdir():
+            _link(inner, target / inner.name)
+        target.mkdir(parents=True, exist_ok=True)
+        return
+    if target.exists():
+        return  # an output of its own and of a folder that is one, too
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.hardlink_to(source)
+    except OSError as error:
+        if error.errno not in NOT_LINKABLE:
+            raise
+        shutil.copy2(source, target)
 
 
 def _read_json(path: Path) -> Any:

@@ -11,6 +11,7 @@ BENCHMARKS = {
     "data": "scripts.bench.data",
     "metrics": "scripts.bench.metrics",
     "pairs": "scripts.bench.pairs",
+    "pool": "scripts.bench.pool",
     "recipes": "scripts.bench.recipes",
     "train": "scripts.bench.train",
 }

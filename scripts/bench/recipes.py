@@ -5,14 +5,15 @@ recipes that were chosen. Runs are ordinary run folders: finished ones are reuse
 """
 
 import json
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from scripts.arguments import RestartOption
+from scripts.bench.benchmark_data import ORACLE_TABLE, TABLE, TEST, TEST_TRUTH, write_benchmark
 from scripts.bench.spread import bracketed, mean_sd, paired, signed
+from scripts.bench.timed import timed_run
 from scripts.command import run_command
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def main(
         for config in settings:
             _write_data(plan, config.seed, out)
             print(f"--- {name}, seed {config.seed}", flush=True)
-            results.append(_run(config, restart=restart))
+            results.append(timed_run(config, restart=restart))
         rows.append({"recipe": name, "seeds": chosen, **_summary(results)})
     first = rows[0]
     for row in rows:
@@ -140,12 +141,12 @@ def _config(
     from configs.study import run_name
 
     data = _data_folder(plan, seed, out)
-    table = "table-oracle.csv" if name in plan.oracle else "table.csv"
+    table = ORACLE_TABLE if name in plan.oracle else TABLE
     overrides = [
         *plan.overrides(name, given),
-        f"data.source={data / table}", f"data.test={data / 'test.csv'}", f"out={out}", f"seed={seed}",
+        f"data.source={data / table}", f"data.test={data / TEST}", f"out={out}", f"seed={seed}",
         f"name={run_name(name)}-seed{seed}",
-        *([f"data.truth={data / 'truth-test.csv'}"] if truth else []),
+        *([f"data.truth={data / TEST_TRUTH}"] if truth else []),
     ]  # fmt: skip
     return load_config(study.parent / plan.preset, overrides)
 
@@ -164,54 +165,16 @@ def _check_same_rows(study: Path, configs: dict[str, "RunConfig"]) -> None:
             )
 
 
-def _run(config: "RunConfig", *, restart: bool) -> dict[str, Any]:
-    """metrics.json of one recipe and seed, and `wall_seconds`: of all the commands that its trainings took."""
-    from scripts.pipeline import run_pipeline
-    from trainers import atomic
-    from trainers.decode import RULES_VERSION
-
-    wall = config.run_dir / "wall.json"  # stages know but their own seconds
-    chosen = {"data", "guarantee", "folds", "train", "models", "augment", "seed"}
-    settings = config.model_dump(mode="json", include=chosen, exclude={"data": {"truth"}})  # a look trains nothing
-    trained_with = settings | {"rules": RULES_VERSION}
-    noted = json.loads(wall.read_text(encoding="utf-8")) if wall.exists() else {}
-    seconds = noted["seconds"] if noted.get("settings") == trained_with else 0.0
-    started = time.perf_counter()
-    trained = True  # before it stopped, if it does
-    try:
-        records = run_pipeline(config, restart=restart).records
-        trained = any(not record.skipped for record in records if record.name.startswith("train/"))
-    finally:
-        if trained and config.run_dir.exists():
-            seconds += time.perf_counter() - started
-            atomic.write_json(wall, {"settings": trained_with, "seconds": seconds})
-    metrics = json.loads((config.run_dir / "metrics.json").read_text(encoding="utf-8"))
-    # Of a run of another command only its stages' seconds are known; trainings side by side count one by one.
-    return metrics | {"wall_seconds": seconds or sum(metrics["timing"].values())}
-
-
 def _data_folder(plan: "StudyConfig", seed: int, out: Path) -> Path:
     return out / f"data-{plan.benchmark}-seed{seed}"  # studies of both may share a folder
 
 
 def _write_data(plan: "StudyConfig", seed: int, out: Path) -> None:
     """The benchmark of one seed, and beside it the table of the oracle and the truth of the test rows alone."""
-    import pandas as pd
+    from trainers import fashion
 
-    from trainers import atomic, fashion
-
-    folder = _data_folder(plan, seed, out)
-    if (folder / "truth-test.csv").exists():
-        return
-    if plan.benchmark == "rare-fashion":
-        fashion.write_rare_fashion(folder, fashion.RareFashion(seed=seed))
-    else:
-        fashion.write_long_tail(folder, fashion.LongTail(seed=seed))
-    texts = {"dtype": str, "keep_default_na": False}
-    table, truth = (pd.read_csv(folder / name, **texts) for name in ("table.csv", "truth.csv"))  # type: ignore[call-overload]
-    known = table["label"].where(table["label"] != "", table["id"].map(truth.set_index("id")["label"]))
-    atomic.write_csv(folder / "table-oracle.csv", table.assign(label=known, split="train"))
-    atomic.write_csv(folder / "truth-test.csv", truth[truth["id"].str.startswith("test-")])
+    kind = fashion.RareFashion if plan.benchmark == "rare-fashion" else fashion.LongTail
+    write_benchmark(_data_folder(plan, seed, out), kind(seed=seed))
 
 
 def _summary(results: list[dict[str, Any]]) -> dict[str, Any]:

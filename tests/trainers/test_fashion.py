@@ -58,6 +58,16 @@ def test_parts_have_the_counts_and_classes_asked_for(tmp_path: Path, idx: Path) 
     assert parts["train"]["truth"].isna().all()
 
 
+def test_unseen_classes_have_the_share_of_the_pool_that_is_asked_for(tmp_path: Path, idx: Path) -> None:
+    settings = RareFashion("shirt", 10, 90, 200, pool_prevalence=0.1, unseen=("bag", "sandal"), unseen_share=0.2)
+    counts = write_rare_fashion(tmp_path / "out", settings, idx=idx)
+    assert counts["pool"] == {"1": 20, "0": 180}
+    parts = read_parts(tmp_path / "out")
+    assert parts["pool"]["class"].isin(["bag", "sandal"]).sum() == 40
+    assert not parts["train"]["class"].isin(["bag", "sandal"]).any()
+    assert parts["test"]["class"].isin(["bag", "sandal"]).sum() == 40
+
+
 def test_no_image_is_used_twice_and_the_order_hides_the_class(tmp_path: Path, idx: Path) -> None:
     write_rare_fashion(tmp_path / "out", RareFashion("coat", 10, 90, 400, seed=1), idx=idx)
     parts = read_parts(tmp_path / "out")
@@ -84,6 +94,10 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path, idx: Path) -> None:
         (RareFashion(pool_prevalence=float("nan")), "expected a pool prevalence from 0 to 1, got nan"),
         (RareFashion("hat"), r"\['hat'\] cannot be used.*ankle-boot"),
         (RareFashion("shirt", unseen=("shirt",)), "different ones"),
+        (RareFashion(unseen_share=0.2), r"got 0.2 for none \(name them in `unseen`\)"),
+        (RareFashion(unseen=("bag",), unseen_share=1.2), "from 0 to 1 for unseen classes, got 1.2 for bag"),
+        (RareFashion("shirt", 5, 45, 100, unseen=("bag",), unseen_share=0.7), "70 pool images of unseen .* only 60"),
+        (RareFashion("shirt", 5, 5, 60, unseen=("bag",), unseen_share=0.9), "54 images of unseen .* among 30 pool neg"),
         (RareFashion("shirt", 100, 5, 5), "100 labelled positives asked for, but only 60"),
         (RareFashion("shirt", 50, 100, 100, pool_prevalence=0.5), "50 pool positives asked for, but only 10"),
     ],

@@ -1,5 +1,6 @@
 """Stages run once, keep old outputs until the new ones are complete, and refuse to mix two settings."""
 
+import errno
 import json
 import os
 import subprocess
@@ -128,6 +129,78 @@ def test_a_commit_interrupted_at_any_rename_is_finished_by_the_next_run(
     assert calls == (["two"] if crash_at <= 2 else [])  # once the journal is written the work is not done again
     assert (tmp_path / "model" / "weights").read_text() == "two"
     assert (tmp_path / "note.txt").read_text() == "two"
+
+
+def test_a_stage_is_adopted_once_and_its_source_never_changes(tmp_path: Path) -> None:
+    source, mine = tmp_path / "source", tmp_path / "mine"
+    calls: list[str] = []
+    run_stage(source, stage_of(1), writer("one", calls))
+    run_stage(source, Stage("other", {}, ("other.txt",)), lambda partial: _noted(partial / "other.txt"))
+    assert stages.adopt(mine, source, ("train/",), replace=True) == ["train/a/fold0"]
+    assert stages.adopt(mine, source, ("train/",), replace=True) == []
+    assert not (mine / "other.txt").exists()
+    assert run_stage(mine, stage_of(1), writer("again", calls)).skipped
+    assert (mine / "model" / "weights").samefile(source / "model" / "weights")
+    run_stage(mine, stage_of(2), writer("two", calls))
+    assert (mine / "model" / "weights").read_text() == "two"
+    assert (source / "model" / "weights").read_text() == (source / "note.txt").read_text() == "one"
+    assert stages.adopt(mine, source, ("train/",), replace=False) == [], "what is finished here stays"
+    assert stages.adopt(mine, source, ("train/",), replace=True) == ["train/a/fold0"]
+    assert (mine / "note.txt").read_text() == "one"
+
+
+def test_a_stage_is_copied_where_there_are_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(own: Path, target: Path) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    run_stage(tmp_path / "source", stage_of(1), writer("one", []))
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    stages.adopt(tmp_path / "mine", tmp_path / "source", ("train/",), replace=True)
+    assert (tmp_path / "mine" / "model" / "weights").read_text() == "one"
+    assert not (tmp_path / "mine" / "note.txt").samefile(tmp_path / "source" / "note.txt")
+
+
+@pytest.mark.parametrize("crash_at", range(1, 11))
+def test_an_adoption_that_is_killed_leaves_the_stage_or_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash_at: int
+) -> None:
+    """Killed at any link or rename; with a stage of other settings in the place, which stays whole until then."""
+    source, mine = tmp_path / "source", tmp_path / "mine"
+    run_stage(source, stage_of(1), writer("one", []))
+    run_stage(mine, stage_of(2), writer("two", []))
+    steps = 0
+
+    def counted(real):
+        def crashing(*arguments: object) -> object:
+            nonlocal steps
+            steps += 1
+            if steps == crash_at:
+                raise KeyboardInterrupt
+            return real(*arguments)
+
+        return crashing
+
+    monkeypatch.setattr(os, "replace", counted(os.replace))
+    monkeypatch.setattr(Path, "hardlink_to", counted(Path.hardlink_to))
+    try:
+        stages.adopt(mine, source, ("train/",), replace=True)
+        crashed = False
+    except KeyboardInterrupt:
+        crashed = True
+    monkeypatch.undo()
+    assert crashed == (crash_at <= 9)  # two links, journal, claim, folder aside and in, file in, record, the rest away
+    if stages.finished(mine, stage_of(1)) is not None:
+        assert (mine / "model" / "weights").read_text() == (mine / "note.txt").read_text() == "one"
+    stages.adopt(mine, source, ("train/",), replace=True)
+    calls: list[str] = []
+    assert run_stage(mine, stage_of(1), writer("again", calls)).skipped and not calls
+    assert (mine / "model" / "weights").read_text() == (mine / "note.txt").read_text() == "one"
+    assert (source / "model" / "weights").read_text() == "one"
+
+
+def _noted(path: Path) -> StageOutcome:
+    path.write_text("here")
+    return StageOutcome("", {})
 
 
 def test_restart_keeps_half_done_work_of_the_same_settings(tmp_path: Path) -> None:

@@ -1,0 +1,160 @@
+"""The cells of a study of the pool: their configs, all checked before the first is trained, and how one is done.
+
+OUT/<scenario>-seed<s>/
+  data/            the benchmark, drawn from the seed
+  supervised/      an ordinary run, as are those of the methods and the oracle
+  <method>/        begins with the networks of supervised/, which are adopted and not trained again
+  rivals/          features of these networks, and what scikit-learn makes of them
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from configs.errors import InputError, listed
+from configs.pool_study import ORACLE, SUPERVISED, PoolStudyConfig
+from configs.study import run_name
+from scripts.bench.benchmark_data import ORACLE_TABLE, TABLE, TEST, TEST_TRUTH, write_benchmark
+from scripts.bench.pool_figures import Cell, arm_figures
+from scripts.bench.timed import timed_run
+
+if TYPE_CHECKING:
+    from configs.schema import RunConfig
+    from trainers.fashion import LongTail, RareFashion
+
+# What decides the networks of the arm `supervised` and their scores, and so must be the same in all methods.
+SHARED = ("data", "folds", "guarantee", "augment", "models", "train")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study as it was asked for: its file, where it works, the overrides of the command line."""
+
+    study: PoolStudyConfig
+    path: Path
+    out: Path
+    given: tuple[str, ...] = ()
+    idx: Path | None = None
+    restart: bool = False
+
+    def folder(self, scenario: str, seed: int) -> Path:
+        """Where everything of a scenario and seed is."""
+        return self.out / f"{run_name(scenario)}-seed{seed}"
+
+    def benchmark(self, scenario: str, seed: int) -> "RareFashion | LongTail":
+        """What the data are drawn with; raises InputError for options that the benchmark does not have."""
+        from pydantic import TypeAdapter, ValidationError
+
+        from trainers.fashion import LongTail, RareFashion
+
+        settings = self.study.scenarios[scenario]
+        kind: type[RareFashion | LongTail] = RareFashion if settings.benchmark == "rare-fashion" else LongTail
+        known = sorted(set(kind.__dataclass_fields__) - {"seed"})
+        problems = [f"{key}: not an option; there are {', '.join(known)}" for key in settings.data if key not in known]
+        try:
+            found = TypeAdapter(kind).validate_python({**settings.data, "seed": seed})
+        except ValidationError as error:
+            problems += [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+        if problems:
+            raise InputError(f"{self.path}: data of scenario {scenario!r} ({settings.benchmark})\n{listed(problems)}")
+        return found
+
+    def config(self, scenario: str, seed: int, method: str) -> "RunConfig":
+        """The config of a run; that of a rival is the supervised one, whose networks it stands on."""
+        from configs.load import load_config
+
+        method = SUPERVISED if method in self.study.rivals else method
+        folder = self.folder(scenario, seed)
+        overrides = [
+            *self.study.overrides(scenario, method, self.given),
+            f"data.source={folder / 'data' / (ORACLE_TABLE if method == ORACLE else TABLE)}",
+            f"data.test={folder / 'data' / TEST}", "data.truth=null",
+            f"out={folder}", f"name={run_name(method)}", f"seed={seed}",
+        ]  # fmt: skip
+        return load_config(self.path.parent / self.study.scenarios[scenario].preset, overrides)
+
+    def check(self, scenario: str, seed: int, method: str) -> None:
+        """Raise InputError when a cell cannot be compared with the supervised one, or its config is wrong."""
+        self.benchmark(scenario, seed)
+        config = self.config(scenario, seed, method)
+        if method not in self.study.methods:
+            return
+        if config.pool.arm == "none":
+            raise InputError(f"{self.path}: method {method!r} does not use the pool; set pool.arm")
+        first = self.config(scenario, seed, SUPERVISED)
+        own, shared = (_deciding(each) for each in (config, first))
+        differing = [
+            f"{key}: supervised {shared[key]}, {method} {own[key]}" for key in shared if own[key] != shared[key]
+        ]
+        if differing:
+            raise InputError(
+                f"{self.path}: method {method!r} would not share the networks of {SUPERVISED!r}; set in `common` what "
+                f"is to change in all methods\n{listed(differing)}"
+            )
+
+
+def run_cell(plan: Plan, scenario: str, seed: int, method: str, *, look: bool) -> Cell:
+    """Bring one cell up to date; `look` adds figures of the test rows. Raises InputError when it cannot be done.
+
+    The cell of `supervised` must be up to date before those of methods and rivals.
+    """
+    folder = plan.folder(scenario, seed)
+    write_benchmark(folder / "data", plan.benchmark(scenario, seed), idx=plan.idx)
+    truth = folder / "data" / TEST_TRUTH if look else None
+    config = plan.config(scenario, seed, method)
+    if method in plan.study.rivals:
+        return _rival(plan, config, scenario, seed, method, truth)
+    if method in plan.study.methods:
+        share_trainings(plan.config(scenario, seed, SUPERVISED).run_dir, config.run_dir)
+    metrics = timed_run(config, restart=plan.restart)
+    arm = config.arms[-1]  # which stands on the others, if there are any
+    gate: dict[str, Any] = {}
+    kept = metrics["ensemble"]["arm"]
+    figures = arm_figures(config.run_dir, (arm, kept), truth)
+    if method in plan.study.methods:
+        oof, test = figures[kept]
+        gate = {"kept": kept, "kept_oof": oof, "kept_test": test}
+    oof, test = figures[arm]
+    return Cell(scenario, seed, method, oof=oof, test=test, minutes=metrics["wall_seconds"] / 60, **gate)
+
+
+def share_trainings(supervised: Path, run_dir: Path) -> None:
+    """Give a run the finished supervised trainings of another one, as hard links; raises InputError while either works.
+
+    Its own scores stay, because a method may need those of other rows; the pipeline tells whether they are right.
+    """
+    from trainers.stages import adopt, locked
+
+    with locked(supervised), locked(run_dir):
+        adopt(run_dir, supervised, ("prepare", f"train/{SUPERVISED}/"), replace=True)
+        adopt(run_dir, supervised, (f"predict/{SUPERVISED}/",), replace=False)
+
+
+def _rival(plan: Plan, config: "RunConfig", scenario: str, seed: int, name: str, truth: Path | None) -> Cell:
+    from scripts.bench import embedding_rivals
+
+    result = embedding_rivals.run(
+        plan.study.rivals[name],
+        config,
+        name=name,
+        out=plan.folder(scenario, seed) / "rivals",
+        truth=truth,
+        restart=plan.restart,
+    )
+    note = f"{result.setting} of {result.num_settings} settings"
+    if result.not_converged:
+        note += f" ({result.not_converged} learners did not converge)"
+    return Cell(scenario, seed, name, oof=result.oof, test=result.test, minutes=result.seconds / 60, note=note)
+
+
+def _deciding(config: "RunConfig") -> dict[str, Any]:
+    """The settings in SHARED, and the views that scores are averaged over, by their dotted keys."""
+    settings = config.model_dump(mode="json", include=set(SHARED))
+    flat = {
+        f"{section}.{key}": value
+        for section in SHARED
+        if section != "models"
+        for key, value in settings[section].items()
+    }
+    views = [view.model_dump() for view in config.predict.views]
+    return {**flat, "models": settings["models"], "predict.views": views}
