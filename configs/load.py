@@ -108,6 +108,8 @@ def _unfair_arms(config: RunConfig) -> list[str]:
             "augment.mixup_alpha and cutmix_alpha would mix labelled images with those of the pool, whose targets hold "
             "at other class shares; with pool.arm pseudo set both to 0"
         )
+    if config.student_arms:
+        problems += _too_few_teachers(config)
     bent = [model.name for model in config.models if config.train_for(model).loss.name in ("focal", "asymmetric")]
     if config.student_arms and config.pseudo.prevalence == "estimate" and bent:
         problems.append(
@@ -115,6 +117,23 @@ def _unfair_arms(config: RunConfig) -> list[str]:
             "train.loss.name to cross_entropy, or prevalence to labelled"
         )
     return problems
+
+
+def _too_few_teachers(config: RunConfig) -> list[str]:
+    cross = config.pseudo.teachers == "cross"
+    each = len(config.models) - cross
+    if not each:
+        return [
+            f"pseudo.teachers: cross lets the other models of a fold teach each student, and {config.models[0].name} "
+            "is the only one; add a second one to models, or set it to joint"
+        ]
+    if config.pseudo.select == "agreement" and each < 2:
+        one_more = "a third model for cross" if cross else "a second model"
+        return [
+            "pseudo.select: agreement needs two models that may disagree, and each student has one teacher; use "
+            f"another selection, or {one_more}"
+        ]
+    return []
 
 
 def _problems_of(build: Callable[[], object], below: tuple[Any, ...]) -> list[str]:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from configs.sections import Count, NonNegative, Section
+from configs.sections import Count, Fraction, NonNegative, Section
 
 
 class PoolConfig(Section):
@@ -23,7 +23,21 @@ class PseudoConfig(Section):
     """Pseudo-labels: what the fold models of an arm say of the pool teaches the next ones, fold by fold."""
 
     teacher: Literal["supervised", "pretrained"] = Field(
-        "supervised", description="arm that teaches; students of pretrained ones begin with the same backbones"
+        "supervised",
+        description="arm that teaches in the first round; students of pretrained ones begin with the same backbones",
+    )
+    teachers: Literal["joint", "cross"] = Field(
+        "joint",
+        description="joint = all models of a fold teach each student; cross = all but its own (co-training)",
+    )
+    rounds: Count = Field(
+        1,
+        description="at most; students teach the next round, until two rounds have shown no gain over their teachers",
+    )
+    min_precision: Fraction = Field(
+        0.5,
+        description="a round is not trained when fewer of its positive pseudo-labels (several classes: of any class) "
+        "are right by the estimate itself, not by its interval; 0 = never",
     )
     select: Literal["soft", "threshold", "quota", "agreement"] = Field(
         "soft",

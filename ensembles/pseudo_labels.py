@@ -5,7 +5,7 @@ shares that they are corrected by are those of the other folds, and the pool's p
 teachers' scores alone. The ledger has one row for every image that a student is taught.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,13 +69,24 @@ class _Opinions:
 
 
 def make_ledger(
-    predictions: pd.DataFrame, *, table: ImageTable, teacher: str, config: PseudoConfig, seed: int
+    predictions: pd.DataFrame,
+    *,
+    table: ImageTable,
+    teacher: str,
+    models: Sequence[str] | None = None,
+    config: PseudoConfig,
+    seed: int,
 ) -> Ledger:
     """The pseudo-labels for the student of every fold, from the prediction table of all arms.
 
-    Raises InputError when the teacher did not score the pool, or no image is certain enough to be taught.
+    `models` are those of the arm `teacher` that teach (default: all): in co-training (Blum and Mitchell 1998) a student
+    learns from the others. Raises InputError when the teacher did not score the pool, or no image is certain enough to
+    be taught.
     """
     own = predictions[predictions["arm"] == teacher]
+    if models is not None:
+        own = own[own["model"].isin(models)]
+    named = teacher if models is None else f"{teacher}/{'+'.join(sorted(models))}"
     parts, priors, decisions = [], {}, []
     rank = pd.Series(np.arange(len(table)), index=table.frame["id"])
     for fold in range(table.num_folds):
@@ -97,7 +108,7 @@ def make_ledger(
                 f"fold {fold}; "
                 + (f"lower pseudo.{config.select}" if config.select == "threshold" else "use select: soft")
             )
-        parts.append(_rows(pool.ids[chosen], targets[chosen], fold, teacher, _reason(config), table))
+        parts.append(_rows(pool.ids[chosen], targets[chosen], fold, named, _reason(config), table))
         held_out = _opinions(of_fold[of_fold["kind"] == "oof"], rank)
         truth = table.targets[rank.loc[held_out.ids].to_numpy()]
         decisions.append((truth, rule(held_out.at(labelled, prior))))

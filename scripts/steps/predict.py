@@ -28,12 +28,24 @@ def predict_arms(pipeline: Pipeline, arms: Sequence[str]) -> None:
     records = [
         _predict_one(pipeline, table, arm, model, fold) for arm, model, fold in product(arms, config.models, folds)
     ]
-    _drop_foreign_predictions(run_dir / "predictions", config, table)
+    keep_predictions_of(pipeline, config.arms)
     scores = sum(record.facts["num_images"] for record in records)
     _, kinds = _rows_to_score(table, 0, pool=any(_scores_pool(config, arm) for arm in arms))
     names = [KIND_NAMES[kind] for kind in dict.fromkeys(kinds)]
     what = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
     pipeline.say("predict", records, "predictions/", summary=f"{scores} scores of {what} rows")
+
+
+def keep_predictions_of(pipeline: Pipeline, arms: Sequence[str]) -> None:
+    """Drop scores of other arms, and of models or folds that are no more, so that the folder reads as one table."""
+    folder, num_folds = pipeline.run_dir / "predictions", read_table(pipeline.run_dir / "table.parquet").num_folds
+    wanted = {
+        folder / arm / model.name / f"fold{fold}.parquet"
+        for arm, model, fold in product(arms, pipeline.config.models, range(num_folds))
+    }
+    for path in folder.rglob("*.parquet"):
+        if path not in wanted:
+            path.unlink()
 
 
 def _predict_one(pipeline: Pipeline, table: ImageTable, arm: str, model: ModelConfig, fold: int) -> StageRecord:
@@ -92,7 +104,7 @@ def _predict_one(pipeline: Pipeline, table: ImageTable, arm: str, model: ModelCo
 
 def _scores_pool(config: RunConfig, arm: str) -> bool:
     """Whether an arm's models score the pool: as set, and in any case when they teach from it."""
-    return config.predict.pool or (bool(config.student_arms) and arm == config.pseudo.teacher)
+    return config.predict.pool or arm in [config.teacher_of(student) for student in config.student_arms]
 
 
 def _rows_to_score(table: ImageTable, fold: int, *, pool: bool) -> tuple[np.ndarray, list[str]]:
@@ -102,14 +114,3 @@ def _rows_to_score(table: ImageTable, fold: int, *, pool: bool) -> tuple[np.ndar
         parts["pool"] = table.rows("pool")
     kinds = [kind for kind, rows in parts.items() for _ in rows]
     return np.concatenate(list(parts.values())), kinds
-
-
-def _drop_foreign_predictions(folder: Path, config: RunConfig, table: ImageTable) -> None:
-    """Forget scores of models or folds that the config no longer has, so that the folder reads as one table."""
-    wanted = {
-        folder / arm / model.name / f"fold{fold}.parquet"
-        for arm, model, fold in product(config.arms, config.models, range(table.num_folds))
-    }
-    for path in folder.rglob("*.parquet"):
-        if path not in wanted:
-            path.unlink()

@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from configs.errors import listed
 from configs.schema import ModelConfig, RunConfig
-from scripts.steps.fold_labels import FoldLabels, read_fold_labels
+from scripts.steps.fold_labels import FoldLabels, ledger_name, read_fold_labels
 from scripts.steps.run_state import (
     CONSOLE,
     SUPERVISED,
@@ -96,7 +96,9 @@ class _FoldModel:
         self.folder = train_folder(arm, model, fold)
         pretrained = self.config.starts_pretrained(arm)
         self.start = self.run_dir / pretrain_folder(model) / "final" if pretrained else None
-        self.labels = read_fold_labels(self.run_dir, arm, fold) if arm in self.config.student_arms else None
+        self.labels: FoldLabels | None = None
+        if arm in self.config.student_arms:
+            self.labels = read_fold_labels(self.run_dir, ledger_name(arm, model.name, self.config.pseudo), fold)
         weights = pretrained_digest(model)
         ignored = NOT_TRAINED | (set() if self.train.keep == "best" else {"eval_every_steps"})
         self.stage = Stage(

@@ -210,3 +210,26 @@ def test_what_cannot_be_taught_is_told(binary: tuple[Path, ImageTable, np.ndarra
     without = predictions[predictions["kind"] != "pool"]
     with pytest.raises(InputError, match="arm 'supervised' has no scores of the pool for fold 0"):
         make_ledger(without, table=table, teacher="supervised", config=PseudoConfig(), seed=0)
+
+
+def test_in_co_training_a_student_learns_from_the_others_alone(binary: tuple[Path, ImageTable, np.ndarray]) -> None:
+    folder, table, _ = binary
+    predictions = read_predictions(folder, table=table)
+    config = PseudoConfig(prevalence="estimate")
+
+    def taught(scores: pd.DataFrame) -> Ledger:
+        return make_ledger(scores, table=table, teacher="supervised", models=["b"], config=config, seed=0)
+
+    def changed(model: str) -> pd.DataFrame:
+        return predictions.assign(logit=predictions["logit"] + 0.1 * (predictions["model"] == model))
+
+    ledger, by_a, by_b = (taught(scores) for scores in (predictions, changed("a"), changed("b")))
+    pd.testing.assert_frame_equal(ledger.frame, by_a.frame, check_exact=True)
+    assert ledger.precision == by_a.precision
+    assert (ledger.frame["target"] < by_b.frame["target"]).all()
+    assert set(ledger.frame["teacher"]) == {"supervised/b"}
+    own = predictions[(predictions["model"] == "b") & (predictions["kind"] == "pool") & (predictions["fold"] == 0)]
+    labelled = table.targets[table.rows("train", not_fold=0)].mean()
+    expected = expit(own.set_index("id")["logit"] - logit(labelled) + logit(ledger.priors[0][1]))
+    targets = ledger.frame[ledger.frame["student_fold"] == 0].set_index("id")["target"]
+    np.testing.assert_allclose(targets.loc[expected.index], expected, rtol=1e-9)

@@ -246,6 +246,14 @@ def test_without_a_pool_there_is_nothing_to_learn_from(data: Path, tmp_path: Pat
         (merged(PSEUDO, {"train": {"keep": "best"}}), "train.keep: best chooses the weights of test_resnet, test_eff"),
         (merged(PSEUDO, {"augment": {"mixup_alpha": 0.2}}), "augment.mixup_alpha and cutmix_alpha would mix labelled"),
         (merged(PSEUDO, {"pseudo": {"prevalence": "estimate"}}), "pseudo.prevalence: estimate takes probabilities"),
+        (
+            merged(PSEUDO, {"pseudo": {"teachers": "cross"}, "models": [{"backbone": "test_resnet"}]}),
+            "pseudo.teachers: cross lets the other models .* test_resnet is the only one; add a second one",
+        ),
+        (
+            merged(PSEUDO, {"pseudo": {"teachers": "cross", "select": "agreement"}}),
+            "pseudo.select: agreement needs two models .* one teacher; use another selection, or a third model for",
+        ),
         ({"pool": {"confidence": 0.3}}, "pool.confidence: .*greater than or equal to 0.5"),
     ],
 )
