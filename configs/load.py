@@ -111,10 +111,11 @@ def _unfair_arms(config: RunConfig) -> list[str]:
     if config.student_arms:
         problems += _too_few_teachers(config)
     bent = [model.name for model in config.models if config.train_for(model).loss.name in ("focal", "asymmetric")]
-    if config.student_arms and config.pseudo.prevalence == "estimate" and bent:
+    calibrated = config.pseudo.inner_holdout > 0
+    if config.student_arms and config.pseudo.prevalence == "estimate" and bent and not calibrated:
         problems.append(
             f"pseudo.prevalence: estimate takes probabilities, which the loss of {', '.join(bent)} bends; set "
-            "train.loss.name to cross_entropy, or prevalence to labelled"
+            "train.loss.name to cross_entropy, prevalence to labelled, or pseudo.inner_holdout, which calibrates them"
         )
     return problems
 

@@ -53,7 +53,12 @@ class PseudoConfig(Section):
     prevalence: Literal["labelled", "estimate"] = Field(
         "labelled",
         description="class shares of the pool: those of the labels, or estimated from the scores by EM, which takes "
-        "probabilities, so cross_entropy or logit_adjusted as train.loss.name",
+        "probabilities, so cross_entropy or logit_adjusted as train.loss.name, or an inner_holdout",
+    )
+    inner_holdout: Annotated[float, Field(ge=0.0, le=0.5)] = Field(
+        0.0,
+        description="share of the labels outside a fold that its teachers, then models of their own, leave out and are "
+        "calibrated on; doubles the trainings of every arm that teaches; 0 = off",
     )
     batch_size: Count = Field(64, description="pool images per optimiser step, beside train.batch_size labelled ones")
     loss_weight: NonNegative = Field(1.0, description="of the pool's mean loss against that of the labels")

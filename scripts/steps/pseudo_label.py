@@ -5,8 +5,10 @@ The students of a round are the teachers of the next, until there are as many ro
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+import pandas as pd
 from rich.markup import escape
 
 from configs.errors import InputError, counted
@@ -14,6 +16,7 @@ from configs.pool import PseudoConfig
 from scripts.steps.fold_labels import ledger_file, ledger_name
 from scripts.steps.predict import keep_predictions_of, predict_arms
 from scripts.steps.run_state import CONSOLE, Pipeline, folder_digests, rows_digest
+from scripts.steps.teachers import teacher_step, teachers_folder
 from scripts.steps.train import train_arms
 from trainers.stages import Stage, StageOutcome, StageRecord, log_event
 from trainers.table import ImageTable, read_table
@@ -36,6 +39,8 @@ def pseudo_label_step(pipeline: Pipeline) -> None:
     for arm in config.student_arms:
         why = without_gain(gains)
         if why is None:
+            if config.pseudo.inner_holdout:
+                teacher_step(pipeline, config.teacher_of(arm))
             names = list(dict.fromkeys(ledger_name(arm, model.name, config.pseudo) for model in config.models))
             records = [label_pool(pipeline, arm, name) for name in names]
             ledgers += names
@@ -65,7 +70,7 @@ def label_pool(pipeline: Pipeline, arm: str, name: str) -> StageRecord:
             "pool.arm pseudo: there are no unlabelled images to learn from; set data.pool, or set pool.arm to none"
         )
     teacher = config.teacher_of(arm)
-    folder = run_dir / "predictions" / teacher
+    folder = run_dir / (teachers_folder(teacher) if config.pseudo.inner_holdout else f"predictions/{teacher}")
     models = _teaching_models([model.name for model in config.models], arm, name, config.pseudo)
     stage = Stage(
         f"pseudo-label/{name}",
@@ -81,7 +86,9 @@ def label_pool(pipeline: Pipeline, arm: str, name: str) -> StageRecord:
 
     def work(partial: Path) -> StageOutcome:
         ledger = make_ledger(
-            read_predictions(folder, table=table),
+            _teachers_scores(folder, models, table)
+            if config.pseudo.inner_holdout
+            else read_predictions(folder, table=table),
             table=table,
             teacher=teacher,
             models=models if config.pseudo.teachers == "cross" else None,
@@ -89,20 +96,30 @@ def label_pool(pipeline: Pipeline, arm: str, name: str) -> StageRecord:
             seed=config.seed,
         )
         priors = {str(fold): prior.tolist() for fold, prior in ledger.priors.items()}
-        metadata = {"teacher": teacher, "models": models, "priors": priors}
+        calibrations = {str(fold): asdict(own) for fold, own in ledger.calibrations.items()}
+        metadata = {"teacher": teacher, "models": models, "priors": priors, "calibrations": calibrations}
         write_parquet(partial / ledger_file(name), ledger.frame, metadata=metadata)
         per_student = len(ledger.frame) // table.num_folds
         shares = [prior[-1] for prior in ledger.priors.values()]
         line = f"{per_student} of {counted(len(table.rows('pool')), 'image')} for each student"
         if table.is_binary:
             line += f", pool prevalence {min(shares):.3f} to {max(shares):.3f}"
+        if calibrations:
+            slopes = [own.slope for own in ledger.calibrations.values()]
+            line += f", teachers' logits times {min(slopes):.2f} to {max(slopes):.2f}"
         told = {label: _known(each.share, each.low, each.high) for label, each in ledger.precision.items()}
-        return StageOutcome(line, {"precision": told, "priors": priors})
+        return StageOutcome(line, {"precision": told, "priors": priors, "calibrations": calibrations})
 
     record = pipeline.stage(stage, work)
     pipeline.say("pseudo", [record], ledger_file(name))
     _say_precision(record, config.pseudo)
     return record
+
+
+def _teachers_scores(folder: Path, models: Sequence[str], table: ImageTable) -> pd.DataFrame:
+    """What teachers with an inner holdout gave; there may be files of an earlier config beside them."""
+    files = [folder / model / f"fold{fold}.parquet" for model in models for fold in range(table.num_folds)]
+    return pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
 
 
 def _teaching_models(models: Sequence[str], arm: str, name: str, pseudo: PseudoConfig) -> list[str]:

@@ -9,22 +9,27 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import expit, logit
 
+from configs.errors import InputError
 from configs.schema import RunConfig
 from configs.sections import merged
 from ensembles.report_sections import logged_warnings
 from ensembles.run_files import read_run
 from scripts.pipeline import run_pipeline
 from scripts.steps import train
-from scripts.steps.fold_labels import read_fold_labels
+from scripts.steps.fold_labels import ledger_name, read_fold_labels
 from scripts.steps.predict import predict_step
 from scripts.steps.pseudo_label import label_pool, pseudo_label_step
 from scripts.steps.run_state import Pipeline
+from scripts.steps.teachers import teacher_step
 from scripts.steps.train import train_step
 from tests.scripts.tiny_runs import MODELS, fresh, tiny_config
+from trainers.atomic import read_parquet_metadata
 from trainers.checkpoints import read_final
 from trainers.digits import DigitsSplit, write_digits
 from trainers.fold_task import FoldData
+from trainers.inner_holdout import inner_rows
 from trainers.intervals import Interval
 from trainers.table import ImageTable, read_table, write_table
 
@@ -34,13 +39,15 @@ FLIPPED = 1  # fold
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("digits")
-    write_digits(folder, split=DigitsSplit(train=(24, 48), pool=(6, 24), test=(6, 30)))
+    write_digits(folder, split=DigitsSplit(train=(44, 52), pool=(6, 24), test=(6, 30)))
     return folder
 
 
 def config_of(folder: Path, out: Path, **pseudo: Any) -> RunConfig:
     section = merged({"batch_size": 8, "min_precision": 0.0}, pseudo)
-    return tiny_config(folder, out, {"pool": {"arm": "pseudo"}, "pseudo": section})
+    # teachers that know nothing cannot be calibrated
+    longer = {"train": {"steps": 60}} if "inner_holdout" in pseudo else {}
+    return tiny_config(folder, out, {"pool": {"arm": "pseudo"}, "pseudo": section}, longer)
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +197,56 @@ def test_in_co_training_each_model_learns_from_the_other(run: Callable[..., RunC
     assert [path.name for path in (run_dir / "pseudo_labels").iterdir()] == ["pseudo-1.parquet"]
 
 
-@pytest.mark.parametrize("pseudo", [{}, {"select": "quota", "rounds": 2}, {"teachers": "cross"}])
+def test_teachers_with_an_inner_holdout_are_models_of_their_own(
+    data: Path, run: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    config = run(inner_holdout=0.5)
+    run_dir = config.run_dir
+    run_pipeline(config)
+    table = read_table(run_dir / "table.parquet")
+    path = run_dir / "pseudo_labels" / "pseudo-1.parquet"
+    calibrations = read_parquet_metadata(path)["calibrations"]
+    for fold in (0, 1):
+        inner = inner_rows(table, fold, share=0.5, seed=config.seed)
+        frames = {
+            model: pd.read_parquet(run_dir / f"teachers/supervised/{model}/fold{fold}.parquet") for model in MODELS
+        }
+        for model, frame in frames.items():
+            kinds = {kind: set(own["id"]) for kind, own in frame.groupby("kind")}
+            assert kinds["inner"] == set(table.frame["id"].iloc[inner])
+            assert kinds["oof"] == set(table.frame["id"].iloc[table.rows("train", fold=fold)])
+            facts = read_final(run_dir / "train" / "teacher-supervised" / model / f"fold{fold}" / "final").state
+            learnt = np.setdiff1d(table.rows("train", not_fold=fold), inner)
+            assert facts["class_counts"] == np.bincount(table.targets[learnt]).tolist()
+        scores = pd.concat(frames.values())
+        means = scores[scores["kind"] == "pool"].groupby("id")["logit"].mean()
+        own = pd.read_parquet(path)
+        own = own[own["student_fold"] == fold].set_index("id")["target"]
+        slope, intercept = (calibrations[str(fold)][key] for key in ("slope", "intercept"))
+        before, after = (table.targets[rows].mean() for rows in (inner, table.rows("train", not_fold=fold)))
+        expected = expit(slope * means + intercept - logit(before) + logit(after))
+        np.testing.assert_allclose(own.loc[expected.index], expected, rtol=1e-9)
+    arms = {path.name for path in (run_dir / "predictions").iterdir()}
+    assert arms == {"supervised", "pseudo-1"}, "the gate does not see teachers"
+    assert {arm for arm, _ in read_run(run_dir).curves} == arms
+    assert not fresh(run_pipeline(config))
+    with pytest.raises(InputError, match=r"pseudo.inner_holdout: 0.05 of the images outside fold 0 are .* raise it"):
+        run_pipeline(run(inner_holdout=0.05))
+    bent = {"train": {"loss": {"name": "focal"}}, "pool": {"arm": "pseudo"}}
+    tiny_config(data, tmp_path, bent, {"pseudo": {"prevalence": "estimate", "inner_holdout": 0.3}})
+    with pytest.raises(InputError, match=r"pseudo.prevalence: estimate .* or pseudo.inner_holdout"):
+        tiny_config(data, tmp_path, bent, {"pseudo": {"prevalence": "estimate"}})
+
+
+@pytest.mark.parametrize(
+    "pseudo",
+    [
+        {},
+        {"select": "quota", "rounds": 2},
+        {"teachers": "cross"},
+        {"inner_holdout": 0.5},
+    ],
+)
 def test_labels_of_a_fold_never_reach_its_students_through_real_teachers(
     run: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pseudo: dict[str, Any]
 ) -> None:
@@ -210,12 +266,20 @@ def _kept_when_flipped(config: RunConfig) -> list[bool]:
     table = read_table(path)
     frame = table.frame.copy()
     flipped = (frame["fold"] == FLIPPED).fillna(False).to_numpy(dtype=bool)
+    if (
+        config.pseudo.inner_holdout
+    ):  # not all, or teachers that know the others would be refused as no better than chance
+        flipped &= np.arange(len(frame)) % 8 == 0
     no, yes = table.classes
     frame.loc[flipped, "label"] = frame.loc[flipped, "label"].map({no: yes, yes: no})
     write_table(path, ImageTable(frame, table.classes, table.positive_label))  # in the run alone, so folds stay
     after, ran = _taught(config)
-    assert {f"train/supervised/{model}/fold{FLIPPED}" for model in MODELS} <= set(ran), "by teachers trained again"
-    return [before[fold] == after[fold] for fold in range(table.num_folds)]
+    folds = range(table.num_folds)
+    if config.pseudo.inner_holdout:
+        assert {f"train/teacher-supervised/{model}/fold{1 - FLIPPED}" for model in MODELS} <= set(ran)
+    else:
+        assert {f"train/supervised/{model}/fold{fold}" for model in MODELS for fold in folds} <= set(ran), "as new"
+    return [before[fold] == after[fold] for fold in folds]
 
 
 def _taught(config: RunConfig) -> tuple[list[list[Any]], list[str]]:
@@ -223,10 +287,15 @@ def _taught(config: RunConfig) -> tuple[list[list[Any]], list[str]]:
     pipeline = Pipeline(config, restart=False)
     train_step(pipeline)
     predict_step(pipeline)
-    pseudo_label_step(pipeline)
     table, arm = read_table(config.run_dir / "table.parquet"), config.student_arms[-1]
-    ledgers = sorted(path.stem for path in (config.run_dir / "pseudo_labels").glob(f"{arm}*.parquet"))
-    assert ledgers == ([f"{arm}.{model}" for model in sorted(MODELS)] if config.pseudo.teachers == "cross" else [arm])
+    ledgers = sorted({ledger_name(arm, model, config.pseudo) for model in MODELS})
+    if config.pseudo.rounds > 1:
+        pseudo_label_step(pipeline)
+    else:  # whose students need not be trained here
+        if config.pseudo.inner_holdout:
+            teacher_step(pipeline, config.teacher_of(arm))
+        for name in ledgers:
+            label_pool(pipeline, arm, name)
     result = []
     for fold in range(table.num_folds):
         given: list[Any] = []
@@ -239,6 +308,6 @@ def _taught(config: RunConfig) -> tuple[list[list[Any]], list[str]]:
     return result, fresh(pipeline)
 
 
-def _learning_everything(table: ImageTable, fold: int) -> FoldData:
+def _learning_everything(table: ImageTable, fold: int, inner: np.ndarray | None = None) -> FoldData:
     learnt, held = table.rows("train"), table.rows("train", fold=fold)
     return FoldData(learnt, table.targets[learnt], held, table.targets[held], table.num_outputs)
