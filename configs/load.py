@@ -117,18 +117,39 @@ def _unfair_arms(config: RunConfig) -> list[str]:
             f"train.ema_decay: the moving average is the teacher of arm {config.semi_arms[0]!r}; set it above 0, for "
             "instance to 0.995"
         )
+    if config.student_arms:
+        problems += _too_few_teachers(config)
     bent = [model.name for model in config.models if config.train_for(model).loss.name in ("focal", "asymmetric")]
-    for section, arms, prevalence in (
-        ("pseudo", config.student_arms, config.pseudo.prevalence),
-        ("semi", config.semi_arms, config.semi.prevalence),
+    calibrated = config.pseudo.inner_holdout > 0
+    for section, arms, prevalence, mended in (
+        ("pseudo", config.student_arms, config.pseudo.prevalence, calibrated),
+        ("semi", config.semi_arms, config.semi.prevalence, False),
     ):
-        if not (arms and prevalence == "estimate" and bent):
+        if not (arms and prevalence == "estimate" and bent) or mended:
             continue
+        or_else = ", or pseudo.inner_holdout, which calibrates them" if section == "pseudo" else ""
         problems.append(
             f"{section}.prevalence: estimate takes probabilities, which the loss of {', '.join(bent)} bends; set "
-            "train.loss.name to cross_entropy, or prevalence to labelled"
+            f"train.loss.name to cross_entropy, prevalence to labelled{or_else}"
         )
     return problems
+
+
+def _too_few_teachers(config: RunConfig) -> list[str]:
+    cross = config.pseudo.teachers == "cross"
+    each = len(config.models) - cross
+    if not each:
+        return [
+            f"pseudo.teachers: cross lets the other models of a fold teach each student, and {config.models[0].name} "
+            "is the only one; add a second one to models, or set it to joint"
+        ]
+    if config.pseudo.select == "agreement" and each < 2:
+        one_more = "a third model for cross" if cross else "a second model"
+        return [
+            "pseudo.select: agreement needs two models that may disagree, and each student has one teacher; use "
+            f"another selection, or {one_more}"
+        ]
+    return []
 
 
 def _problems_of(build: Callable[[], object], below: tuple[Any, ...]) -> list[str]:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from configs.sections import Count, NonNegative, Section
+from configs.sections import Count, Fraction, NonNegative, Section
 
 
 class PoolConfig(Section):
@@ -24,7 +24,20 @@ class PseudoConfig(Section):
     """Pseudo-labels: what the fold models of an arm say of the pool teaches the next ones, fold by fold."""
 
     teacher: Literal["supervised", "pretrained", "semi", "combined"] = Field(
-        "supervised", description="arm that teaches; its students begin as its networks did"
+        "supervised", description="arm that teaches in the first round; its students begin as its networks did"
+    )
+    teachers: Literal["joint", "cross"] = Field(
+        "joint",
+        description="joint = all models of a fold teach each student; cross = all but its own (co-training)",
+    )
+    rounds: Count = Field(
+        1,
+        description="at most; students teach the next round, until two rounds have shown no gain over their teachers",
+    )
+    min_precision: Fraction = Field(
+        0.5,
+        description="a round is not trained when fewer of its positive pseudo-labels (several classes: of any class) "
+        "are right by the estimate itself, not by its interval; 0 = never",
     )
     select: Literal["soft", "threshold", "quota", "agreement"] = Field(
         "soft",
@@ -40,7 +53,12 @@ class PseudoConfig(Section):
     prevalence: Literal["labelled", "estimate"] = Field(
         "labelled",
         description="class shares of the pool: those of the labels, or estimated from the scores by EM, which takes "
-        "probabilities, so cross_entropy or logit_adjusted as train.loss.name",
+        "probabilities, so cross_entropy or logit_adjusted as train.loss.name, or an inner_holdout",
+    )
+    inner_holdout: Annotated[float, Field(ge=0.0, le=0.5)] = Field(
+        0.0,
+        description="share of the labels outside a fold that its teachers, then models of their own, leave out and are "
+        "calibrated on; doubles the trainings of every arm that teaches; 0 = off",
     )
     batch_size: Count = Field(64, description="pool images per optimiser step, beside train.batch_size labelled ones")
     loss_weight: NonNegative = Field(1.0, description="of the pool's mean loss against that of the labels")

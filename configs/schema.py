@@ -304,12 +304,18 @@ class RunConfig(Section):
 
     @property
     def student_arms(self) -> list[str]:
-        """The arms that are trained on what a teacher of another arm says of the pool, too."""
-        return ["pseudo-1"] if self.pool.arm in ("pseudo", "all") else []
+        """The arms that are to learn from what a teacher says of the pool, too, one a round; rounds may stop early."""
+        rounds = range(1, self.pseudo.rounds + 1) if self.pool.arm in ("pseudo", "all") else ()
+        return [f"pseudo-{number}" for number in rounds]
+
+    def teacher_of(self, arm: str) -> str:
+        """The arm whose models teach a student arm: `pseudo.teacher` in the first round, then the round before."""
+        number = self.student_arms.index(arm)
+        return self.student_arms[number - 1] if number else self.pseudo.teacher
 
     @property
     def arms(self) -> list[str]:
-        """The ways of using the pool that are trained, `supervised` first."""
+        """The ways of using the pool that are to be trained, `supervised` first."""
         return [*self.teacher_arms, *self.semi_arms, *self.student_arms]
 
     def _trains(self, arm: str) -> bool:

@@ -78,14 +78,14 @@ def run(
 
     `scored`: whether the pool was, which is told where nothing was trained on it.
     """
-    oof = {str(arm): _oof_scores(rows, table) for arm, rows in predictions.groupby("arm", sort=True)}
+    oof = {str(arm): oof_scores(rows) for arm, rows in predictions.groupby("arm", sort=True)}
     others = [arm for arm in oof if arm != BASELINE]
     assert BASELINE in oof, f"there is nothing to compare with: {sorted(oof)}"
     if others:
         spread = {arm: _retraining_sd(predictions, arm, table, seed) for arm in others}
         verdict = _compared(oof, others, spread, table, pool, metrics, seed)
     else:
-        verdict = _only_supervised(table, scored=scored)
+        verdict = _only_supervised(table, pool, scored=scored)
     write_json(out / GATE_FILE, {"arm": verdict.arm, **verdict.to_json()})
     return verdict
 
@@ -151,11 +151,12 @@ def _sentence(arm: str, comparison: Comparison, *, kept: bool, num_arms: int, po
     )
 
 
-def _only_supervised(table: ImageTable, *, scored: bool) -> Verdict:
+def _only_supervised(table: ImageTable, pool: PoolConfig, *, scored: bool) -> Verdict:
     size = len(table.rows("pool"))
     use = "scored but not trained on" if scored else "neither scored (predict.pool: false) nor trained on"
+    why = "no pseudo-labels were good enough: pseudo.min_precision" if pool.arm == "pseudo" else "pool.arm"
     reason = (
-        f"the pool of {counted(size, 'image')} was {use}: arm {BASELINE!r} is the only one that was trained (pool.arm)"
+        f"the pool of {counted(size, 'image')} was {use}: arm {BASELINE!r} is the only one that was trained ({why})"
         if size
         else "there is no pool of unlabelled images"
     )
@@ -187,8 +188,11 @@ def _ranking_scores(frame: pd.DataFrame) -> np.ndarray:
     return logits if logits.shape[1] == 1 else one_vs_rest_log_odds(log_softmax(logits, axis=1))
 
 
-def _oof_scores(predictions: pd.DataFrame, table: ImageTable) -> pd.DataFrame:
-    """Scores that rank the out-of-fold rows, by id: of the positive class, or one column per class."""
+def oof_scores(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Scores of an arm's equal-weight ensemble on the out-of-fold rows, by id: the positive class's, or every class's.
+
+    `predictions` are those of the arm in the prediction table; higher scores are more of the class.
+    """
     oof = predictions[predictions["kind"] == "oof"]
     blend = fit_logits(oof)
     scores = blend_scores(blend, oof)

@@ -5,7 +5,7 @@ shares that they are corrected by are those of the other folds, and the pool's p
 teachers' scores alone. The ledger has one row for every image that a student is taught.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from scipy.special import expit, log_softmax, softmax
 from configs.errors import InputError, counted
 from configs.pool import PseudoConfig
 from ensembles.predictions import numbered
+from ensembles.teacher_calibration import Calibration, fit_calibration
 from trainers.prior import estimate_prevalence_em, shift_prevalence
 from trainers.table import ImageTable
 
@@ -37,12 +38,14 @@ class Ledger:
     """The pseudo-labels: `frame` as LEDGER_COLUMNS (several classes: target_0, ...), in the table's order by fold.
 
     `priors` are the pool's class shares by fold, (classes,); `precision` is that of the images that were given a class,
-    by class, at those shares, estimated on the labelled images that the teachers had not seen.
+    by class, at those shares, estimated on the labelled images that the teachers had not seen. `calibrations` are those
+    of the teachers by fold, where they left an inner holdout out.
     """
 
     frame: pd.DataFrame
     priors: dict[int, np.ndarray]
     precision: dict[str, Estimate]
+    calibrations: dict[int, Calibration]
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,10 @@ class _Opinions:
 
     ids: np.ndarray
     models: np.ndarray
+
+    def calibrated(self, calibration: Calibration) -> "_Opinions":
+        """Each model's, in the same way, so that their mean is what was calibrated."""
+        return _Opinions(self.ids, calibration(self.models))
 
     def at(self, labelled: np.ndarray, pool: np.ndarray) -> "_Opinions":
         return _Opinions(self.ids, np.stack([_moved(values, labelled, pool) for values in self.models]))
@@ -69,14 +76,26 @@ class _Opinions:
 
 
 def make_ledger(
-    predictions: pd.DataFrame, *, table: ImageTable, teacher: str, config: PseudoConfig, seed: int
+    predictions: pd.DataFrame,
+    *,
+    table: ImageTable,
+    teacher: str,
+    models: Sequence[str] | None = None,
+    config: PseudoConfig,
+    seed: int,
 ) -> Ledger:
     """The pseudo-labels for the student of every fold, from the prediction table of all arms.
 
-    Raises InputError when the teacher did not score the pool, or no image is certain enough to be taught.
+    `models` are those of the arm `teacher` that teach (default: all): in co-training (Blum and Mitchell 1998) a student
+    learns from the others. Rows of kind `inner` are of labelled images outside the fold that its teachers did not
+    learn: where there are any, the mean of the models is calibrated on them first. Raises InputError when the teacher
+    did not score the pool, cannot be calibrated, or no image is certain enough to be taught.
     """
     own = predictions[predictions["arm"] == teacher]
-    parts, priors, decisions = [], {}, []
+    if models is not None:
+        own = own[own["model"].isin(models)]
+    named = teacher if models is None else f"{teacher}/{'+'.join(sorted(models))}"
+    parts, priors, decisions, calibrations = [], {}, [], {}
     rank = pd.Series(np.arange(len(table)), index=table.frame["id"])
     for fold in range(table.num_folds):
         of_fold = own[own["fold"] == fold]
@@ -84,9 +103,14 @@ def make_ledger(
         if not len(pool.ids):
             raise InputError(f"arm {teacher!r} has no scores of the pool for fold {fold}; run `rarefind predict` again")
         counts = np.bincount(table.targets[table.rows("train", not_fold=fold)], minlength=len(table.classes))
-        labelled = counts / counts.sum()
-        priors[fold] = prior = _pool_prior(pool, labelled, config)
-        pool = pool.at(labelled, prior)
+        labelled = held_at = counts / counts.sum()
+        held_out = _opinions(of_fold[of_fold["kind"] == "oof"], rank)
+        inner = _opinions(of_fold[of_fold["kind"] == "inner"], rank)
+        if len(inner.ids):
+            calibrations[fold], held_at = _calibration(inner, counts, table, rank, fold)
+            pool, held_out = (opinions.calibrated(calibrations[fold]) for opinions in (pool, held_out))
+        priors[fold] = prior = _pool_prior(pool, labelled, held_at, config)
+        pool = pool.at(held_at, prior)
         rule = SELECTIONS[config.select](pool, prior, config)
         classes = rule(pool)
         chosen = classes >= 0 if config.select != "soft" else np.ones(len(classes), dtype=bool)
@@ -97,16 +121,15 @@ def make_ledger(
                 f"fold {fold}; "
                 + (f"lower pseudo.{config.select}" if config.select == "threshold" else "use select: soft")
             )
-        parts.append(_rows(pool.ids[chosen], targets[chosen], fold, teacher, _reason(config), table))
-        held_out = _opinions(of_fold[of_fold["kind"] == "oof"], rank)
+        parts.append(_rows(pool.ids[chosen], targets[chosen], fold, named, _reason(config), table))
         truth = table.targets[rank.loc[held_out.ids].to_numpy()]
-        decisions.append((truth, rule(held_out.at(labelled, prior))))
+        decisions.append((truth, rule(held_out.at(held_at, prior))))
     frame = pd.concat(parts, ignore_index=True)
     mean_prior = np.mean(list(priors.values()), axis=0)
     rng = np.random.default_rng(seed)
     truth, given = (np.concatenate(values) for values in zip(*decisions, strict=True))
     precision = {name: _precision(truth, given, number, mean_prior, rng) for number, name in enumerate(table.classes)}
-    return Ledger(frame, priors, precision)
+    return Ledger(frame, priors, precision, calibrations)
 
 
 def pool_targets(ledger: pd.DataFrame, fold: int, table: ImageTable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -189,17 +212,38 @@ def _opinions(predictions: pd.DataFrame, rank: pd.Series) -> _Opinions:
     return _Opinions(ids, np.stack(values) if values else np.empty((0, 0, len(columns))))
 
 
-def _pool_prior(pool: _Opinions, labelled: np.ndarray, config: PseudoConfig) -> np.ndarray:
+def _calibration(
+    inner: _Opinions, counts: np.ndarray, table: ImageTable, rank: pd.Series, fold: int
+) -> tuple[Calibration, np.ndarray]:
+    """The calibration of the teachers' mean on their inner holdout, and the class shares that it then holds at.
+
+    `counts` are of the labelled images outside the fold, by class.
+    """
+    truth = table.targets[rank.loc[inner.ids].to_numpy()]
+    left_out = np.bincount(truth, minlength=len(counts))
+    try:
+        calibration = fit_calibration(inner.mean, truth)
+    except InputError as error:
+        raise InputError(
+            f"pseudo.inner_holdout, fold {fold}: {error}; train longer, or set pseudo.inner_holdout to 0"
+        ) from None
+    # A logistic holds at the shares that it was fitted at; a temperature leaves those of the rows that were learnt.
+    held_at = left_out if table.is_binary else counts - left_out
+    return calibration, held_at / held_at.sum()
+
+
+def _pool_prior(pool: _Opinions, labelled: np.ndarray, held_at: np.ndarray, config: PseudoConfig) -> np.ndarray:
+    """The pool's class shares: those of the labels, or estimated from opinions that hold at other shares."""
     if config.prevalence == "labelled":
         return labelled
     probabilities = pool.probabilities
     instead = "set pseudo.prevalence to labelled, or train longer"
     try:
         if len(labelled) == 2:
-            share = float(estimate_prevalence_em(probabilities[:, 1], float(labelled[1])))
+            share = float(estimate_prevalence_em(probabilities[:, 1], float(held_at[1])))
             shares = np.array([1 - share, share])
         else:
-            shares = np.asarray(estimate_prevalence_em(probabilities, labelled))
+            shares = np.asarray(estimate_prevalence_em(probabilities, held_at))
     except InputError as error:
         raise InputError(f"pseudo.prevalence estimate: {error}; {instead}") from None
     if shares.min() * len(probabilities) < 1:

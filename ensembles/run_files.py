@@ -90,11 +90,12 @@ def read_run(run_dir: Path, *, truth: pd.DataFrame | None = None) -> RunFiles:
     """All inputs of the report; training curves, rejected rows and the log may be missing."""
     table = read_table(run_dir / "table.parquet")
     config = load_config(run_dir / "config.yaml")
+    metrics = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
     curves: dict[tuple[str, str], dict[int, pd.DataFrame]] = {}
     for path in sorted(run_dir.glob("train/*/*/fold*/curves.csv")):
         arm, model, fold = path.parts[-4:-1]
         fold_number = int(fold.removeprefix("fold"))
-        if fold_number < table.num_folds and arm in config.arms:  # others are of an earlier config
+        if fold_number < table.num_folds and arm in metrics["pool"]["arms"]:  # others are of an earlier config
             curves.setdefault((arm, model), {})[fold_number] = pd.read_csv(path)
     log, rejected = run_dir / "log.jsonl", run_dir / "rejected.csv"
     known = {} if truth is None else dict(zip(truth["id"], truth["label"], strict=True))
@@ -107,7 +108,7 @@ def read_run(run_dir: Path, *, truth: pd.DataFrame | None = None) -> RunFiles:
         else pd.DataFrame({"split": [], "reason": []}),
         predictions=read_predictions(run_dir / "predictions", table=table),
         stored=read_ensemble(run_dir / "ensemble"),
-        metrics=json.loads((run_dir / "metrics.json").read_text(encoding="utf-8")),
+        metrics=metrics,
         curves=curves,
         events=_read_events(log.read_text(encoding="utf-8", errors="replace")) if log.exists() else [],
         truth={id_: table.classes.index(label) for id_, label in known.items() if label in table.classes},

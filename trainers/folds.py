@@ -52,7 +52,9 @@ def assign_folds(
     holdout_seed, *fold_seeds = np.random.SeedSequence(seed).generate_state(1 + DRAWS).tolist()
     folds = np.zeros(len(targets), dtype=np.int64)
     if holdout > 0:
-        folds[_draw_holdout(targets, groups, classes=classes, share=holdout, seed=holdout_seed)] = HOLDOUT
+        chosen = draw_holdout(targets, groups, num_classes=len(classes), share=holdout, seed=holdout_seed)
+        _check_holdout(targets, groups, chosen, classes=classes, share=holdout)
+        folds[chosen] = HOLDOUT
     rest = np.flatnonzero(folds != HOLDOUT)
     _check_supply(targets[rest], groups[rest], classes=classes, num_folds=num_folds, holdout=holdout)
     for fold_seed in fold_seeds:
@@ -85,11 +87,13 @@ def fold_table(targets: np.ndarray, groups: np.ndarray, folds: np.ndarray, *, cl
     return pd.DataFrame(lines)
 
 
-def _draw_holdout(
-    targets: np.ndarray, groups: np.ndarray, *, classes: Sequence[str], share: float, seed: int
-) -> np.ndarray:
-    """Which rows are held out: groups in random order, each taken if that brings the classes nearer to their share."""
-    members = _counts_by_group(targets, groups, num_classes=len(classes))  # (groups, classes)
+def draw_holdout(targets: np.ndarray, groups: np.ndarray, *, num_classes: int, share: float, seed: int) -> np.ndarray:
+    """Which rows are held out: groups in random order, each taken if that brings the classes nearer to their share.
+
+    bool (num_rows,); `targets` (num_rows,) are class numbers and `groups` (num_rows,) group numbers, in an order that
+    does not change.
+    """
+    members = _counts_by_group(targets, groups, num_classes=num_classes)  # (groups, classes)
     totals = np.maximum(members.sum(axis=0), 1)
     wanted = share * members.sum(axis=0)
     best, best_distance = np.zeros(len(members), dtype=bool), np.inf
@@ -105,16 +109,22 @@ def _draw_holdout(
             best, best_distance = taken, distance
         if best_distance < 1:  # no class is a whole image away from its share
             break
-    chosen = best[groups]
-    counts = np.bincount(targets[chosen], minlength=len(classes))
+    chosen: np.ndarray = best[groups]
+    return chosen
+
+
+def _check_holdout(
+    targets: np.ndarray, groups: np.ndarray, chosen: np.ndarray, *, classes: Sequence[str], share: float
+) -> None:
+    num_groups = int(groups.max()) + 1
+    counts, totals = (np.bincount(own, minlength=len(classes)) for own in (targets[chosen], targets))
     if len(classes) == 2 and not counts.all():
         got = ", ".join(f"{name!r}: {count}" for name, count in zip(classes, counts, strict=True))
-        total = ", ".join(f"{name!r}: {count}" for name, count in zip(classes, members.sum(axis=0), strict=True))
+        total = ", ".join(f"{name!r}: {count}" for name, count in zip(classes, totals, strict=True))
         raise InputError(
-            f"guarantee.holdout: {share} of the labelled images ({total}; {len(members)} groups) would hold out {got}; "
+            f"guarantee.holdout: {share} of the labelled images ({total}; {num_groups} groups) would hold out {got}; "
             "it needs both classes: raise it, label more, or set it to 0 for no holdout"
         )
-    return chosen
 
 
 def _counts_by_group(targets: np.ndarray, groups: np.ndarray, *, num_classes: int) -> np.ndarray:

@@ -41,14 +41,19 @@ class FoldLabels:
         )
 
 
-def ledger_file(arm: str) -> str:
-    """Where the pseudo-labels of a student arm are, below the run folder."""
-    return f"pseudo_labels/{arm}.parquet"
+def ledger_name(arm: str, model: str, pseudo: PseudoConfig) -> str:
+    """What the ledger of a model of a student arm is called: one for the arm, or with `cross` teachers one a model."""
+    return f"{arm}.{model}" if pseudo.teachers == "cross" else arm
 
 
-def read_fold_labels(run_dir: Path, arm: str, fold: int) -> FoldLabels:
-    """The part of the arm's ledger that is for the student of a fold."""
-    path = run_dir / ledger_file(arm)
+def ledger_file(name: str) -> str:
+    """Where a ledger is, below the run folder."""
+    return f"pseudo_labels/{name}.parquet"
+
+
+def read_fold_labels(run_dir: Path, name: str, fold: int) -> FoldLabels:
+    """The part of a ledger that is for the student of a fold."""
+    path = run_dir / ledger_file(name)
     frame = pd.read_parquet(path)
     priors = read_parquet_metadata(path)["priors"]
     return FoldLabels(fold, frame[frame["student_fold"] == fold], np.array(priors[str(fold)]))

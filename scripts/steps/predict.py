@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ def predict_arms(pipeline: Pipeline, arms: Sequence[str]) -> None:
     records = [
         _predict_one(pipeline, table, arm, model, fold) for arm, model, fold in product(arms, config.models, folds)
     ]
-    _drop_foreign_predictions(run_dir / "predictions", config, table)
+    keep_predictions_of(pipeline, config.arms)
     scores = sum(record.facts["num_images"] for record in records)
     _, kinds = _rows_to_score(table, 0, pool=any(_scores_pool(config, arm) for arm in arms))
     names = [KIND_NAMES[kind] for kind in dict.fromkeys(kinds)]
@@ -36,63 +37,87 @@ def predict_arms(pipeline: Pipeline, arms: Sequence[str]) -> None:
     pipeline.say("predict", records, "predictions/", summary=f"{scores} scores of {what} rows")
 
 
+def keep_predictions_of(pipeline: Pipeline, arms: Sequence[str]) -> None:
+    """Drop scores of other arms, and of models or folds that are no more, so that the folder reads as one table."""
+    folder, num_folds = pipeline.run_dir / "predictions", read_table(pipeline.run_dir / "table.parquet").num_folds
+    wanted = {
+        folder / arm / model.name / f"fold{fold}.parquet"
+        for arm, model, fold in product(arms, pipeline.config.models, range(num_folds))
+    }
+    for path in folder.rglob("*.parquet"):
+        if path not in wanted:
+            path.unlink()
+
+
 def _predict_one(pipeline: Pipeline, table: ImageTable, arm: str, model: ModelConfig, fold: int) -> StageRecord:
     from ensembles.predictions import write_predictions
-    from trainers.devices import device_type, num_workers
-    from trainers.pixels import open_pixels
-    from trainers.scoring import load_scorer, score_rows
 
-    config, run_dir = pipeline.config, pipeline.run_dir
-    rows, kinds = _rows_to_score(table, fold, pool=_scores_pool(config, arm))
+    rows, kinds = _rows_to_score(table, fold, pool=_scores_pool(pipeline.config, arm))
     output = f"predictions/{arm}/{model.name}/fold{fold}.parquet"
-    final = run_dir / train_folder(arm, model, fold) / "final"
-    stage = Stage(
-        f"predict/{arm}/{model.name}/fold{fold}",
-        {
-            "weights": file_digest(final / "manifest.json"),
-            "views": [view.model_dump() for view in config.predict.views],
-            "pixels": pixel_settings(config.data),
-            "rows": rows_digest(table, rows),
-        },
-        (output,),
-    )
+    final = pipeline.run_dir / train_folder(arm, model, fold) / "final"
+    stage = Stage(f"predict/{arm}/{model.name}/fold{fold}", scoring_inputs(pipeline, table, final, rows), (output,))
 
     def work(partial: Path) -> StageOutcome:
-        # In float32: with eight bits of bf16 a third of the scores would be ties.
-        scorer = load_scorer(final, device=device_type(config.compute))
-        logits = score_rows(
-            scorer.model,
-            open_pixels(run_dir, config.data, table),
-            rows,
-            mean=scorer.mean,
-            std=scorer.std,
-            batch_size=config.predict.batch_size,
-            views=config.predict.views,
-            workers=num_workers(
-                config.compute,
-                batch_bytes=config.predict.batch_size * config.data.image_size**2 * config.data.channels,
-            ),
-            description=f"score {model.name} fold {fold}",
-        )
+        logits, shift = natural_logits(pipeline, table, final, rows, description=f"score {model.name} fold {fold}")
         write_predictions(
             partial / output,
             table=table,
             rows=rows,
             kinds=kinds,
-            logits=logits - scorer.log_odds_shift,
+            logits=logits,
             arm=arm,
             model=model.name,
             fold=fold,
-            log_odds_shift=scorer.log_odds_shift.tolist(),
+            log_odds_shift=shift.tolist(),
         )
         return StageOutcome(f"{len(rows)} images", {"num_images": len(rows)})
 
     return pipeline.stage(stage, work)
 
 
+def scoring_inputs(pipeline: Pipeline, table: ImageTable, final: Path, rows: np.ndarray) -> dict[str, Any]:
+    """What the scores of rows by the network in a `final/` folder depend on."""
+    config = pipeline.config
+    return {
+        "weights": file_digest(final / "manifest.json"),
+        "views": [view.model_dump() for view in config.predict.views],
+        "pixels": pixel_settings(config.data),
+        "rows": rows_digest(table, rows),
+    }
+
+
+def natural_logits(
+    pipeline: Pipeline, table: ImageTable, final: Path, rows: np.ndarray, *, description: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (rows, outputs) at the natural prevalence by the network in a `final/` folder, and what was taken off."""
+    from trainers.devices import device_type, num_workers
+    from trainers.pixels import open_pixels
+    from trainers.scoring import load_scorer, score_rows
+
+    config = pipeline.config
+    # In float32: with eight bits of bf16 a third of the scores would be ties.
+    scorer = load_scorer(final, device=device_type(config.compute))
+    logits = score_rows(
+        scorer.model,
+        open_pixels(pipeline.run_dir, config.data, table),
+        rows,
+        mean=scorer.mean,
+        std=scorer.std,
+        batch_size=config.predict.batch_size,
+        views=config.predict.views,
+        workers=num_workers(
+            config.compute,
+            batch_bytes=config.predict.batch_size * config.data.image_size**2 * config.data.channels,
+        ),
+        description=description,
+    )
+    return logits - scorer.log_odds_shift, scorer.log_odds_shift
+
+
 def _scores_pool(config: RunConfig, arm: str) -> bool:
     """Whether an arm's models score the pool: as set, and in any case when they teach from it."""
-    return config.predict.pool or (bool(config.student_arms) and arm == config.pseudo.teacher)
+    teaching = [] if config.pseudo.inner_holdout else [config.teacher_of(student) for student in config.student_arms]
+    return config.predict.pool or arm in teaching
 
 
 def _rows_to_score(table: ImageTable, fold: int, *, pool: bool) -> tuple[np.ndarray, list[str]]:
@@ -102,14 +127,3 @@ def _rows_to_score(table: ImageTable, fold: int, *, pool: bool) -> tuple[np.ndar
         parts["pool"] = table.rows("pool")
     kinds = [kind for kind, rows in parts.items() for _ in rows]
     return np.concatenate(list(parts.values())), kinds
-
-
-def _drop_foreign_predictions(folder: Path, config: RunConfig, table: ImageTable) -> None:
-    """Forget scores of models or folds that the config no longer has, so that the folder reads as one table."""
-    wanted = {
-        folder / arm / model.name / f"fold{fold}.parquet"
-        for arm, model, fold in product(config.arms, config.models, range(table.num_folds))
-    }
-    for path in folder.rglob("*.parquet"):
-        if path not in wanted:
-            path.unlink()

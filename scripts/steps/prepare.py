@@ -9,6 +9,7 @@ from configs.errors import InputError, counted
 from scripts.steps.run_state import CONSOLE, Pipeline, read_rejected, truth_of
 from trainers import prepare
 from trainers.decode import RULES_VERSION
+from trainers.inner_holdout import inner_rows
 from trainers.stages import Stage, StageOutcome, finished, forget, log_event
 from trainers.table import read_table
 
@@ -67,6 +68,10 @@ def check_later_stages(pipeline: Pipeline, wanted: Sequence[str]) -> None:
             f"pool.arm {config.pool.arm}: there are no unlabelled images to learn from; set data.pool, or set pool.arm "
             "to none"
         )
+    share = config.pseudo.inner_holdout
+    if config.student_arms and share and "pseudo-label" in wanted:
+        for fold in range(table.num_folds):
+            inner_rows(table, fold, share=share, seed=config.seed)
     if "ensemble" in wanted:
         evaluation.known_targets(table, truth_of(config.data), rejected["id"].tolist())
     num_unreadable = int((rejected["split"] == "test").sum())

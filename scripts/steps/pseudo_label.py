@@ -1,75 +1,201 @@
-"""Pseudo-label: what the teachers say of the pool, fold by fold; then students that learn from labels and that."""
+"""Pseudo-label: what the teachers say of the pool, fold by fold; then students that learn from labels and that.
 
+The students of a round are the teachers of the next, until there are as many rounds as asked for or no reason to go on.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+import pandas as pd
 from rich.markup import escape
 
 from configs.errors import counted
-from scripts.steps.fold_labels import ledger_file
-from scripts.steps.predict import predict_arms
+from configs.pool import PseudoConfig
+from scripts.steps.fold_labels import ledger_file, ledger_name
+from scripts.steps.predict import keep_predictions_of, predict_arms
 from scripts.steps.run_state import CONSOLE, Pipeline, folder_digests, rows_digest
+from scripts.steps.teachers import teacher_step, teachers_folder
 from scripts.steps.train import train_arms
-from trainers.stages import Stage, StageOutcome
-from trainers.table import read_table
+from trainers.stages import Stage, StageOutcome, StageRecord, log_event
+from trainers.table import ImageTable, read_table
 
 LABEL_COLUMNS = ("id", "sha256", "label", "fold")
+# Fields of `pseudo` that say how students learn, or how many rounds of them there are, not what they are taught.
+NOT_TAUGHT = {"batch_size", "loss_weight", "rounds", "min_precision"}
 
 
 def pseudo_label_step(pipeline: Pipeline) -> None:
-    """Bring the pseudo-labels and the students' models and scores up to date; nothing to do without such an arm."""
-    for arm in pipeline.config.student_arms:
-        _label(pipeline, arm)
+    """Bring pseudo-labels and students up to date, round by round; nothing to do without such an arm."""
+    from ensembles.rounds import gain_in_words, without_gain
+
+    config = pipeline.config
+    log_event(pipeline.run_dir, "started", stage="pseudo-label")  # an earlier stop of the rounds is not one of these
+    if not config.student_arms:
+        return
+    ledgers: list[str] = []
+    gains: dict[str, list[float | None]] = {}
+    for arm in config.student_arms:
+        why = without_gain(gains)
+        if why is None:
+            if config.pseudo.inner_holdout:
+                teacher_step(pipeline, config.teacher_of(arm))
+            names = list(dict.fromkeys(ledger_name(arm, model.name, config.pseudo) for model in config.models))
+            records = [label_pool(pipeline, arm, name) for name in names]
+            ledgers += names
+            why = _too_imprecise(pipeline, names, records)
+        if why is not None:
+            pipeline.warn([f"{_trained(list(gains), arm)}: {why}"], stage="pseudo-label")
+            break
         train_arms(pipeline, [arm])
         predict_arms(pipeline, [arm])
+        gains[arm] = _gain(pipeline, arm)
+        line = f"{arm} over its teachers ({config.teacher_of(arm)}): out-of-fold gain {gain_in_words(gains[arm])}"
+        CONSOLE.print(f"[bold]round[/]     {escape(line)}")
+    keep_predictions_of(pipeline, [*config.teacher_arms, *config.semi_arms, *gains])
+    _keep_ledgers(pipeline.run_dir, ledgers)
 
 
-def _label(pipeline: Pipeline, arm: str) -> None:
+def label_pool(pipeline: Pipeline, arm: str, name: str) -> StageRecord:
+    """Bring the ledger `name` of a student arm up to date, and say what is in it."""
     from ensembles.predictions import read_predictions
-    from ensembles.pseudo_labels import Estimate, make_ledger
+    from ensembles.pseudo_labels import make_ledger
     from trainers.atomic import write_parquet
 
     config, run_dir = pipeline.config, pipeline.run_dir
     table = read_table(run_dir / "table.parquet")
-    teacher = config.pseudo.teacher
+    teacher = config.teacher_of(arm)
+    folder = run_dir / (teachers_folder(teacher) if config.pseudo.inner_holdout else f"predictions/{teacher}")
+    models = _teaching_models([model.name for model in config.models], arm, name, config.pseudo)
     stage = Stage(
-        f"pseudo-label/{arm}",
+        f"pseudo-label/{name}",
         {
-            "pseudo": config.pseudo.model_dump(mode="json", exclude={"batch_size", "loss_weight"}),
-            "predictions": folder_digests(run_dir / "predictions" / teacher, "*.parquet"),
+            "pseudo": config.pseudo.model_dump(mode="json", exclude=NOT_TAUGHT),
+            "teacher": teacher,
+            "predictions": {model: folder_digests(folder / model, "*.parquet") for model in models},
             "rows": rows_digest(table, table.rows("train"), LABEL_COLUMNS),
             "seed": config.seed,
         },
-        (ledger_file(arm),),
+        (ledger_file(name),),
     )
 
     def work(partial: Path) -> StageOutcome:
         ledger = make_ledger(
-            read_predictions(run_dir / "predictions" / teacher, table=table),  # those of students may be stale
+            _teachers_scores(folder, models, table)
+            if config.pseudo.inner_holdout
+            else read_predictions(folder, table=table),
             table=table,
             teacher=teacher,
+            models=models if config.pseudo.teachers == "cross" else None,
             config=config.pseudo,
             seed=config.seed,
         )
         priors = {str(fold): prior.tolist() for fold, prior in ledger.priors.items()}
-        write_parquet(partial / ledger_file(arm), ledger.frame, metadata={"teacher": teacher, "priors": priors})
+        calibrations = {str(fold): asdict(own) for fold, own in ledger.calibrations.items()}
+        metadata = {"teacher": teacher, "models": models, "priors": priors, "calibrations": calibrations}
+        write_parquet(partial / ledger_file(name), ledger.frame, metadata=metadata)
         per_student = len(ledger.frame) // table.num_folds
         shares = [prior[-1] for prior in ledger.priors.values()]
         line = f"{per_student} of {counted(len(table.rows('pool')), 'image')} for each student"
         if table.is_binary:
             line += f", pool prevalence {min(shares):.3f} to {max(shares):.3f}"
-        told = {name: _told(estimate) for name, estimate in ledger.precision.items()}
-        return StageOutcome(line, {"precision": told, "priors": priors})
-
-    def _told(estimate: Estimate) -> list[float | None]:
-        values = (estimate.share, estimate.low, estimate.high)
-        return [value if value == value else None for value in values]  # nan where no image was given the class
+        if calibrations:
+            slopes = [own.slope for own in ledger.calibrations.values()]
+            line += f", teachers' logits times {min(slopes):.2f} to {max(slopes):.2f}"
+        told = {label: _known(each.share, each.low, each.high) for label, each in ledger.precision.items()}
+        return StageOutcome(line, {"precision": told, "priors": priors, "calibrations": calibrations})
 
     record = pipeline.stage(stage, work)
-    pipeline.say("pseudo", [record], ledger_file(arm))
-    verb = "most likely" if config.pseudo.select == "soft" else "taken for"
-    for name, (share, low, high) in record.facts["precision"].items():
-        if share is None:
+    pipeline.say("pseudo", [record], ledger_file(name))
+    _say_precision(record, config.pseudo)
+    return record
+
+
+def _teachers_scores(folder: Path, models: Sequence[str], table: ImageTable) -> pd.DataFrame:
+    """What teachers with an inner holdout gave; there may be files of an earlier config beside them."""
+    files = [folder / model / f"fold{fold}.parquet" for model in models for fold in range(table.num_folds)]
+    return pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
+
+
+def _teaching_models(models: Sequence[str], arm: str, name: str, pseudo: PseudoConfig) -> list[str]:
+    """The models whose opinions a ledger has: all, or those other than the student's."""
+    if pseudo.teachers == "joint":
+        return list(models)
+    return [model for model in models if ledger_name(arm, model, pseudo) != name]
+
+
+def _say_precision(record: StageRecord, pseudo: PseudoConfig) -> None:
+    from ensembles.rounds import precision_in_words
+
+    verb = "most likely" if pseudo.select == "soft" else "taken for"
+    for name, precision in record.facts["precision"].items():
+        if precision[0] is None:
             line = f"no labelled image was {verb} {name!r}, so how many of those are right is not known"
         else:
-            line = f"of those {verb} {name!r} an estimated {share:.1%} [{low:.1%}, {high:.1%}] are right"
+            line = f"of those {verb} {name!r} {precision_in_words(precision)} are right"
         CONSOLE.print(f"          {escape(line)}")
+
+
+def _too_imprecise(pipeline: Pipeline, names: Sequence[str], records: Sequence[StageRecord]) -> str | None:
+    """Why what a round would teach is not good enough, if it is not for one of its students."""
+    from ensembles.rounds import too_imprecise
+
+    table, floor = _table(pipeline), pipeline.config.pseudo.min_precision
+    for name, record in zip(names, records, strict=True):
+        why = too_imprecise(record.facts["precision"], classes=table.classes, floor=floor)
+        if why is not None:
+            whose = f"{name}: " if len(names) > 1 else ""
+            return f"{whose}{why}; set it lower to train on them all the same"
+    return None
+
+
+def _trained(arms: Sequence[str], stopped: str) -> str:
+    """How far the rounds came."""
+    before = f"after {counted(len(arms), 'round')}" if arms else "before the first round"
+    return f"pseudo-labels stop {before}, {stopped} is not trained"
+
+
+def _gain(pipeline: Pipeline, arm: str) -> list[float | None]:
+    """What the students of an arm gained over their teachers: estimate, low, high."""
+    from ensembles.predictions import read_predictions
+    from ensembles.rounds import gain_in_words, gain_over_teacher
+
+    config, table = pipeline.config, _table(pipeline)
+    folders = [pipeline.run_dir / "predictions" / name for name in (arm, config.teacher_of(arm))]
+    stage = Stage(
+        f"pseudo-gain/{arm}",
+        {
+            "predictions": [folder_digests(folder, "*.parquet") for folder in folders],
+            "rows": rows_digest(table, table.rows("train")),
+            "metrics": config.metrics.model_dump(include={"replicates", "confidence"}),
+            "seed": config.seed,
+        },
+        (),
+    )
+
+    def work(partial: Path) -> StageOutcome:
+        students, teachers = (read_predictions(folder, table=table) for folder in folders)
+        gain = gain_over_teacher(students, teachers, table=table, metrics=config.metrics, seed=config.seed)
+        values = _known(gain.estimate, gain.low, gain.high)
+        return StageOutcome(f"gain {gain_in_words(values)}", {"gain": values})
+
+    values: list[float | None] = pipeline.stage(stage, work).facts["gain"]
+    return values
+
+
+def _table(pipeline: Pipeline) -> ImageTable:
+    return read_table(pipeline.run_dir / "table.parquet")
+
+
+def _known(*values: float) -> list[float | None]:
+    """Values for a record: JSON has no nan."""
+    return [None if math.isnan(value) else value for value in values]
+
+
+def _keep_ledgers(run_dir: Path, names: Sequence[str]) -> None:
+    """Drop the ledgers of rounds or students that are no more."""
+    wanted = {run_dir / ledger_file(name) for name in names}
+    for path in (run_dir / "pseudo_labels").glob("*.parquet"):
+        if path not in wanted:
+            path.unlink()

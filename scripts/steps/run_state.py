@@ -92,6 +92,11 @@ def train_folder(arm: str, model: ModelConfig, fold: int) -> str:
     return f"train/{arm}/{model.name}/fold{fold}"
 
 
+def teacher_name(arm: str) -> str:
+    """What the fold models of an arm that leave an inner holdout out are called beside the arm itself."""
+    return f"teacher-{arm}"
+
+
 def pretrain_folder(model: ModelConfig) -> str:
     """The folder of a backbone that was learnt without labels, below the run folder."""
     return f"pretrain/{model.name}"

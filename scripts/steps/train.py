@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from configs.errors import listed
 from configs.schema import ModelConfig, RunConfig
-from scripts.steps.fold_labels import FoldLabels, read_fold_labels
+from scripts.steps.fold_labels import FoldLabels, ledger_name, read_fold_labels
 from scripts.steps.run_state import (
     CONSOLE,
     SUPERVISED,
@@ -20,9 +20,11 @@ from scripts.steps.run_state import (
     pretrain_folder,
     pretrained_digest,
     rows_digest,
+    teacher_name,
     train_folder,
 )
 from scripts.steps.trainings import train_all, unfinished
+from trainers.inner_holdout import inner_rows
 from trainers.progress import about
 from trainers.provenance import derive_seed, file_digest
 from trainers.stages import Stage, StageOutcome, StageRecord, log_event, outdated
@@ -58,25 +60,29 @@ def train_step(pipeline: Pipeline) -> None:
         train_arms(pipeline, config.semi_arms)  # after those whose features make their clusters
 
 
-def train_arms(pipeline: Pipeline, arms: Sequence[str]) -> None:
-    """Bring the fold models of the arms up to date, and print a line for each that had to be trained."""
+def train_arms(pipeline: Pipeline, arms: Sequence[str], *, inner_holdout: bool = False) -> None:
+    """Bring the fold models of the arms up to date, and print a line for each that had to be trained.
+
+    With `inner_holdout` those are trained that teach a fold's students, and leave `pseudo.inner_holdout` out.
+    """
     from trainers.supervised import run, setting_warnings
 
     config, run_dir = pipeline.config, pipeline.run_dir
     table = read_table(run_dir / "table.parquet")
-    for arm, model in product(arms, config.models):
+    for arm, model in () if inner_holdout else product(arms, config.models):
         warnings = setting_warnings(config.train_for(model, arm=arm), _fold_data(table, 0))
         named = model.name if arm == SUPERVISED else f"{arm} {model.name}"
         pipeline.warn([f"{named}: {warning}" for warning in warnings], stage="train")
     works = [
-        _FoldModel(pipeline, table, arm, model, fold)
+        _FoldModel(pipeline, table, arm, model, fold, inner_holdout=inner_holdout)
         for arm, model, fold in product(arms, config.models, range(table.num_folds))
     ]
+    names = list(dict.fromkeys(work.name for work in works))
     to_do = unfinished(pipeline, works)
     if to_do:
         _try_backbones(config, table)
         _say_why_again(run_dir, to_do)
-        CONSOLE.print(f"[bold]train[/]     {_plan_line(config, table, arms, works, to_do)}")
+        CONSOLE.print(f"[bold]train[/]     {_plan_line(config, table, names, works, to_do)}")
     trained: list[tuple[_FoldModel, StageRecord]] = []
 
     def note(work: _FoldModel, record: StageRecord, processes: int) -> None:
@@ -89,21 +95,35 @@ def train_arms(pipeline: Pipeline, arms: Sequence[str]) -> None:
     seconds = time.perf_counter() - started
     alarms = [(work.label, record.facts.get("alarm")) for work, record in zip(works, records, strict=True)]
     pipeline.warn([f"{label}: {alarm}" for label, alarm in alarms if alarm], stage="train")
-    pipeline.say("train", records, "train/", summary=_summary(config, table, arms, records), seconds=seconds)
+    pipeline.say("train", records, "train/", summary=_summary(config, table, names, records), seconds=seconds)
 
 
 class _FoldModel:
     """The training of one model of an arm on one fold: its stage, and the work when it has to be done."""
 
-    def __init__(self, pipeline: Pipeline, table: ImageTable, arm: str, model: ModelConfig, fold: int) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        table: ImageTable,
+        arm: str,
+        model: ModelConfig,
+        fold: int,
+        *,
+        inner_holdout: bool = False,
+    ) -> None:
         self.config, self.run_dir = pipeline.config, pipeline.run_dir
-        self.table, self.arm, self.model, self.fold = table, arm, model, fold
+        self.table, self.model, self.fold = table, model, fold
+        self.name = teacher_name(arm) if inner_holdout else arm
         self.train = self.config.train_for(model, arm=arm)
-        self.data = _fold_data(table, fold)
-        self.folder = train_folder(arm, model, fold)
+        share = self.config.pseudo.inner_holdout
+        inner = inner_rows(table, fold, share=share, seed=self.config.seed) if inner_holdout else None
+        self.data = _fold_data(table, fold, inner)
+        self.folder = train_folder(self.name, model, fold)
         pretrained = self.config.starts_pretrained(arm)
         self.start = self.run_dir / pretrain_folder(model) / "final" if pretrained else None
-        self.labels = read_fold_labels(self.run_dir, arm, fold) if arm in self.config.student_arms else None
+        self.labels: FoldLabels | None = None
+        if arm in self.config.student_arms:
+            self.labels = read_fold_labels(self.run_dir, ledger_name(arm, model.name, self.config.pseudo), fold)
         self.semi = self._semi_data() if arm in self.config.semi_arms else None
         weights = pretrained_digest(model)
         ignored = NOT_TRAINED | (set() if self.train.keep == "best" else {"eval_every_steps"})
@@ -152,7 +172,7 @@ class _FoldModel:
 
     @property
     def label(self) -> str:
-        arm = "" if self.arm == SUPERVISED else f"{self.arm} "
+        arm = "" if self.name == SUPERVISED else f"{self.name} "
         return f"{arm}{self.model.name} fold {self.fold}"
 
     def task(self, partial: Path) -> "FoldTask":
@@ -185,15 +205,16 @@ class _FoldModel:
         return StageOutcome(summary, facts, result.facts["seconds"])
 
 
-def _fold_data(table: ImageTable, fold: int) -> "FoldData":
+def _fold_data(table: ImageTable, fold: int, inner: np.ndarray | None = None) -> "FoldData":
+    """What the model of a fold learns, and is looked at by: the fold itself, or the `inner` rows that it leaves out."""
     from trainers.fold_task import FoldData
 
+    learnt, held = table.rows("train", not_fold=fold), table.rows("train", fold=fold)
+    if inner is not None:
+        learnt, held = np.setdiff1d(learnt, inner), inner
     hashes = table.frame["sha256"].to_numpy()
     # By content, so that a table that is sorted another way, or has other ids, trains the same networks.
-    learnt, held = (
-        rows[np.argsort(hashes[rows], kind="stable")]
-        for rows in (table.rows("train", not_fold=fold), table.rows("train", fold=fold))
-    )
+    learnt, held = (rows[np.argsort(hashes[rows], kind="stable")] for rows in (learnt, held))
     return FoldData(learnt, table.targets[learnt], held, table.targets[held], table.num_outputs)
 
 

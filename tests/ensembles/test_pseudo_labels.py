@@ -210,3 +210,116 @@ def test_what_cannot_be_taught_is_told(binary: tuple[Path, ImageTable, np.ndarra
     without = predictions[predictions["kind"] != "pool"]
     with pytest.raises(InputError, match="arm 'supervised' has no scores of the pool for fold 0"):
         make_ledger(without, table=table, teacher="supervised", config=PseudoConfig(), seed=0)
+
+
+def test_in_co_training_a_student_learns_from_the_others_alone(binary: tuple[Path, ImageTable, np.ndarray]) -> None:
+    folder, table, _ = binary
+    predictions = read_predictions(folder, table=table)
+    config = PseudoConfig(prevalence="estimate")
+
+    def taught(scores: pd.DataFrame) -> Ledger:
+        return make_ledger(scores, table=table, teacher="supervised", models=["b"], config=config, seed=0)
+
+    def changed(model: str) -> pd.DataFrame:
+        return predictions.assign(logit=predictions["logit"] + 0.1 * (predictions["model"] == model))
+
+    ledger, by_a, by_b = (taught(scores) for scores in (predictions, changed("a"), changed("b")))
+    pd.testing.assert_frame_equal(ledger.frame, by_a.frame, check_exact=True)
+    assert ledger.precision == by_a.precision
+    assert (ledger.frame["target"] < by_b.frame["target"]).all()
+    assert set(ledger.frame["teacher"]) == {"supervised/b"}
+    own = predictions[(predictions["model"] == "b") & (predictions["kind"] == "pool") & (predictions["fold"] == 0)]
+    labelled = table.targets[table.rows("train", not_fold=0)].mean()
+    expected = expit(own.set_index("id")["logit"] - logit(labelled) + logit(ledger.priors[0][1]))
+    targets = ledger.frame[ledger.frame["student_fold"] == 0].set_index("id")["target"]
+    np.testing.assert_allclose(targets.loc[expected.index], expected, rtol=1e-9)
+
+
+def bent(folder: Path, table: ImageTable, truth: np.ndarray) -> pd.DataFrame:
+    """Predictions with all logits drawn together, and rows of kind `inner`: every third one outside each fold."""
+    predictions = read_predictions(folder, table=table)
+    rng = np.random.default_rng(11)
+    shares = np.bincount(truth[:NUM_TRAIN]) / NUM_TRAIN
+    parts = [predictions]
+    for (model, fold), _ in predictions.groupby(["model", "fold"]):
+        rows = table.rows("train", not_fold=fold)[::3]
+        part = pd.DataFrame({"id": table.frame["id"].to_numpy()[rows], "kind": "inner", "model": model, "fold": fold})
+        noise = rng.normal(size=(len(rows), table.num_outputs))
+        if table.is_binary:
+            part["logit"] = 2.5 * (noise[:, 0] + 1.25 * (2 * truth[rows] - 1)) + logit(shares[1])
+        else:
+            logits = 5.0 * np.eye(3)[truth[rows]] + noise + np.log(shares)
+            part[[f"logit_{number}" for number in range(3)]] = logits
+        parts.append(part.assign(arm="supervised"))
+    everything = pd.concat(parts, ignore_index=True)
+    columns = [column for column in everything.columns if column.startswith("logit")]
+    everything[columns] *= 0.3
+    return everything
+
+
+def test_an_inner_holdout_makes_bent_scores_probabilities(binary: tuple[Path, ImageTable, np.ndarray]) -> None:
+    folder, table, truth = binary
+    scores = bent(folder, table, truth)
+    config = PseudoConfig(prevalence="estimate", select="threshold", threshold=0.9)
+
+    def ledger_of(predictions: pd.DataFrame) -> Ledger:
+        return make_ledger(predictions, table=table, teacher="supervised", config=config, seed=0)
+
+    with pytest.raises(InputError, match=r"pseudo.prevalence estimate"):
+        ledger_of(scores[scores["kind"] != "inner"])
+    ledger = ledger_of(scores)
+    assert all(own.slope > 0.9 / 0.3 for own in ledger.calibrations.values())
+    assert all(0.15 < prior[1] < 0.25 for prior in ledger.priors.values())
+    soft = make_ledger(
+        scores, table=table, teacher="supervised", config=config.model_copy(update={"select": "soft"}), seed=0
+    ).frame
+    real = truth[pd.Series(np.arange(len(table)), index=table.frame["id"]).loc[soft["id"]].to_numpy()]
+    for low, high in ((0.0, 0.1), (0.2, 0.8), (0.9, 1.0)):
+        own = soft["target"].between(low, high).to_numpy()
+        assert own.sum() > 100 and abs(real[own].mean() - soft["target"][own].mean()) < 0.08
+    taken = ledger.frame["target"] == 1
+    positions = pd.Series(np.arange(len(table)), index=table.frame["id"]).loc[ledger.frame["id"][taken]].to_numpy()
+    told = ledger.precision["yes"]
+    assert told.low - 0.03 <= truth[positions].mean() <= told.high + 0.03
+
+
+def test_the_calibration_of_a_fold_reads_no_label_of_it(binary: tuple[Path, ImageTable, np.ndarray]) -> None:
+    folder, table, truth = binary
+    scores = bent(folder, table, truth).drop(columns="target")
+    frame = table.frame.copy()
+    # Not all, or the teachers of other folds would rank their inner holdout the wrong way round.
+    own = (frame["fold"] == 1).fillna(False).to_numpy(dtype=bool) & (np.arange(len(frame)) % 4 == 0)
+    frame.loc[own, "label"] = np.where(frame.loc[own, "label"] == "yes", "no", "yes")
+    flipped = replace(table, frame=frame)
+    config = PseudoConfig(prevalence="labelled")
+    before, after = (
+        make_ledger(scores, table=each, teacher="supervised", config=config, seed=0) for each in (table, flipped)
+    )
+    changed = [
+        fold
+        for fold in range(3)
+        if not np.array_equal(
+            *(ledger.frame.loc[ledger.frame["student_fold"] == fold, "target"].to_numpy() for ledger in (before, after))
+        )
+    ]
+    assert changed == [0, 2] and before.calibrations[1] == after.calibrations[1]
+    assert before.calibrations[0] != after.calibrations[0]
+
+
+def test_several_classes_get_a_temperature(tmp_path: Path) -> None:
+    table, truth = toy_table(classes=("a", "b", "c"))
+    write_scores(tmp_path, table, truth, signal=5.0)
+    config = PseudoConfig(prevalence="estimate")
+    scores = bent(tmp_path, table, truth)
+    ledger = make_ledger(scores, table=table, teacher="supervised", config=config, seed=0)
+    assert all(own.slope > 2 and own.intercept == 0 for own in ledger.calibrations.values())
+    np.testing.assert_allclose(ledger.priors[0], [0.6, 0.3, 0.1], atol=0.05)
+
+
+def test_teachers_that_know_nothing_are_not_calibrated(binary: tuple[Path, ImageTable, np.ndarray]) -> None:
+    folder, table, truth = binary
+    scores = bent(folder, table, truth)
+    inner = (scores["kind"] == "inner") & (scores["fold"] == 2)
+    scores.loc[inner, "logit"] *= -1
+    with pytest.raises(InputError, match=r"pseudo.inner_holdout, fold 2: on \d+ positives .* set pseudo.inner_holdout"):
+        make_ledger(scores, table=table, teacher="supervised", config=PseudoConfig(), seed=0)

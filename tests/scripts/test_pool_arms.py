@@ -331,6 +331,14 @@ def test_without_a_pool_there_is_nothing_to_learn_from(data: Path, tmp_path: Pat
         (merged(SEMI, {"augment": {"cutmix_alpha": 0.2}}), "with pool.arm semi set both to 0"),
         (merged(SEMI, {"train": {"ema_decay": 0}}), "train.ema_decay: the moving average is the teacher of arm 'semi'"),
         (merged(SEMI, {"semi": {"prevalence": "estimate"}}), "semi.prevalence: estimate takes probabilities"),
+        (
+            merged(PSEUDO, {"pseudo": {"teachers": "cross"}, "models": [{"backbone": "test_resnet"}]}),
+            "pseudo.teachers: cross lets the other models .* test_resnet is the only one; add a second one",
+        ),
+        (
+            merged(PSEUDO, {"pseudo": {"teachers": "cross", "select": "agreement"}}),
+            "pseudo.select: agreement needs two models .* one teacher; use another selection, or a third model for",
+        ),
         ({"pool": {"confidence": 0.3}}, "pool.confidence: .*greater than or equal to 0.5"),
     ],
 )

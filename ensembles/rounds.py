@@ -1,0 +1,82 @@
+"""Rounds of pseudo-labels: what the students of a round gained over their teachers, and when there is no next round.
+
+An estimate is a triple here, as it is kept in a stage's record: its value, low and high end, None where undefined.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from configs.schema import MetricsConfig
+from ensembles.gate import oof_scores
+from trainers.paired import paired_gains
+from trainers.provenance import derive_seed
+from trainers.resampling import Interval
+from trainers.table import ImageTable
+
+Triple = Sequence[float | None]
+ROUNDS_WITHOUT_GAIN = 2  # so many, and the next is not trained
+
+
+def gain_over_teacher(
+    students: pd.DataFrame, teachers: pd.DataFrame, *, table: ImageTable, metrics: MetricsConfig, seed: int
+) -> Interval:
+    """The paired gain in out-of-fold AP (several classes: macro) of one arm's equal-weight ensemble over another's.
+
+    `students` and `teachers` are the arms' parts of the prediction table; undefined (nan) without positives.
+    """
+    ours, theirs = oof_scores(students), oof_scores(teachers)
+    rows = pd.Index(table.frame["id"]).get_indexer(ours.index)
+    gains = paired_gains(
+        table.targets[rows],
+        [theirs.loc[ours.index].to_numpy(), ours.to_numpy()],
+        groups=table.units[rows],
+        replicates=metrics.replicates,
+        confidence=metrics.confidence,
+        rng=np.random.default_rng(derive_seed(seed, "round")),
+    )
+    return gains[0].interval
+
+
+def without_gain(gains: Mapping[str, Triple]) -> str | None:
+    """Why there is no next round, by the gains of the rounds so far: two whose interval is not above zero; else None.
+
+    An interval below zero, or one that is not known, speaks for another round no more than one that includes it.
+    """
+    flat = {arm: gain for arm, gain in gains.items() if gain[1] is None or gain[1] <= 0}
+    if len(flat) < ROUNDS_WITHOUT_GAIN:
+        return None
+    told = " and ".join(f"{gain_in_words(gain)} in {arm}" for arm, gain in flat.items())
+    return f"in {len(flat)} rounds the students did not surely gain over their teachers: {told}"
+
+
+def too_imprecise(precision: Mapping[str, Triple], *, classes: Sequence[str], floor: float) -> str | None:
+    """Why a round is not trained, by the estimated precision of each class's pseudo-labels; None where it may be.
+
+    The estimate itself counts, not its interval: of the last of two classes, the positive one, or of the worst of more.
+    A class whose precision is not known, because no labelled image was given it, is passed over.
+    """
+    judged = classes[1:] if len(classes) == 2 else classes
+    known = {name: share for name in judged if (share := precision[name][0]) is not None}
+    worst = min(known, key=lambda name: known[name], default=None)
+    if worst is None or known[worst] >= floor:
+        return None
+    return (
+        f"of the images that would be taught as {worst!r} {precision_in_words(precision[worst])} are right, and "
+        f"pseudo.min_precision asks for {floor:.1%}"
+    )
+
+
+def gain_in_words(gain: Triple) -> str:
+    """As in `+0.012 [-0.003, +0.027]`."""
+    value, low, high = gain
+    if value is None or low is None or high is None:
+        return "unknown"
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def precision_in_words(precision: Triple) -> str:
+    """As in `an estimated 61.2% [52.0%, 70.3%]`; for one that is known."""
+    share, low, high = precision
+    return f"an estimated {share:.1%} [{low:.1%}, {high:.1%}]"
