@@ -34,6 +34,10 @@ def pseudo_label_step(pipeline: Pipeline) -> None:
     log_event(pipeline.run_dir, "started", stage="pseudo-label")  # an earlier stop of the rounds is not one of these
     if not config.student_arms:
         return
+    if not len(_table(pipeline).rows("pool")):
+        raise InputError(
+            "pool.arm pseudo: there are no unlabelled images to learn from; set data.pool, or set pool.arm to none"
+        )
     ledgers: list[str] = []
     gains: dict[str, list[float | None]] = {}
     for arm in config.student_arms:
@@ -63,8 +67,7 @@ def label_pool(pipeline: Pipeline, arm: str, name: str) -> StageRecord:
     from ensembles.pseudo_labels import make_ledger
     from trainers.atomic import write_parquet
 
-    config, run_dir = pipeline.config, pipeline.run_dir
-    table = read_table(run_dir / "table.parquet")
+    config, run_dir, table = pipeline.config, pipeline.run_dir, _table(pipeline)
     teacher = config.teacher_of(arm)
     folder = run_dir / (teachers_folder(teacher) if config.pseudo.inner_holdout else f"predictions/{teacher}")
     models = _teaching_models([model.name for model in config.models], arm, name, config.pseudo)

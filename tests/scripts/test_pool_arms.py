@@ -319,6 +319,8 @@ def test_without_a_pool_there_is_nothing_to_learn_from(data: Path, tmp_path: Pat
     table[table["label"] != ""].to_csv(tmp_path / "data" / "table.csv", index=False)
     with pytest.raises(InputError, match=r"pool.arm pretrained: there are no unlabelled images .*set pool.arm to none"):
         run_pipeline(config_of(tmp_path / "data", tmp_path / "runs"))
+    with pytest.raises(InputError, match=r"pool.arm pseudo: there are no unlabelled images .*set pool.arm to none"):
+        run_pipeline(config_of(tmp_path / "data", tmp_path / "runs", **PSEUDO))
 
 
 @pytest.mark.parametrize(

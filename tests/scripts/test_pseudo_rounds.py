@@ -19,11 +19,11 @@ from ensembles.run_files import read_run
 from scripts.pipeline import run_pipeline
 from scripts.steps import train
 from scripts.steps.fold_labels import ledger_name, read_fold_labels
-from scripts.steps.predict import predict_step
-from scripts.steps.pseudo_label import label_pool, pseudo_label_step
+from scripts.steps.predict import predict_arms, predict_step
+from scripts.steps.pseudo_label import label_pool
 from scripts.steps.run_state import Pipeline
 from scripts.steps.teachers import teacher_step
-from scripts.steps.train import train_step
+from scripts.steps.train import train_arms, train_step
 from tests.scripts.tiny_runs import MODELS, fresh, tiny_config
 from trainers.atomic import read_parquet_metadata
 from trainers.checkpoints import read_final
@@ -287,15 +287,16 @@ def _taught(config: RunConfig) -> tuple[list[list[Any]], list[str]]:
     pipeline = Pipeline(config, restart=False)
     train_step(pipeline)
     predict_step(pipeline)
-    table, arm = read_table(config.run_dir / "table.parquet"), config.student_arms[-1]
-    ledgers = sorted({ledger_name(arm, model, config.pseudo) for model in MODELS})
-    if config.pseudo.rounds > 1:
-        pseudo_label_step(pipeline)
-    else:  # whose students need not be trained here
+    table = read_table(config.run_dir / "table.parquet")
+    for number, arm in enumerate(config.student_arms, 1):
         if config.pseudo.inner_holdout:
             teacher_step(pipeline, config.teacher_of(arm))
+        ledgers = sorted({ledger_name(arm, model, config.pseudo) for model in MODELS})
         for name in ledgers:
             label_pool(pipeline, arm, name)
+        if number < config.pseudo.rounds:  # those of the last one need not be trained here
+            train_arms(pipeline, [arm])
+            predict_arms(pipeline, [arm])
     result = []
     for fold in range(table.num_folds):
         given: list[Any] = []
