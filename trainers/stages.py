@@ -133,8 +133,7 @@ def finished(run_dir: Path, stage: Stage) -> StageRecord | None:
     if not path.exists():
         return None
     record = _read_json(path)
-    there = _outputs_there(run_dir, {"outputs": stage.outputs})
-    if record["fingerprint"] != digest(stage.inputs) or not there:
+    if record["fingerprint"] != digest(stage.inputs) or not _outputs_there(run_dir, {"outputs": stage.outputs}):
         return None
     return StageRecord(stage.name, record["seconds"], record["summary"], record["facts"], skipped=True)
 

@@ -45,7 +45,7 @@ def main(
     from configs.errors import InputError
     from configs.pool_study import ALL, ORACLE, SUPERVISED, load_pool_study
     from scripts.bench.pool_cells import Plan
-    from scripts.bench.pool_table import rich_table, scenario_rows
+    from scripts.bench.pool_table import rich_tables, scenario_rows
 
     settings = load_pool_study(study)
     scenarios, looked, wanted = list(scenario or settings.scenarios), set(look or []), list(only or [])
@@ -70,7 +70,8 @@ def main(
         if not own:
             continue
         result[name] = sorted(scenario_rows(own), key=lambda row: settings.names.index(row["method"]))
-        Console().print(rich_table(result[name], f"{name}, {len({cell.seed for cell in own})} seed(s): {_ap(own)}"))
+        for table in rich_tables(result[name], f"{name}, {len({cell.seed for cell in own})} seed(s): {_ap(own)}"):
+            Console().print(table)
     for lost in failed:
         print(f"not done: {lost['scenario']}, seed {lost['seed']}, {lost['method']}: {lost['error'].splitlines()[0]}")
     print(json.dumps({"benchmark": "pool", "scenarios": result, "failed": failed}))

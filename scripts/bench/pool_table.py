@@ -82,6 +82,8 @@ def _gate(pairs: Sequence[tuple[Cell, Cell]]) -> dict[str, Any]:
         "kept": [cell.kept for cell, _ in pairs],
         "adopted": sum(cell.kept != SUPERVISED for cell, _ in pairs),
         "of": len(pairs),
+        "supervised_ap": [supervised.oof.ap for _, supervised in pairs],
+        "supervised_test_ap": [supervised.test.ap for _, supervised in pairs if supervised.test is not None],
         "ap": [cell.kept_oof.ap for cell, _ in pairs if cell.kept_oof is not None],
         "test_ap": [cell.kept_test.ap for cell, _ in pairs if cell.kept_test is not None],
         "regret": regrets,
@@ -93,42 +95,77 @@ def _worst(figures: Sequence[Figures]) -> list[float]:
     return [each.worst_recall for each in figures if each.worst_recall is not None]
 
 
-def rich_table(rows: Sequence[dict[str, Any]], title: str) -> "Table":
-    """The rows without the columns that say nothing here."""
+def rich_tables(rows: Sequence[dict[str, Any]], title: str) -> list["Table"]:
+    """What is known out of fold; of the test rows, if they were looked at; and of the gate, if there was one."""
+    tables = [
+        _table(
+            f"{title}, out of fold",
+            {
+                "method": [row["method"] for row in rows],
+                "out of fold": [_cells(row["ap"]) for row in rows],
+                "minus supervised": [signed(row["gain"], row["gain_ci"]) for row in rows],
+                "worst recall": [_cells(row["worst_recall"]) for row in rows],
+                "minutes": [f"{sum(row['minutes']):.0f}" for row in rows],
+            },
+        )
+    ]
+    looked = [row for row in rows if row["test_ap"]]
+    if looked:
+        tables.append(
+            _table(
+                f"{title}, test",
+                {
+                    "method": [row["method"] for row in looked],
+                    "test": [_cells(row["test_ap"]) for row in looked],
+                    "minus supervised": [signed(row["test_gain"], row["test_gain_ci"]) for row in looked],
+                    "half the gap": [_half_gap(row) for row in looked],
+                    "worst recall": [_cells(row["test_worst_recall"]) for row in looked],
+                },
+            )
+        )
+    gated = [row for row in rows if row["gate"]]
+    if gated:
+        tables.append(_gate_table(gated, title))
+    return tables
+
+
+def _gate_table(rows: Sequence[dict[str, Any]], title: str) -> "Table":
+    """The arms whose test rows were looked at; if there are none all of them, out of fold, which the gate went by."""
+    looked = [row for row in rows if row["gate"]["regret"]]
+    rows, on_test = looked or rows, bool(looked)
+    ap, gain = ("test_ap", "test_gain") if on_test else ("ap", "gain")
+    return _table(
+        f"{title}, the gate, {'test' if on_test else 'out of fold'}",
+        {
+            "arm of": [row["method"] for row in rows],
+            "adopted": [f"{row['gate']['adopted']} of {row['gate']['of']}" for row in rows],
+            "supervised": [f"{statistics.fmean(row['gate'][f'supervised_{ap}']):.3f}" for row in rows],
+            "arm": [f"{statistics.fmean(row[ap]):.3f}" for row in rows],
+            "kept": [f"{statistics.fmean(row['gate'][ap]):.3f}" for row in rows],
+            "gain": [signed(row[gain], None) for row in rows],
+            "mean regret": [f"{row['gate']['mean_regret']:.3f}" if on_test else "" for row in rows],
+        },
+    )
+
+
+def _table(title: str, columns: dict[str, list[str]]) -> "Table":
+    """The columns that say something."""
     from rich.table import Table
 
-    def cells(values: Sequence[float]) -> str:
-        return mean_sd(values) if values else ""
-
-    columns = {
-        "method": [row["method"] for row in rows],
-        "out of fold": [cells(row["ap"]) for row in rows],
-        "minus supervised": [signed(row["gain"], row["gain_ci"]) for row in rows],
-        "worst recall": [cells(row["worst_recall"]) for row in rows],
-        "gate adopts": [f"{row['gate']['adopted']} of {row['gate']['of']}" if row["gate"] else "" for row in rows],
-        "kept": [cells(row["gate"]["ap"]) if row["gate"] else "" for row in rows],
-        "test": [cells(row["test_ap"]) for row in rows],
-        "test minus supervised": [signed(row["test_gain"], row["test_gain_ci"]) for row in rows],
-        "half of the gap": [_half_gap(row) for row in rows],
-        "test worst recall": [cells(row["test_worst_recall"]) for row in rows],
-        "kept, test": [cells(row["gate"]["test_ap"]) if row["gate"] else "" for row in rows],
-        "mean regret": [_regret(row["gate"]) for row in rows],
-        "minutes": [f"{sum(row['minutes']):.0f}" for row in rows],
-    }
-    table = Table(title=title)
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False)
     shown = {heading: texts for heading, texts in columns.items() if any(texts)}
-    for heading in shown:
-        table.add_column(heading, justify="left" if heading == "method" else "right")
+    for position, heading in enumerate(shown):
+        table.add_column(heading, justify="right" if position else "left")
     for texts in zip(*shown.values(), strict=True):
         table.add_row(*texts)
     return table
+
+
+def _cells(values: Sequence[float]) -> str:
+    return mean_sd(values) if values else ""
 
 
 def _half_gap(row: dict[str, Any]) -> str:
     if row["half_gap"] is None:
         return ""
     return f"{row['half_gap']:+.3f} {'reached' if row['half_gap_reached'] else 'missed'}"
-
-
-def _regret(gate: dict[str, Any] | None) -> str:
-    return "" if gate is None or gate["mean_regret"] is None else f"{gate['mean_regret']:.3f}"

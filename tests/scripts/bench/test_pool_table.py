@@ -7,7 +7,7 @@ from rich.console import Console
 from scipy import stats
 
 from scripts.bench.pool_figures import Cell, Figures, judged
-from scripts.bench.pool_table import rich_table, scenario_rows
+from scripts.bench.pool_table import rich_tables, scenario_rows
 from trainers.metrics import one_vs_rest_log_odds
 from trainers.table import ImageTable
 
@@ -80,16 +80,27 @@ def test_without_a_look_the_gate_has_no_regret_and_the_table_no_test_columns() -
     rows = scenario_rows([cell("supervised", 0, 0.5), cell("mine", 0, 0.55, None, "semi")])
     assert rows[1]["gate"]["adopted"] == 1
     assert rows[1]["gate"]["regret"] == [] and rows[1]["gate"]["mean_regret"] is None
-    headings = [column.header for column in rich_table(rows, "t").columns]
-    assert headings == ["method", "out of fold", "minus supervised", "gate adopts", "kept", "minutes"]
+    tables = [[column.header for column in table.columns] for table in rich_tables(rows, "t")]
+    assert tables == [
+        ["method", "out of fold", "minus supervised", "minutes"],
+        ["arm of", "adopted", "supervised", "arm", "kept", "gain"],
+    ]
 
 
-def test_the_table_says_whether_half_of_the_gap_is_reached() -> None:
-    cells = [cell("supervised", 0, 0.5, 0.6), cell("mine", 0, 0.5, 0.62), cell("oracle", 0, 0.9, 0.7)]
-    console = Console(width=200, record=True, file=None)
+def test_the_tables_of_a_look_fit_a_terminal_and_say_whether_half_of_the_gap_is_reached() -> None:
+    cells = [cell("supervised", seed, 0.5, 0.6 + seed / 100) for seed in range(3)]
+    cells += [cell("naive hard threshold", seed, 0.55, 0.63, "semi") for seed in range(3)]
+    cells += [cell("pseudo", seed, 0.55, None, "semi") for seed in range(3)]  # not looked at
+    cells += [cell("oracle", seed, 0.9, 0.7) for seed in range(3)]
+    console = Console(width=80)
     with console.capture() as captured:
-        console.print(rich_table(scenario_rows(cells), "t"))
-    assert "+0.050 missed" in captured.get()
+        for table in rich_tables(scenario_rows(cells), "base, 3 seed(s): average precision"):
+            console.print(table)
+    lines = captured.get().splitlines()
+    assert any("naive hard threshold" in line and "+0.045 missed" in line for line in lines)
+    gate = [line for line in lines if "3 of 3" in line]
+    assert len(gate) == 1 and gate[0].split()[6:] == ["0.610", "0.630", "0.630", "+0.020", "0.000"]
+    assert all(len(line) <= 80 for line in lines) and "…" not in captured.get()
 
 
 def test_several_classes_are_judged_by_macro_ap_and_the_class_that_is_found_least() -> None:
