@@ -34,10 +34,6 @@ def pseudo_label_step(pipeline: Pipeline) -> None:
     log_event(pipeline.run_dir, "started", stage="pseudo-label")  # an earlier stop of the rounds is not one of these
     if not config.student_arms:
         return
-    if not len(_table(pipeline).rows("pool")):
-        raise InputError(
-            "pool.arm pseudo: there are no unlabelled images to learn from; set data.pool, or set pool.arm to none"
-        )
     ledgers: list[str] = []
     gains: dict[str, list[float | None]] = {}
     for arm in config.student_arms:
