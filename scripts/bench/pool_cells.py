@@ -107,7 +107,8 @@ def run_cell(plan: Plan, scenario: str, seed: int, method: str, *, look: bool) -
     if method in plan.study.methods:
         share_trainings(plan.config(scenario, seed, SUPERVISED).run_dir, config.run_dir)
     metrics = timed_run(config, restart=plan.restart)
-    arm = config.arms[-1]  # which stands on the others, if there are any
+    # The last, which stands on the others; rounds of pseudo-labels may have stopped before what was to be trained.
+    arm = [name for name in config.arms if name in metrics["pool"]["arms"]][-1]
     gate: dict[str, Any] = {}
     kept = metrics["ensemble"]["arm"]
     figures = arm_figures(config.run_dir, (arm, kept), truth)

@@ -230,6 +230,18 @@ def test_a_long_tail_is_judged_by_its_worst_class(
     assert len(row["test_ap"]) == len(row["test_worst_recall"]) == 1
 
 
+def test_the_arm_that_is_judged_is_the_last_that_was_trained(
+    study: Path, idx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = json.loads((study / "out" / "base-seed0" / "naive-soft" / "metrics.json").read_text())
+    monkeypatch.setattr(pool_cells, "timed_run", lambda config, *, restart: metrics | {"wall_seconds": 60.0})
+    path = study / "toy_study.yaml"
+    plan = pool_cells.Plan(load_pool_study(path), path, study / "out", given=("pseudo.rounds=3",), idx=idx)
+    assert plan.config("base", 0, "naive soft").arms[-1] == "pseudo-3", "two of which were not worth it"
+    cell = pool_cells.run_cell(plan, "base", 0, "naive soft", look=False)
+    assert cell.oof.ap == pytest.approx(metrics["pool"]["compared"]["pseudo-1"]["ap"])
+
+
 def invented(plan: Any, scenario: str, seed: int, method: str, *, look: bool) -> Cell:
     if (seed, method) == (1, "naive soft"):
         raise InputError("the disk of this cell is gone")
