@@ -7,26 +7,18 @@ networks were trained anew (trainers.retraining) is added to what resampling the
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from scipy.special import log_softmax
 
 from configs.errors import counted
 from configs.pool import PoolConfig
 from configs.schema import MetricsConfig
-from ensembles.blending import blend_scores, fit_logits, score_columns
-from ensembles.predictions import numbered
+from ensembles.arms import gains_over
 from ensembles.wording import exact_percent
 from trainers.atomic import write_json
-from trainers.metrics import one_vs_rest_log_odds
-from trainers.paired import paired_gains
-from trainers.provenance import derive_seed
-from trainers.retraining import FoldScores, retraining_sd
 from trainers.table import ImageTable
 
 GATE_FILE = "gate.json"
@@ -35,15 +27,11 @@ BASELINE = "supervised"
 
 @dataclass(frozen=True)
 class Comparison:
-    """One arm against the baseline: out-of-fold AP, its gain with an interval, and whether it may be kept.
-
-    `retraining_sd` is the part of the gain's sd that comes from training, the rest from the images.
-    """
+    """One arm against the baseline: out-of-fold AP, its gain with an interval, and whether it may be kept."""
 
     ap: float
     gain: float
     gain_ci: tuple[float, float]
-    retraining_sd: float
     better: bool
 
 
@@ -78,12 +66,11 @@ def run(
 
     `scored`: whether the pool was, which is told where nothing was trained on it.
     """
-    oof = {str(arm): oof_scores(rows) for arm, rows in predictions.groupby("arm", sort=True)}
-    others = [arm for arm in oof if arm != BASELINE]
-    assert BASELINE in oof, f"there is nothing to compare with: {sorted(oof)}"
+    arms = sorted(predictions["arm"].astype(str).unique())
+    assert BASELINE in arms, f"there is nothing to compare with: {arms}"
+    others = [arm for arm in arms if arm != BASELINE]
     if others:
-        spread = {arm: _retraining_sd(predictions, arm, table, seed) for arm in others}
-        verdict = _compared(oof, others, spread, table, pool, metrics, seed)
+        verdict = _compared(predictions, others, table, pool, metrics, seed)
     else:
         verdict = _only_supervised(table, pool, scored=scored)
     write_json(out / GATE_FILE, {"arm": verdict.arm, **verdict.to_json()})
@@ -97,34 +84,21 @@ def read_verdict(folder: Path) -> dict[str, Any]:
 
 
 def _compared(
-    oof: Mapping[str, pd.DataFrame],
+    predictions: pd.DataFrame,
     others: list[str],
-    retraining_sds: Mapping[str, float],
     table: ImageTable,
     pool: PoolConfig,
     metrics: MetricsConfig,
     seed: int,
 ) -> Verdict:
-    rows = oof[BASELINE]
-    positions = pd.Index(table.frame["id"]).get_indexer(pd.Index(rows.index))
-    targets, units = table.targets[positions], table.units[positions]
-    gains = paired_gains(
-        targets,
-        [oof[arm].loc[rows.index].to_numpy() for arm in (BASELINE, *others)],
-        groups=units,
-        replicates=metrics.replicates,
-        confidence=metrics.confidence,
-        keep_confidence=pool.confidence,
-        retraining_sds=[retraining_sds[arm] for arm in others],
-        rng=np.random.default_rng(derive_seed(seed, "gate")),
+    gains = gains_over(
+        BASELINE, others, predictions, table=table, metrics=metrics, keep_confidence=pool.confidence, seed=seed
     )
     compared = {
-        arm: Comparison(
-            gain.ap, gain.interval.estimate, (gain.interval.low, gain.interval.high), retraining_sds[arm], gain.better
-        )
-        for arm, gain in zip(others, gains, strict=True)
+        arm: Comparison(gain.ap, gain.interval.estimate, (gain.interval.low, gain.interval.high), gain.better)
+        for arm, gain in gains.items()
     }
-    best = max(others, key=lambda arm: compared[arm].gain)
+    best = max(others, key=lambda arm: (compared[arm].better, compared[arm].gain))
     kept = compared[best].better
     return Verdict(
         arm=best if kept else BASELINE,
@@ -161,40 +135,3 @@ def _only_supervised(table: ImageTable, pool: PoolConfig, *, scored: bool) -> Ve
         else "there is no pool of unlabelled images"
     )
     return Verdict(BASELINE, used=False, gain=None, gain_ci=None, reason=reason, arms=[BASELINE], compared={})
-
-
-def _retraining_sd(predictions: pd.DataFrame, arm: str, table: ImageTable, seed: int) -> float:
-    """How much the gain of an arm varies with the seeds of its networks and of those of the baseline."""
-    columns = numbered(list(predictions.columns), "logit")
-    oof = predictions[(predictions["kind"] == "oof") & predictions["arm"].isin([BASELINE, arm])]
-    position = pd.Series(np.arange(len(table)), index=table.frame["id"])
-    folds = []
-    for _, of_fold in oof.groupby("fold", sort=True):
-        ids = of_fold["id"].drop_duplicates().sort_values()
-        rows = position.loc[ids].to_numpy()
-        pairs = []
-        for _, of_model in of_fold.groupby("model", sort=True):
-            own, others = (
-                of_model[of_model["arm"] == name].set_index("id").loc[ids, columns] for name in (arm, BASELINE)
-            )
-            pairs.append((_ranking_scores(own), _ranking_scores(others)))
-        folds.append(FoldScores(table.targets[rows], pairs, groups=table.units[rows]))
-    return retraining_sd(folds, rng=np.random.default_rng(derive_seed(seed, "retraining", arm)))
-
-
-def _ranking_scores(frame: pd.DataFrame) -> np.ndarray:
-    """Scores that rank rows within each output, (rows, outputs), of logits."""
-    logits = frame.to_numpy(dtype=np.float64)
-    return logits if logits.shape[1] == 1 else one_vs_rest_log_odds(log_softmax(logits, axis=1))
-
-
-def oof_scores(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Scores of an arm's equal-weight ensemble on the out-of-fold rows, by id: the positive class's, or every class's.
-
-    `predictions` are those of the arm in the prediction table; higher scores are more of the class.
-    """
-    oof = predictions[predictions["kind"] == "oof"]
-    blend = fit_logits(oof)
-    scores = blend_scores(blend, oof)
-    values = blend.class_scores(scores[score_columns(blend.num_outputs)].to_numpy(dtype=np.float64))
-    return pd.DataFrame(values, index=scores["id"])

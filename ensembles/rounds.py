@@ -5,38 +5,8 @@ An estimate is a triple here, as it is kept in a stage's record: its value, low 
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-import pandas as pd
-
-from configs.schema import MetricsConfig
-from ensembles.gate import oof_scores
-from trainers.paired import paired_gains
-from trainers.provenance import derive_seed
-from trainers.resampling import Interval
-from trainers.table import ImageTable
-
 Triple = Sequence[float | None]
 ROUNDS_WITHOUT_GAIN = 2  # so many, and the next is not trained
-
-
-def gain_over_teacher(
-    students: pd.DataFrame, teachers: pd.DataFrame, *, table: ImageTable, metrics: MetricsConfig, seed: int
-) -> Interval:
-    """The paired gain in out-of-fold AP (several classes: macro) of one arm's equal-weight ensemble over another's.
-
-    `students` and `teachers` are the arms' parts of the prediction table; undefined (nan) without positives.
-    """
-    ours, theirs = oof_scores(students), oof_scores(teachers)
-    rows = pd.Index(table.frame["id"]).get_indexer(ours.index)
-    gains = paired_gains(
-        table.targets[rows],
-        [theirs.loc[ours.index].to_numpy(), ours.to_numpy()],
-        groups=table.units[rows],
-        replicates=metrics.replicates,
-        confidence=metrics.confidence,
-        rng=np.random.default_rng(derive_seed(seed, "round")),
-    )
-    return gains[0].interval
 
 
 def without_gain(gains: Mapping[str, Triple]) -> str | None:

@@ -85,14 +85,10 @@ def arm_figures(run_dir: Path, arms: tuple[str, ...], truth: Path | None) -> dic
 
 
 def _figures(table: "ImageTable", known: "np.ndarray", predictions: "pd.DataFrame", kind: str) -> Figures:
-    import numpy as np
     import pandas as pd
 
-    from ensembles.blending import blend_scores, fit_logits, score_columns
+    from ensembles.arms import ensemble_scores
 
-    rows = predictions[predictions["kind"] == kind]
-    blend = fit_logits(rows)
-    scores = blend_scores(blend, rows)
-    targets = known[pd.Index(table.frame["id"]).get_indexer(pd.Index(scores["id"]))]
-    values = blend.class_scores(scores[score_columns(blend.num_outputs)].to_numpy(dtype=np.float64))
-    return judged(table, targets[targets >= 0], values[targets >= 0])
+    scores = ensemble_scores(predictions, kind)
+    targets = known[pd.Index(table.frame["id"]).get_indexer(scores.index)]
+    return judged(table, targets[targets >= 0], scores.to_numpy()[targets >= 0])

@@ -157,11 +157,13 @@ def _trained(arms: Sequence[str], stopped: str) -> str:
 
 def _gain(pipeline: Pipeline, arm: str) -> list[float | None]:
     """What the students of an arm gained over their teachers: estimate, low, high."""
+    from ensembles.arms import gains_over
     from ensembles.predictions import read_predictions
-    from ensembles.rounds import gain_in_words, gain_over_teacher
+    from ensembles.rounds import gain_in_words
 
     config, table = pipeline.config, _table(pipeline)
-    folders = [pipeline.run_dir / "predictions" / name for name in (arm, config.teacher_of(arm))]
+    teacher = config.teacher_of(arm)
+    folders = [pipeline.run_dir / "predictions" / name for name in (arm, teacher)]
     stage = Stage(
         f"pseudo-gain/{arm}",
         {
@@ -174,8 +176,9 @@ def _gain(pipeline: Pipeline, arm: str) -> list[float | None]:
     )
 
     def work(partial: Path) -> StageOutcome:
-        students, teachers = (read_predictions(folder, table=table) for folder in folders)
-        gain = gain_over_teacher(students, teachers, table=table, metrics=config.metrics, seed=config.seed)
+        predictions = pd.concat([read_predictions(folder, table=table) for folder in folders], ignore_index=True)
+        gains = gains_over(teacher, [arm], predictions, table=table, metrics=config.metrics, seed=config.seed)
+        gain = gains[arm].interval
         values = _known(gain.estimate, gain.low, gain.high)
         return StageOutcome(f"gain {gain_in_words(values)}", {"gain": values})
 

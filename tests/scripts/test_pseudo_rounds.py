@@ -14,6 +14,7 @@ from scipy.special import expit, logit
 from configs.errors import InputError
 from configs.schema import RunConfig
 from configs.sections import merged
+from ensembles import gate
 from ensembles.report_sections import logged_warnings
 from ensembles.run_files import read_run
 from scripts.pipeline import run_pipeline
@@ -30,7 +31,8 @@ from trainers.checkpoints import read_final
 from trainers.digits import DigitsSplit, write_digits
 from trainers.fold_task import FoldData
 from trainers.inner_holdout import inner_rows
-from trainers.intervals import Interval
+from trainers.paired import Gain
+from trainers.resampling import Interval
 from trainers.table import ImageTable, read_table, write_table
 
 FLIPPED = 1  # fold
@@ -66,7 +68,10 @@ def run(data: Path, supervised: Path, tmp_path: Path) -> Callable[..., RunConfig
 def gains(monkeypatch: pytest.MonkeyPatch, *lows: float) -> None:
     """The intervals that the rounds find, one after the other: 0.2 wide, from `lows`."""
     found: Iterator[Interval] = (Interval(low + 0.1, low, low + 0.2, 0.05, 24, 0.95) for low in lows)
-    monkeypatch.setattr("ensembles.rounds.gain_over_teacher", lambda *_, **__: next(found))
+    assert gate.gains_over, "the gate has its own name for what is replaced here"
+    monkeypatch.setattr(
+        "ensembles.arms.gains_over", lambda _, names, *__, **___: {names[0]: Gain(0.5, next(found), better=True)}
+    )
 
 
 def told(capsys: pytest.CaptureFixture[str]) -> list[str]:

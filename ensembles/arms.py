@@ -1,0 +1,84 @@
+"""Arms side by side: the equal-weight ensemble of each, and what arms gain over another one on the same images.
+
+The gate compares arms with `supervised`, rounds of pseudo-labels compare students with their teachers.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.special import log_softmax
+
+from configs.schema import MetricsConfig
+from ensembles.blending import blend_scores, fit_logits, score_columns
+from ensembles.predictions import numbered
+from trainers.metrics import one_vs_rest_log_odds
+from trainers.paired import Gain, paired_gains
+from trainers.provenance import derive_seed
+from trainers.retraining import FoldScores, retraining_sd
+from trainers.table import ImageTable
+
+
+def ensemble_scores(predictions: pd.DataFrame, kind: str) -> pd.DataFrame:
+    """Scores of an arm's equal-weight ensemble on rows of a kind, by id: of the positive class, or of every class.
+
+    `predictions` are those of the arm in the prediction table; higher scores are more of the class.
+    """
+    rows = predictions[predictions["kind"] == kind]
+    blend = fit_logits(rows)
+    scores = blend_scores(blend, rows)
+    values = blend.class_scores(scores[score_columns(blend.num_outputs)].to_numpy(dtype=np.float64))
+    return pd.DataFrame(values, index=scores["id"])
+
+
+def gains_over(
+    baseline: str,
+    arms: Sequence[str],
+    predictions: pd.DataFrame,
+    *,
+    table: ImageTable,
+    metrics: MetricsConfig,
+    keep_confidence: float = 0.9,
+    seed: int,
+) -> dict[str, Gain]:
+    """The gain in out-of-fold AP (several classes: macro) of each arm's ensemble over that of the baseline.
+
+    With the spread over other images and over training anew; `better` as in `trainers.paired.paired_gains`.
+    """
+    oof = {arm: ensemble_scores(predictions[predictions["arm"] == arm], "oof") for arm in (baseline, *arms)}
+    ids = oof[baseline].index
+    rows = pd.Index(table.frame["id"]).get_indexer(ids)
+    gains = paired_gains(
+        table.targets[rows],
+        [scores.loc[ids].to_numpy() for scores in oof.values()],
+        groups=table.units[rows],
+        replicates=metrics.replicates,
+        confidence=metrics.confidence,
+        keep_confidence=keep_confidence,
+        retraining_sds=[_retraining_sd(predictions, arm, baseline, table, seed) for arm in arms],
+        rng=np.random.default_rng(derive_seed(seed, "gate")),
+    )
+    return dict(zip(arms, gains, strict=True))
+
+
+def _retraining_sd(predictions: pd.DataFrame, arm: str, baseline: str, table: ImageTable, seed: int) -> float:
+    """How much the gain of an arm varies with the seeds of its networks and of those of the baseline."""
+    columns = numbered(list(predictions.columns), "logit")
+    oof = predictions[(predictions["kind"] == "oof") & predictions["arm"].isin([baseline, arm])]
+    position = pd.Series(np.arange(len(table)), index=table.frame["id"])
+    folds = []
+    for _, of_fold in oof.groupby("fold", sort=True):
+        ids = of_fold["id"].drop_duplicates().sort_values()
+        rows = position.loc[ids].to_numpy()
+        pairs = []
+        for _, of_model in of_fold.groupby("model", sort=True):
+            of_arm = {name: own.set_index("id").loc[ids, columns] for name, own in of_model.groupby("arm")}
+            pairs.append((_ranking_scores(of_arm[arm]), _ranking_scores(of_arm[baseline])))
+        folds.append(FoldScores(table.targets[rows], pairs, groups=table.units[rows]))
+    return retraining_sd(folds, rng=np.random.default_rng(derive_seed(seed, "retraining", arm)))
+
+
+def _ranking_scores(frame: pd.DataFrame) -> np.ndarray:
+    """Scores that rank rows within each output, (rows, outputs), of logits."""
+    logits = frame.to_numpy(dtype=np.float64)
+    return logits if logits.shape[1] == 1 else one_vs_rest_log_odds(log_softmax(logits, axis=1))
