@@ -95,6 +95,15 @@ def test_folders_of_every_shape_become_a_config_that_runs_as_is(tmp_path, layout
     assert "A folder per class" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("num_pool", "arm"), [(99, "none"), (100, "pseudo")])
+def test_a_pool_that_is_large_enough_teaches(tmp_path, capsys, num_pool, arm):
+    folder = tmp_path / "data"
+    for name, number in {"labelled/a": 10, "labelled/b": 4, "pool": num_pool}.items():
+        pictures(folder / name, *(f"{name[-1]}{image}.png" for image in range(number)))
+    assert initialised(tmp_path, folder).pool.arm == arm
+    assert ("The pool teaches" in capsys.readouterr().out) == (arm == "pseudo")
+
+
 def test_a_table_with_paths_in_a_folder_of_its_own(tmp_path):
     folder = tmp_path / "data"
     pictures(folder / "images", *(f"{number}.png" for number in range(12)), mode="L")
