@@ -101,6 +101,7 @@ def _template() -> Template:
     )
     environment.filters |= {
         "number": wording.number,
+        "signed": wording.signed,
         "whole": wording.whole,
         "percent": wording.percent,
         "exact": wording.exact_percent,

@@ -17,6 +17,15 @@ def number(value: float | None, digits: int = 3) -> str:
     return MISSING if value is None or not np.isfinite(value) else f"{value:.{digits}f}".replace("-", "−")
 
 
+def signed(value: float, digits: int = 3) -> str:
+    """A difference, with its sign.
+
+    >>> signed(0.0124), signed(-0.02)
+    ('+0.012', '−0.020')
+    """
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
 def whole(value: int) -> str:
     """A count with its thousands apart.
 

@@ -18,6 +18,7 @@ from configs.sections import merged
 from ensembles.probe import out_of_fold_scores
 from ensembles.report_sections import logged_warnings
 from ensembles.run_files import read_run
+from ensembles.wording import signed
 from scripts.pipeline import run_pipeline
 from scripts.steps.fold_labels import FoldLabels, read_fold_labels
 from scripts.steps.run_state import Pipeline
@@ -72,7 +73,16 @@ def test_both_arms_leave_their_files_and_figures(finished: Path) -> None:
     assert metrics["timing"].keys() >= {"prepare", "pretrain", "train", "predict"}
     predictions = pd.concat([pd.read_parquet(path) for path in (finished / "predictions").rglob("*.parquet")])
     assert set(predictions["arm"]) == {"supervised", "pretrained"}
-    assert pool["reason"][1:] in (finished / "report.html").read_text().replace("&#39;", "'")
+    page = (finished / "report.html").read_text().replace("&#39;", "'")
+    assert page.count(pool["reason"][1:]) == 2, "at its head, and above the arms"
+    own = pool["compared"]["pretrained"]
+    assert f">pretrained</th><td>{own['ap']:.3f}</td><td>{signed(own['gain'])}</td>" in page
+    assert page.count(">kept<") == 1
+    models = pd.concat(  # two models, one score each a row
+        [pd.read_parquet(path) for path in (finished / "predictions" / "supervised").rglob("*.parquet")]
+    )
+    oof = models[models["kind"] == "oof"].groupby("id")[["logit", "target"]].mean()
+    assert f">supervised</th><td>{average_precision_score(oof['target'] == 1, oof['logit']):.3f}</td>" in page
 
 
 def test_the_backbone_is_where_fine_tuning_starts_from(finished: Path) -> None:
