@@ -57,9 +57,10 @@ class PretrainConfig(OptimisationConfig):
     method: Literal["contrastive", "vicreg", "masked", "distill"] = Field(
         "contrastive", description="what is learnt without labels"
     )
-    rows: Literal["pool", "all"] = Field(
+    rows: Literal["pool", "labelled", "all"] = Field(
         "pool",
-        description="all adds the labelled, held-out and test images (without labels), which makes it transductive",
+        description="labelled = the labelled images alone, without labels: what pretraining gives without a pool; all "
+        "= pool, labelled and test images; both see held-out images, which makes them transductive",
     )
     views: PretrainViewsConfig = PretrainViewsConfig()
     contrastive: ContrastiveConfig = ContrastiveConfig()

@@ -38,6 +38,7 @@ METHODS = {"contrastive", "vicreg", "masked", "distill"}
 VIEW_FIELDS = {"horizontal_flip", "vertical_flip", "quarter_turns", "rotate_degrees"}
 PROBED_COLUMNS = ("sha256", "label", "fold")
 NAMED = {"logistic": "linear", "knn": "neighbours"}  # heads of `ensembles.heads` that are shown
+SPLITS = {"pool": ("pool",), "labelled": ("train",), "all": ("pool", "train", "holdout", "test")}  # pretrain.rows
 FIGURES = ("spread", "effective_rank", "alignment", "uniformity")
 
 
@@ -55,11 +56,12 @@ def pretrain_step(pipeline: Pipeline) -> None:
     works = [_Backbone(pipeline, table, model) for model in config.models]
     width = max(len(work.label) for work in works)
     to_do = unfinished(pipeline, works)
-    if config.pretrain.rows == "all":
+    if config.pretrain.rows != "pool":
+        others = "held-out and test images" if config.pretrain.rows == "all" else "held-out images"
         pipeline.warn(
             [
-                "pretrain.rows is all: the backbones learn from the held-out and test images too, without labels, so "
-                "the figures of arms that begin with them are for these images and may be too good for new ones"
+                f"pretrain.rows is {config.pretrain.rows}: the backbones learn from the {others} too, without labels, "
+                "so the figures of arms that begin with them are for these images and may be too good for new ones"
             ],
             stage="pretrain",
         )
@@ -88,7 +90,7 @@ class _Backbone:
     def __init__(self, pipeline: Pipeline, table: ImageTable, model: ModelConfig) -> None:
         self.config, self.run_dir, self.table, self.model = pipeline.config, pipeline.run_dir, table, model
         pretrain = self.config.pretrain
-        self.rows = _unlabelled(table, everything=pretrain.rows == "all")
+        self.rows = _unlabelled(table, pretrain.rows)
         self.folder = pretrain_folder(model)
         weights = pretrained_digest(model)
         # What a teacher's settings come to is in its embeddings.
@@ -161,10 +163,9 @@ def _teacher(config: RunConfig) -> FrozenNetworkConfig:
     return teacher.model_copy(update={"name": f"teacher-{teacher.name}"})
 
 
-def _unlabelled(table: ImageTable, *, everything: bool) -> np.ndarray:
-    """Rows of the pool, or of all images, in the order of their content, so that a table's order changes nothing."""
-    splits = ("pool", "train", "holdout", "test") if everything else ("pool",)
-    rows = np.concatenate([table.rows(split) for split in splits])
+def _unlabelled(table: ImageTable, which: str) -> np.ndarray:
+    """The rows of SPLITS, in the order of their content, so that a table's order changes nothing."""
+    rows = np.concatenate([table.rows(split) for split in SPLITS[which]])
     hashes = table.frame["sha256"].to_numpy()[rows]
     chosen: np.ndarray = rows[np.argsort(hashes, kind="stable")]
     return chosen
@@ -173,7 +174,7 @@ def _unlabelled(table: ImageTable, *, everything: bool) -> np.ndarray:
 def _say_plan(pipeline: Pipeline, to_do: "list[_Backbone]") -> None:
     pretrain = pipeline.config.pretrain
     which = f"{len(to_do[0].rows)} images" + (
-        " of the pool" if pretrain.rows == "pool" else ", the held-out and test images among them (pretrain.rows: all)"
+        " of the pool" if pretrain.rows == "pool" else f", held-out ones among them (pretrain.rows: {pretrain.rows})"
     )
     CONSOLE.print(f"[bold]pretrain[/]  {pretrain.method}, {len(to_do)} backbones, {pretrain.steps} steps each, {which}")
 

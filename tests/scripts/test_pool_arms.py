@@ -319,6 +319,10 @@ def test_warnings_of_every_arm_stay_in_the_report_until_they_are_mended(
     everything = {"pretrain": {"rows": "all"}}
     run_pipeline(config_of(data, tmp_path, **everything))
     assert any("pretrain.rows is all" in line for line in logged_warnings(read_run(run_dir).events))
+    run_pipeline(config_of(data, tmp_path, pretrain={"rows": "labelled"}))
+    (line,) = (line for line in logged_warnings(read_run(run_dir).events) if "pretrain.rows is labelled" in line)
+    assert "learn from the held-out images too" in line
+    assert read_final(run_dir / "pretrain" / "test_resnet" / "final").state["num_images"] == 72
     run_pipeline(config_of(data, tmp_path, pool={"arm": "none"}))
     assert not logged_warnings(read_run(run_dir).events)
 
