@@ -137,7 +137,7 @@ def _unfair_arms(config: RunConfig) -> list[str]:
 
 def _too_few_teachers(config: RunConfig) -> list[str]:
     cross = config.pseudo.teachers == "cross"
-    each = len(config.models) - cross
+    each = len(config.models) - cross + len(config.pseudo.voices)
     if not each:
         return [
             f"pseudo.teachers: cross lets the other models of a fold teach each student, and {config.models[0].name} "
@@ -215,7 +215,7 @@ def _overridden(values: dict[str, Any], text: str) -> dict[str, Any]:
     is_weights = key.endswith(".pretrained") and str(value).endswith(WEIGHT_SUFFIXES)
     if isinstance(value, str) and (key in PATH_FIELDS or is_weights):
         value = _plain_path(Path(value).absolute())
-    if isinstance(value, list) and key in ("models", "embed.networks"):
+    if isinstance(value, list) and key in ("models", "embed.networks", "pseudo.voices"):
         value = [_absolute_weights(network, Path.cwd()) for network in value]
     path = key.split(".")
     if path[0] == "models" and len(path) > 1 and "models" not in values:
@@ -251,10 +251,11 @@ def _absolute_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(distill, dict) and "teacher" in distill:
         teacher = _absolute_weights(distill["teacher"], folder)
         values = merged(values, {"pretrain": {"distill": {"teacher": teacher}}})
-    embed = values.get("embed")
-    if isinstance(embed, dict) and isinstance(embed.get("networks"), list):
-        networks = [_absolute_weights(network, folder) for network in embed["networks"]]
-        values = {**values, "embed": {**embed, "networks": networks}}
+    for section, key in (("embed", "networks"), ("pseudo", "voices")):
+        inner = values.get(section)
+        if isinstance(inner, dict) and isinstance(inner.get(key), list):
+            networks = [_absolute_weights(network, folder) for network in inner[key]]
+            values = {**values, section: {**inner, key: networks}}
     return values
 
 

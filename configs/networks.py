@@ -42,6 +42,14 @@ class FrozenNetworkConfig(NetworkConfig):
     batch_size: Count = Field(64, description="images per forward pass")
 
 
+def with_names_of_their_own(networks: list[FrozenNetworkConfig]) -> list[FrozenNetworkConfig]:
+    """The networks, if no two have one name, else ValueError."""
+    repeated = [name for name, count in Counter(network.name for network in networks).items() if count > 1]
+    if repeated:
+        raise ValueError(f"two networks are called {repeated[0]!r}; give each its own `name`")
+    return networks
+
+
 class EmbedConfig(Section):
     """Frozen networks whose features `rarefind probe` learns from."""
 
@@ -54,10 +62,7 @@ class EmbedConfig(Section):
     @field_validator("networks")
     @classmethod
     def _names_differ(cls, networks: list[FrozenNetworkConfig]) -> list[FrozenNetworkConfig]:
-        repeated = [name for name, count in Counter(network.name for network in networks).items() if count > 1]
-        if repeated:
-            raise ValueError(f"two networks are called {repeated[0]!r}; give each its own `name`")
-        return networks
+        return with_names_of_their_own(networks)
 
 
 HeadName = Literal["logistic", "knn", "smote", "undersampling", "balanced_bagging", "balanced_forest", "easy_ensemble"]

@@ -2,8 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from configs.networks import FrozenNetworkConfig, with_names_of_their_own
 from configs.sections import Count, Fraction, NonNegative, Section
 
 
@@ -29,6 +30,11 @@ class PseudoConfig(Section):
     teachers: Literal["joint", "cross"] = Field(
         "joint",
         description="joint = all models of a fold teach each student; cross = all but its own (co-training)",
+    )
+    voices: list[FrozenNetworkConfig] = Field(
+        default=[],
+        description="networks not trained here, e.g. {backbone: tf_efficientnet_lite0, pretrained: packaged, "
+        "image_size: 96}: a regression of the labels on their features speaks beside the teachers, with equal weight",
     )
     rounds: Count = Field(
         1,
@@ -62,3 +68,8 @@ class PseudoConfig(Section):
     )
     batch_size: Count = Field(64, description="pool images per optimiser step, beside train.batch_size labelled ones")
     loss_weight: NonNegative = Field(1.0, description="of the pool's mean loss against that of the labels")
+
+    @field_validator("voices")
+    @classmethod
+    def _names_differ(cls, voices: list[FrozenNetworkConfig]) -> list[FrozenNetworkConfig]:
+        return with_names_of_their_own(voices)

@@ -285,6 +285,9 @@ class RunConfig(Section):
         repeated = [name for name, count in Counter(model.name for model in self.models).items() if count > 1]
         if repeated:
             raise ValueError(f"models: two models are called {repeated[0]!r}; give each its own `name`")
+        shared = {model.name for model in self.models} & {voice.name for voice in self.pseudo.voices}
+        if shared:
+            raise ValueError(f"pseudo.voices: a model is called {min(shared)!r}, too; give the voice its own `name`")
         return self
 
     @property

@@ -51,6 +51,11 @@ def embed_step(pipeline: Pipeline) -> None:
     pipeline.say("embed", records, "embeddings/", summary=_summary(table, records))
 
 
+def as_teacher(network: FrozenNetworkConfig) -> FrozenNetworkConfig:
+    """The network under a name that none of `embed` has by default: its embeddings are distilled, or a voice's."""
+    return network.model_copy(update={"name": f"teacher-{network.name}"})
+
+
 def embed_network(pipeline: Pipeline, table: ImageTable, network: FrozenNetworkConfig) -> StageRecord:
     """Bring the embeddings of one network up to date."""
     from trainers import embedding

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from configs.networks import FrozenNetworkConfig
 from configs.schema import ModelConfig, RunConfig
-from scripts.steps.embed import embed_network
+from scripts.steps.embed import as_teacher, embed_network
 from scripts.steps.run_state import (
     CONSOLE,
     Pipeline,
@@ -52,7 +52,7 @@ def pretrain_step(pipeline: Pipeline) -> None:
         return
     table = read_table(run_dir / "table.parquet")
     if config.pretrain.method == "distill":
-        embed_network(pipeline, table, _teacher(config))
+        embed_network(pipeline, table, as_teacher(config.pretrain.distill.teacher))
     works = [_Backbone(pipeline, table, model) for model in config.models]
     width = max(len(work.label) for work in works)
     to_do = unfinished(pipeline, works)
@@ -120,7 +120,9 @@ class _Backbone:
 
         if self.config.pretrain.method != "distill":
             return {}
-        taught = open_embeddings(self.run_dir, _teacher(self.config).name, self.table)[self.rows]
+        taught = open_embeddings(self.run_dir, as_teacher(self.config.pretrain.distill.teacher).name, self.table)[
+            self.rows
+        ]
         return {"teacher": hashlib.sha256(taught.tobytes()).hexdigest()}
 
     @property
@@ -134,7 +136,7 @@ class _Backbone:
         from trainers.pretraining.loop import PretrainTask
 
         config = self.config
-        teacher = self.run_dir / outputs(_teacher(config).name)[0]
+        teacher = self.run_dir / outputs(as_teacher(config.pretrain.distill.teacher).name)[0]
         return PretrainTask(
             model=self.model,
             pretrain=config.pretrain,
@@ -155,12 +157,6 @@ class _Backbone:
         facts = {key: result.facts[key] for key in (*FIGURES, "device", "num_images")}
         summary = f"{self.config.pretrain.steps} steps on {len(self.rows)} images"
         return StageOutcome(summary, facts, result.facts["seconds"])
-
-
-def _teacher(config: RunConfig) -> FrozenNetworkConfig:
-    """The network whose embeddings are distilled, under a name that no network of `embed` has by default."""
-    teacher = config.pretrain.distill.teacher
-    return teacher.model_copy(update={"name": f"teacher-{teacher.name}"})
 
 
 def _unlabelled(table: ImageTable, which: str) -> np.ndarray:

@@ -13,11 +13,13 @@ from rich.markup import escape
 
 from configs.errors import counted
 from configs.pool import PseudoConfig
+from scripts.steps.embed import as_teacher, embed_network
 from scripts.steps.fold_labels import ledger_file, ledger_name
 from scripts.steps.predict import keep_predictions_of, predict_arms
 from scripts.steps.run_state import CONSOLE, Pipeline, folder_digests, rows_digest
 from scripts.steps.teachers import teacher_step, teachers_folder
 from scripts.steps.train import train_arms
+from trainers.provenance import file_digest
 from trainers.stages import Stage, StageOutcome, StageRecord, log_event
 from trainers.table import ImageTable, read_table
 
@@ -41,6 +43,7 @@ def pseudo_label_step(pipeline: Pipeline) -> None:
         if why is None:
             if config.pseudo.inner_holdout:
                 teacher_step(pipeline, config.teacher_of(arm))
+            _embed_voices(pipeline)
             names = list(dict.fromkeys(ledger_name(arm, model.name, config.pseudo) for model in config.models))
             records = [label_pool(pipeline, arm, name) for name in names]
             ledgers += names
@@ -61,18 +64,23 @@ def label_pool(pipeline: Pipeline, arm: str, name: str) -> StageRecord:
     """Bring the ledger `name` of a student arm up to date, and say what is in it."""
     from ensembles.predictions import read_predictions
     from ensembles.pseudo_labels import make_ledger
+    from ensembles.voices import voice_opinions
     from trainers.atomic import write_parquet
+    from trainers.embedding import open_embeddings, outputs
+    from trainers.inner_holdout import inner_rows
 
     config, run_dir, table = pipeline.config, pipeline.run_dir, _table(pipeline)
     teacher = config.teacher_of(arm)
     folder = run_dir / (teachers_folder(teacher) if config.pseudo.inner_holdout else f"predictions/{teacher}")
     models = _teaching_models([model.name for model in config.models], arm, name, config.pseudo)
+    voices = config.pseudo.voices
     stage = Stage(
         f"pseudo-label/{name}",
         {
             "pseudo": config.pseudo.model_dump(mode="json", exclude=NOT_TAUGHT),
             "teacher": teacher,
             "predictions": {model: folder_digests(folder / model, "*.parquet") for model in models},
+            "voices": {voice.name: file_digest(run_dir / outputs(as_teacher(voice).name)[1]) for voice in voices},
             "rows": rows_digest(table, table.rows("train"), LABEL_COLUMNS),
             "seed": config.seed,
         },
@@ -80,19 +88,37 @@ def label_pool(pipeline: Pipeline, arm: str, name: str) -> StageRecord:
     )
 
     def work(partial: Path) -> StageOutcome:
+        share = config.pseudo.inner_holdout
+        scores = _teachers_scores(folder, models, table) if share else read_predictions(folder, table=table)
+        opinions = [
+            voice_opinions(
+                open_embeddings(run_dir, as_teacher(voice).name, table),
+                name=voice.name,
+                arm=teacher,
+                table=table,
+                inner=(lambda fold: inner_rows(table, fold, share=share, seed=config.seed)) if share else None,
+                seed=config.seed,
+            )
+            for voice in voices
+        ]
+        cross = config.pseudo.teachers == "cross"
         ledger = make_ledger(
-            _teachers_scores(folder, models, table)
-            if config.pseudo.inner_holdout
-            else read_predictions(folder, table=table),
+            pd.concat([scores, *opinions], ignore_index=True),
             table=table,
             teacher=teacher,
-            models=models if config.pseudo.teachers == "cross" else None,
+            models=[*models, *(voice.name for voice in voices)] if cross or voices else None,
             config=config.pseudo,
             seed=config.seed,
         )
         priors = {str(fold): prior.tolist() for fold, prior in ledger.priors.items()}
         calibrations = {str(fold): asdict(own) for fold, own in ledger.calibrations.items()}
-        metadata = {"teacher": teacher, "models": models, "priors": priors, "calibrations": calibrations}
+        metadata = {
+            "teacher": teacher,
+            "models": models,
+            "voices": [voice.name for voice in voices],
+            "priors": priors,
+            "calibrations": calibrations,
+        }
         write_parquet(partial / ledger_file(name), ledger.frame, metadata=metadata)
         per_student = len(ledger.frame) // table.num_folds
         shares = [prior[-1] for prior in ledger.priors.values()]
@@ -109,6 +135,15 @@ def label_pool(pipeline: Pipeline, arm: str, name: str) -> StageRecord:
     pipeline.say("pseudo", [record], ledger_file(name))
     _say_precision(record, config.pseudo)
     return record
+
+
+def _embed_voices(pipeline: Pipeline) -> None:
+    """Bring the features up to date that voices speak of."""
+    if not pipeline.config.pseudo.voices:
+        return
+    table = _table(pipeline)
+    records = [embed_network(pipeline, table, as_teacher(voice)) for voice in pipeline.config.pseudo.voices]
+    pipeline.say("embed", records, "embeddings/", summary=f"{counted(len(records), 'voice')} beside the teachers")
 
 
 def _teachers_scores(folder: Path, models: Sequence[str], table: ImageTable) -> pd.DataFrame:

@@ -317,3 +317,25 @@ def _taught(config: RunConfig) -> tuple[list[list[Any]], list[str]]:
 def _learning_everything(table: ImageTable, fold: int, inner: np.ndarray | None = None) -> FoldData:
     learnt, held = table.rows("train"), table.rows("train", fold=fold)
     return FoldData(learnt, table.targets[learnt], held, table.targets[held], table.num_outputs)
+
+
+def test_a_voice_speaks_beside_the_teachers_and_is_heard_anew_when_it_changes(run: Callable[..., RunConfig]) -> None:
+    voice = {"backbone": "test_resnet", "name": "eye"}
+    config = run(voices=[voice])
+    first = fresh(run_pipeline(config))
+    assert "embed/teacher-eye" in first and "pseudo-label/pseudo-1" in first
+    ledger = config.run_dir / "pseudo_labels" / "pseudo-1.parquet"
+    before = pd.read_parquet(ledger)
+    assert set(before["teacher"]) == {f"supervised/{'+'.join(sorted([*MODELS, 'eye']))}"}
+    assert read_parquet_metadata(ledger)["voices"] == ["eye"]
+    assert not [name for name in fresh(run_pipeline(config)) if name.startswith(("embed", "pseudo", "train"))]
+    again = fresh(run_pipeline(run(voices=[{**voice, "image_size": 20}])))
+    assert {"embed/teacher-eye", "pseudo-label/pseudo-1"} <= set(again)
+    assert not pd.read_parquet(ledger)["target"].equals(before["target"])
+
+
+def test_a_voice_is_no_model(run: Callable[..., RunConfig]) -> None:
+    with pytest.raises(
+        InputError, match=r"pseudo.voices: a model is called 'test_resnet', too; give the voice its own"
+    ):
+        run(voices=[{"backbone": "test_resnet"}])

@@ -1,0 +1,66 @@
+"""Voices beside the teachers: what a regression on frozen features says of the pool, fold by fold.
+
+Features that were learnt on other images err differently from networks trained on these few labels, so that their mean
+with them ranks better than either, and students learn from that mean.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ensembles.heads import HEADS, TrainingPart
+from ensembles.predictions import logit_columns
+from trainers.provenance import derive_seed
+from trainers.table import ImageTable
+
+CHUNK_ROWS = 50_000  # scored at a time, which bounds the memory
+
+
+def voice_opinions(
+    features: np.ndarray,
+    *,
+    name: str,
+    arm: str,
+    table: ImageTable,
+    inner: Callable[[int], np.ndarray] | None,
+    seed: int,
+) -> pd.DataFrame:
+    """Logits at the labelled class shares, as those of a model `name` in the prediction table.
+
+    `features` are of the table's rows, (num_images, dim). The regression of a fold learns the labelled rows outside of
+    it, less those of `inner(fold)`, table rows of an inner holdout; it scores the fold, the pool and the inner holdout.
+    """
+    frames = []
+    for fold in range(table.num_folds):
+        left_out = np.empty(0, dtype=np.int64) if inner is None else inner(fold)
+        learnt = np.setdiff1d(table.rows("train", not_fold=fold), left_out)
+        learnt = learnt[np.argsort(table.frame["sha256"].to_numpy()[learnt], kind="stable")]
+        targets = table.targets[learnt]
+        part = TrainingPart(
+            class_counts=np.bincount(targets, minlength=len(table.classes)),
+            classes=table.classes,
+            num_features=features.shape[1],
+            seed=derive_seed(seed, "voice", name, fold) % 2**32,  # scikit-learn takes no more
+        )
+        regression = HEADS["logistic"](part).fit(np.asarray(features[learnt]), targets)
+        parts = {"oof": table.rows("train", fold=fold), "inner": left_out, "pool": table.rows("pool")}
+        for kind, rows in parts.items():
+            if len(rows):
+                logits = np.concatenate(
+                    [
+                        _logits(regression, features[rows[start : start + CHUNK_ROWS]], is_binary=table.is_binary)
+                        for start in range(0, len(rows), CHUNK_ROWS)
+                    ]
+                )
+                frame = pd.DataFrame(logits, columns=logit_columns(logits.shape[1]))
+                frame.insert(0, "id", table.frame["id"].to_numpy()[rows])
+                frames.append(frame.assign(kind=kind, arm=arm, model=name, fold=fold))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _logits(regression: Any, features: np.ndarray, *, is_binary: bool) -> np.ndarray:
+    """Log-odds (rows, 1), or log-probabilities (rows, classes)."""
+    logits = regression.decision_function(features)[:, None] if is_binary else regression.predict_log_proba(features)
+    return np.asarray(logits, dtype=np.float64)
