@@ -33,8 +33,8 @@ class PseudoConfig(Section):
     )
     voices: list[FrozenNetworkConfig] = Field(
         default=[],
-        description="networks not trained here, e.g. {backbone: tf_efficientnet_lite0, pretrained: packaged, "
-        "image_size: 96}: a regression of the labels on their features speaks beside the teachers, with equal weight",
+        description="networks not trained here, as in embed.networks: a regression of the labels on their features "
+        "speaks beside the teachers, with equal weight",
     )
     rounds: Count = Field(
         1,

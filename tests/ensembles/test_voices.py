@@ -41,7 +41,8 @@ def test_a_voice_ranks_the_pool_at_the_labels_shares(classes: tuple[str, ...]) -
 def test_labels_of_the_fold_and_of_the_inner_holdout_do_not_speak() -> None:
     table, truth = toy_table()
     features = toy_features(table, truth)
-    inner = {fold: table.rows("train", not_fold=fold)[::7] for fold in range(table.num_folds)}
+    rng = np.random.default_rng(0)
+    inner = {fold: rng.choice(table.rows("train", not_fold=fold), 60, replace=False) for fold in range(table.num_folds)}
 
     def opinions(labels: pd.Series) -> pd.DataFrame:
         changed = ImageTable(table.frame.assign(label=labels), table.classes, table.positive_label)
