@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from configs.sections import Count, Fraction, NonNegative, Section
 
@@ -36,3 +36,10 @@ class SemiConfig(Section):
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.99, description="of the running averages that thresholds and alignment go by"
     )
+
+    @field_validator("background_classes")
+    @classmethod
+    def _more_than_one(cls, value: int) -> int:
+        if value == 1:
+            raise ValueError("one class tells nothing apart; expected 0 (off), or 2 and more")
+        return value

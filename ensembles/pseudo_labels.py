@@ -33,6 +33,10 @@ class Estimate:
     high: float
 
 
+class NothingToTeach(InputError):
+    """The teachers' scores give nothing that students could learn from; the message says why, and what to change."""
+
+
 @dataclass(frozen=True)
 class Ledger:
     """The pseudo-labels: `frame` as LEDGER_COLUMNS (several classes: target_0, ...), in the table's order by fold.
@@ -89,7 +93,7 @@ def make_ledger(
     `models` are those of the arm `teacher` that teach (default: all): in co-training (Blum and Mitchell 1998) a student
     learns from the others. Rows of kind `inner` are of labelled images outside the fold that its teachers did not
     learn: where there are any, the mean of the models is calibrated on them first. Raises InputError when the teacher
-    did not score the pool, cannot be calibrated, or no image is certain enough to be taught.
+    did not score the pool; NothingToTeach when it cannot be calibrated, or nothing is certain enough to be taught.
     """
     own = predictions[predictions["arm"] == teacher]
     if models is not None:
@@ -109,18 +113,13 @@ def make_ledger(
         if len(inner.ids):
             calibrations[fold], held_at = _calibration(inner, counts, table, rank, fold)
             pool, held_out = (opinions.calibrated(calibrations[fold]) for opinions in (pool, held_out))
-        priors[fold] = prior = _pool_prior(pool, labelled, held_at, config)
+        priors[fold] = prior = _pool_prior(pool, labelled, held_at, config, table.classes)
         pool = pool.at(held_at, prior)
         rule = SELECTIONS[config.select](pool, prior, config)
         classes = rule(pool)
         chosen = classes >= 0 if config.select != "soft" else np.ones(len(classes), dtype=bool)
         targets = pool.probabilities if config.select == "soft" else np.eye(len(table.classes))[classes]
-        if not chosen.any():
-            raise InputError(
-                f"pseudo.select {config.select}: no image of the pool is certain enough to be taught to the student of "
-                f"fold {fold}; "
-                + (f"lower pseudo.{config.select}" if config.select == "threshold" else "use select: soft")
-            )
+        _check_chosen(classes[chosen], fold, config, table)
         parts.append(_rows(pool.ids[chosen], targets[chosen], fold, named, _reason(config), table))
         truth = table.targets[rank.loc[held_out.ids].to_numpy()]
         decisions.append((truth, rule(held_out.at(held_at, prior))))
@@ -144,6 +143,16 @@ def pool_targets(ledger: pd.DataFrame, fold: int, table: ImageTable) -> tuple[np
     targets = own[columns].to_numpy(dtype=np.float32)[order]
     weights = own["weight"].to_numpy(dtype=np.float32)[order]
     return rows[order], targets[:, 0] if len(columns) == 1 else targets, weights
+
+
+def _check_chosen(classes: np.ndarray, fold: int, config: PseudoConfig, table: ImageTable) -> None:
+    """Raise NothingToTeach when no image was given a class, or (two classes) none the positive one."""
+    if config.select == "soft" or (len(classes) and not (table.is_binary and not classes.any())):
+        return
+    remedy = f"lower pseudo.{config.select}" if config.select == "threshold" else "use select: soft"
+    enough = "agreed on by all teachers" if config.select == "agreement" else "certain enough"
+    what = f"no image of the pool is {enough} to be taught" + (f" as {table.classes[1]!r}" if len(classes) else "")
+    raise NothingToTeach(f"pseudo.select {config.select}: {what} to the student of fold {fold}; {remedy}")
 
 
 Rule = Callable[[_Opinions], np.ndarray]  # the class of each row, -1 for those that are given none
@@ -222,17 +231,20 @@ def _calibration(
     truth = table.targets[rank.loc[inner.ids].to_numpy()]
     left_out = np.bincount(truth, minlength=len(counts))
     try:
-        calibration = fit_calibration(inner.mean, truth)
+        learnt = counts - left_out
+        calibration = fit_calibration(inner.mean, truth, learnt / learnt.sum())
     except InputError as error:
-        raise InputError(
+        raise NothingToTeach(
             f"pseudo.inner_holdout, fold {fold}: {error}; train longer, or set pseudo.inner_holdout to 0"
         ) from None
-    # A logistic holds at the shares that it was fitted at; a temperature leaves those of the rows that were learnt.
-    held_at = left_out if table.is_binary else counts - left_out
+    # A logistic holds at the shares that it was fitted at; a temperature at those of the rows that were learnt.
+    held_at = left_out if table.is_binary else learnt
     return calibration, held_at / held_at.sum()
 
 
-def _pool_prior(pool: _Opinions, labelled: np.ndarray, held_at: np.ndarray, config: PseudoConfig) -> np.ndarray:
+def _pool_prior(
+    pool: _Opinions, labelled: np.ndarray, held_at: np.ndarray, config: PseudoConfig, classes: Sequence[str]
+) -> np.ndarray:
     """The pool's class shares: those of the labels, or estimated from opinions that hold at other shares."""
     if config.prevalence == "labelled":
         return labelled
@@ -245,11 +257,11 @@ def _pool_prior(pool: _Opinions, labelled: np.ndarray, held_at: np.ndarray, conf
         else:
             shares = np.asarray(estimate_prevalence_em(probabilities, held_at))
     except InputError as error:
-        raise InputError(f"pseudo.prevalence estimate: {error}; {instead}") from None
+        raise NothingToTeach(f"pseudo.prevalence estimate: {error}; {instead}") from None
     if shares.min() * len(probabilities) < 1:
-        raise InputError(
+        raise NothingToTeach(
             f"pseudo.prevalence estimate: by their scores none of {counted(len(probabilities), 'image')} of the pool "
-            f"is of class number {int(shares.argmin())}, so the scores are no probabilities; {instead}"
+            f"is {classes[int(shares.argmin())]!r}, so the scores are no probabilities; {instead}"
         )
     return shares
 

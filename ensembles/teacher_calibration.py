@@ -14,21 +14,22 @@ MAX_LOG_TEMPERATURE = 5.0
 
 @dataclass(frozen=True)
 class Calibration:
-    """Calibrated logits are `slope * logits + intercept`."""
+    """Calibrated logits are `slope * logits + intercept`, a number, or one per class."""
 
     slope: float
-    intercept: float
+    intercept: float | tuple[float, ...]
 
     def __call__(self, logits: np.ndarray) -> np.ndarray:
-        return self.slope * logits + self.intercept
+        return self.slope * logits + np.asarray(self.intercept)
 
 
-def fit_calibration(logits: np.ndarray, targets: np.ndarray) -> Calibration:
+def fit_calibration(logits: np.ndarray, targets: np.ndarray, shares: np.ndarray) -> Calibration:
     """The calibration of (rows, outputs) logits by class numbers (rows,): Platt's for one output, else a temperature.
 
-    Raises InputError when higher logits do not go with the positive class.
+    `shares` (classes,) are those at which the logits hold. Raises InputError when higher logits do not go with the
+    positive class.
     """
-    return fit_platt(logits[:, 0], targets) if logits.shape[1] == 1 else fit_temperature(logits, targets)
+    return fit_platt(logits[:, 0], targets) if logits.shape[1] == 1 else fit_temperature(logits, targets, shares)
 
 
 def fit_platt(logits: np.ndarray, targets: np.ndarray) -> Calibration:
@@ -59,16 +60,19 @@ def fit_platt(logits: np.ndarray, targets: np.ndarray) -> Calibration:
     return Calibration(slope, float(model.intercept_[0]) - slope * center)
 
 
-def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> Calibration:
+def fit_temperature(logits: np.ndarray, targets: np.ndarray, shares: np.ndarray) -> Calibration:
     """The one temperature of (rows, classes) logits under which the classes (rows,) are most likely.
 
-    Guo et al. 2017, On Calibration of Modern Neural Networks. Class shares stay what they are.
+    Guo et al. 2017, On Calibration of Modern Neural Networks; but it is the evidence that is tempered, the logits less
+    the log of the class `shares` (classes,) at which they hold, so that the calibrated ones hold at the same shares.
     """
-    rows = np.arange(len(targets))
+    rows, log_shares = np.arange(len(targets)), np.log(shares)
 
     def loss(log_temperature: float) -> float:
-        return -float(log_softmax(logits / np.exp(log_temperature), axis=1)[rows, targets].mean())
+        tempered = (logits - log_shares) / np.exp(log_temperature) + log_shares
+        return -float(log_softmax(tempered, axis=1)[rows, targets].mean())
 
     bounds = (-MAX_LOG_TEMPERATURE, MAX_LOG_TEMPERATURE)
     best = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
-    return Calibration(float(np.exp(-best.x)), 0.0)
+    slope = float(np.exp(-best.x))
+    return Calibration(slope, tuple(((1 - slope) * log_shares).tolist()))

@@ -20,10 +20,11 @@ REPLICATES = 400
 def retraining_sd(folds: Sequence["FoldScores"], *, rng: np.random.Generator) -> float:
     """The sd of a gain from training its networks anew, by the method of moments; 0 where images explain the spread.
 
-    Per fold the variance over models of their gain in AP (several classes: macro), less what it would be if only
-    images made the difference (half the bootstrap variance of the difference of two models' gains, mean over pairs); of
-    that the mean over folds, over the number of trainings. With one model the gains of the folds are compared, and the
-    bootstrap variance of each is taken off. What all networks of an arm share, as a pretrained backbone, does not show.
+    The variance of the models' gains in AP (several classes: macro) within folds, beside what a model gains in every
+    fold (the residual of models x folds), less what it would be if only images made the difference (half the bootstrap
+    variance of the difference of two models' gains, mean over pairs and folds), over the number of trainings. With one
+    model the gains of the folds are compared, and the bootstrap variance of each is taken off; with one fold the gains
+    of the models. What all networks of an arm share, as a pretrained backbone, does not show.
     """
     gains, covariances = zip(*(fold.gains(rng) for fold in folds), strict=True)
     num_folds, num_models = len(folds), len(gains[0])
@@ -33,7 +34,11 @@ def retraining_sd(folds: Sequence["FoldScores"], *, rng: np.random.Generator) ->
         spread = float(np.var([own[0] for own in gains], ddof=1))
         by_images = float(np.mean([covariance[0, 0] for covariance in covariances]))
     else:
-        spread = float(np.mean([np.var(own, ddof=1) for own in gains]))
+        table = np.array(gains)  # (folds, models)
+        residuals = table - table.mean(axis=1, keepdims=True)
+        if num_folds > 1:
+            residuals = residuals - residuals.mean(axis=0)
+        spread = float((residuals**2).sum()) / ((num_models - 1) * max(1, num_folds - 1))
         by_images = float(np.mean([_half_of_differences(covariance) for covariance in covariances]))
     return float(np.sqrt(max(0.0, spread - by_images) / (num_models * num_folds)))
 

@@ -216,7 +216,7 @@ def _lesson(task: FoldTask, network: nn.Module, device: torch.device) -> Lesson:
         targets,
         shift,
         strong=policy,
-        weak=_policy(task, "light", "weak"),
+        weak=_policy(task, "none" if task.augment.policy == "none" else "light", "weak"),
         clusters=clusters(task, device=device, batch_size=train.batch_size) if split else None,
     )
 

@@ -106,15 +106,20 @@ def run_cell(plan: Plan, scenario: str, seed: int, method: str, *, look: bool) -
         return _rival(plan, config, scenario, seed, method, truth)
     if method in plan.study.methods:
         share_trainings(plan.config(scenario, seed, SUPERVISED).run_dir, config.run_dir)
+        share_backbones(plan, config, scenario, seed)
     metrics = timed_run(config, restart=plan.restart)
+    trained = [name for name in config.arms if name in metrics["pool"]["arms"]]
     # The last, which stands on the others; rounds of pseudo-labels may have stopped before what was to be trained.
-    arm = [name for name in config.arms if name in metrics["pool"]["arms"]][-1]
+    arm = trained[-1]
     gate: dict[str, Any] = {}
     kept = metrics["ensemble"]["arm"]
-    figures = arm_figures(config.run_dir, (arm, kept), truth)
+    figures = arm_figures(config.run_dir, tuple(trained), truth)
     if method in plan.study.methods:
         oof, test = figures[kept]
-        gate = {"kept": kept, "kept_oof": oof, "kept_test": test}
+        best = max((own for _, own in figures.values() if own is not None), key=lambda own: own.ap, default=None)
+        gate = {"kept": kept, "kept_oof": oof, "kept_test": test, "best_test": best}
+        if arm != config.arms[-1]:
+            gate["note"] = f"{config.arms[-1]} was not trained, because its pseudo-labels were not good enough: {arm}"
     oof, test = figures[arm]
     return Cell(scenario, seed, method, oof=oof, test=test, minutes=metrics["wall_seconds"] / 60, **gate)
 
@@ -129,6 +134,22 @@ def share_trainings(supervised: Path, run_dir: Path) -> None:
     with locked(supervised), locked(run_dir):
         adopt(run_dir, supervised, ("prepare", f"train/{SUPERVISED}/"), replace=True)
         adopt(run_dir, supervised, (f"predict/{SUPERVISED}/",), replace=False)
+
+
+def share_backbones(plan: Plan, config: "RunConfig", scenario: str, seed: int) -> None:
+    """Give a run what another method of this cell has learnt without labels, where it is learnt in the same way.
+
+    With it come the networks of arm `pretrained`; what differs all the same, the pipeline learns anew.
+    """
+    from trainers.stages import adopt, locked
+
+    for method in plan.study.methods:
+        other = plan.config(scenario, seed, method)
+        alike = other.pretrain == config.pretrain and other.pretrains and config.pretrains
+        if not alike or other.run_dir == config.run_dir or not (other.run_dir / ".stages").exists():
+            continue
+        with locked(other.run_dir), locked(config.run_dir):
+            adopt(config.run_dir, other.run_dir, ("embed/", "pretrain/", "train/pretrained/"), replace=False)
 
 
 def _rival(plan: Plan, config: "RunConfig", scenario: str, seed: int, name: str, truth: Path | None) -> Cell:

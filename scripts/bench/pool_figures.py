@@ -26,8 +26,8 @@ class Figures:
 class Cell:
     """One method on one scenario and seed. `oof` and `test` (None = not looked at) are of its ensemble.
 
-    `kept` names the arm that the gate chose, whose figures are `kept_oof` and `kept_test`; `note` tells the settings
-    that were chosen, out of fold.
+    `kept` names the arm that the gate chose, whose figures are `kept_oof` and `kept_test`; `best_test` are those of the
+    arm it should have chosen, by the test rows. `note` tells the settings that were chosen, out of fold.
     """
 
     scenario: str
@@ -39,6 +39,7 @@ class Cell:
     kept: str | None = None
     kept_oof: Figures | None = None
     kept_test: Figures | None = None
+    best_test: Figures | None = None
     note: str = ""
 
 

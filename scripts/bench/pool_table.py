@@ -74,9 +74,9 @@ def _against_half_gap(
 def _gate(pairs: Sequence[tuple[Cell, Cell]]) -> dict[str, Any]:
     """What the gate kept, seed by seed; with test figures also its true gain and its regret."""
     regrets = [
-        max(supervised.test.ap, cell.test.ap) - cell.kept_test.ap
-        for cell, supervised in pairs
-        if supervised.test is not None and cell.test is not None and cell.kept_test is not None
+        cell.best_test.ap - cell.kept_test.ap
+        for cell, _ in pairs
+        if cell.best_test is not None and cell.kept_test is not None
     ]
     return {
         "kept": [cell.kept for cell, _ in pairs],

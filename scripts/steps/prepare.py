@@ -68,6 +68,12 @@ def check_later_stages(pipeline: Pipeline, wanted: Sequence[str]) -> None:
             f"pool.arm {config.pool.arm}: there are no unlabelled images to learn from; set data.pool, or set pool.arm "
             "to none"
         )
+    clusters, images = config.semi.background_classes, len(table.rows("train")) + len(table.rows("pool"))
+    if config.semi_arms and clusters > images and "train" in wanted:
+        raise InputError(
+            f"semi.background_classes {clusters}: there are but {images} labelled and pool images to make clusters of; "
+            "lower it"
+        )
     share = config.pseudo.inner_holdout
     if config.student_arms and share and "pseudo-label" in wanted:
         for fold in range(table.num_folds):

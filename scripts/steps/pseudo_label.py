@@ -30,11 +30,13 @@ NOT_TAUGHT = {"batch_size", "loss_weight", "rounds", "min_precision"}
 
 def pseudo_label_step(pipeline: Pipeline) -> None:
     """Bring pseudo-labels and students up to date, round by round; nothing to do without such an arm."""
+    from ensembles.pseudo_labels import NothingToTeach
     from ensembles.rounds import gain_in_words, without_gain
 
     config = pipeline.config
     log_event(pipeline.run_dir, "started", stage="pseudo-label")  # an earlier stop of the rounds is not one of these
     if not config.student_arms:
+        _keep_ledgers(pipeline.run_dir, [])
         return
     ledgers: list[str] = []
     gains: dict[str, list[float | None]] = {}
@@ -45,9 +47,13 @@ def pseudo_label_step(pipeline: Pipeline) -> None:
                 teacher_step(pipeline, config.teacher_of(arm))
             _embed_voices(pipeline)
             names = list(dict.fromkeys(ledger_name(arm, model.name, config.pseudo) for model in config.models))
-            records = [label_pool(pipeline, arm, name) for name in names]
-            ledgers += names
-            why = _too_imprecise(pipeline, names, records)
+            try:
+                records = [label_pool(pipeline, arm, name) for name in names]
+            except NothingToTeach as error:  # what is trained already is still to be compared
+                why = str(error)
+            else:
+                ledgers += names
+                why = _too_imprecise(pipeline, names, records)
         if why is not None:
             pipeline.warn([f"{_trained(list(gains), arm)}: {why}"], stage="pseudo-label")
             break

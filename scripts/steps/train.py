@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from configs.errors import listed
 from configs.schema import ModelConfig, RunConfig
+from configs.semi import SemiConfig
 from scripts.steps.fold_labels import FoldLabels, ledger_name, read_fold_labels
 from scripts.steps.run_state import (
     CONSOLE,
@@ -167,7 +168,7 @@ class _FoldModel:
         return {
             "rows": rows_digest(self.table, semi.rows, ("sha256",)),
             "features": None if semi.features is None else file_digest(semi.features / "manifest.json"),
-            **semi.config.model_dump(mode="json"),
+            **semi.config.model_dump(mode="json", exclude=_unused(semi.config)),
         }
 
     @property
@@ -205,6 +206,12 @@ class _FoldModel:
         return StageOutcome(summary, facts, result.facts["seconds"])
 
 
+def _unused(semi: SemiConfig) -> set[str]:
+    """Settings that change nothing beside what others are set to."""
+    unused = {"soft": {"thresholds", "threshold"}, "hard": {"threshold"} if semi.thresholds == "adaptive" else set()}
+    return unused[semi.targets] | (set() if semi.background_classes else {"background_weight"})
+
+
 def _fold_data(table: ImageTable, fold: int, inner: np.ndarray | None = None) -> "FoldData":
     """What the model of a fold learns, and is looked at by: the fold itself, or the `inner` rows that it leaves out."""
     from trainers.fold_task import FoldData
@@ -221,9 +228,11 @@ def _fold_data(table: ImageTable, fold: int, inner: np.ndarray | None = None) ->
 def _try_backbones(config: RunConfig, table: ImageTable) -> None:
     """Build every network once, so that a wrong one is told before the first is trained for hours."""
     from trainers.backbones import build_backbone
+    from trainers.semi.columns import widen_classifier
 
+    heads = config.semi_arms and (config.semi.balanced_head or config.semi.background_classes)
     for model in config.models:
-        build_backbone(
+        backbone = build_backbone(
             model.backbone,
             channels=config.data.channels,
             num_outputs=table.num_outputs,
@@ -231,6 +240,8 @@ def _try_backbones(config: RunConfig, table: ImageTable) -> None:
             options=model.options,
             image_size=config.data.image_size,
         )
+        if heads:
+            widen_classifier(backbone.model, 1, model.backbone)
 
 
 def _say_why_again(run_dir: Path, to_do: Sequence[_FoldModel]) -> None:

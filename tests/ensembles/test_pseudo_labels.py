@@ -12,7 +12,14 @@ from scipy.special import expit, logit
 from configs.errors import InputError
 from configs.pool import PseudoConfig
 from ensembles.predictions import read_predictions, write_predictions
-from ensembles.pseudo_labels import LEDGER_COLUMNS, SELECTIONS, Ledger, make_ledger, pool_targets
+from ensembles.pseudo_labels import (
+    LEDGER_COLUMNS,
+    SELECTIONS,
+    Ledger,
+    NothingToTeach,
+    make_ledger,
+    pool_targets,
+)
 from trainers.table import ImageTable
 
 NUM_TRAIN, NUM_POOL = 600, 2000
@@ -116,7 +123,7 @@ def test_no_label_of_its_own_fold_reaches_a_student(binary: tuple[Path, ImageTab
     flipped = replace(table, frame=frame)
     predictions = read_predictions(folder, table=table).drop(columns="target")
     for select in SELECTIONS:
-        config = PseudoConfig(select=select, prevalence="estimate")
+        config = PseudoConfig(select=select, prevalence="estimate", threshold=0.8)
         ledgers = [
             make_ledger(predictions, table=each, teacher="supervised", config=config, seed=0).frame
             for each in (table, flipped)
@@ -236,7 +243,10 @@ def test_in_co_training_a_student_learns_from_the_others_alone(binary: tuple[Pat
 
 
 def bent(folder: Path, table: ImageTable, truth: np.ndarray) -> pd.DataFrame:
-    """Predictions with all logits drawn together, and rows of kind `inner`: every third one outside each fold."""
+    """Predictions with all evidence drawn together, and rows of kind `inner`: every third one outside each fold.
+
+    Of two classes the whole logit is, which a logistic mends; of three what is added to the log of the class shares.
+    """
     predictions = read_predictions(folder, table=table)
     rng = np.random.default_rng(11)
     shares = np.bincount(truth[:NUM_TRAIN]) / NUM_TRAIN
@@ -253,7 +263,8 @@ def bent(folder: Path, table: ImageTable, truth: np.ndarray) -> pd.DataFrame:
         parts.append(part.assign(arm="supervised"))
     everything = pd.concat(parts, ignore_index=True)
     columns = [column for column in everything.columns if column.startswith("logit")]
-    everything[columns] *= 0.3
+    log_shares = 0.0 if table.is_binary else np.log(shares)
+    everything[columns] = 0.3 * (everything[columns] - log_shares) + log_shares
     return everything
 
 
@@ -312,7 +323,7 @@ def test_several_classes_get_a_temperature(tmp_path: Path) -> None:
     config = PseudoConfig(prevalence="estimate")
     scores = bent(tmp_path, table, truth)
     ledger = make_ledger(scores, table=table, teacher="supervised", config=config, seed=0)
-    assert all(own.slope > 2 and own.intercept == 0 for own in ledger.calibrations.values())
+    assert all(own.slope > 2 for own in ledger.calibrations.values())
     np.testing.assert_allclose(ledger.priors[0], [0.6, 0.3, 0.1], atol=0.05)
 
 
@@ -323,3 +334,26 @@ def test_teachers_that_know_nothing_are_not_calibrated(binary: tuple[Path, Image
     scores.loc[inner, "logit"] *= -1
     with pytest.raises(InputError, match=r"pseudo.inner_holdout, fold 2: on \d+ positives .* set pseudo.inner_holdout"):
         make_ledger(scores, table=table, teacher="supervised", config=PseudoConfig(), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"select": "threshold", "threshold": 0.9999999}, r"no image .* is certain enough .* lower pseudo.threshold"),
+        (
+            {"select": "agreement"},
+            r"no image .* is agreed on by all teachers to be taught as 'yes' .* use select: soft",
+        ),
+    ],
+)
+def test_without_a_positive_there_is_nothing_to_teach(
+    binary: tuple[Path, ImageTable, np.ndarray], settings: dict[str, Any], message: str
+) -> None:
+    folder, table, _ = binary
+    predictions = read_predictions(folder, table=table)
+    if settings["select"] == "agreement":
+        predictions.loc[predictions["model"] == "b", "logit"] = -9.0
+    else:
+        predictions["logit"] = predictions["logit"].clip(-4, 4)
+    with pytest.raises(NothingToTeach, match=message):
+        make_ledger(predictions, table=table, teacher="supervised", config=PseudoConfig(**settings), seed=0)

@@ -28,6 +28,7 @@ from trainers.backbones import to_input
 from trainers.checkpoints import read_final
 from trainers.digits import DigitsSplit, write_digits
 from trainers.embedding import trained_network
+from trainers.semi import running
 from trainers.table import ImageTable, read_table, write_table
 
 PSEUDO: dict[str, Any] = {"pool": {"arm": "pseudo"}, "pseudo": {"batch_size": 8}}
@@ -274,8 +275,16 @@ def test_only_what_depends_on_a_change_of_semi_supervised_training_is_done_again
     assert (start is not None) == (arm == "combined")
 
 
-def test_semi_supervised_training_of_a_fold_never_sees_its_labels(data: Path, semi: Path, tmp_path: Path) -> None:
-    """Clusters of negatives included, whose features come from a network of the same fold."""
+def test_semi_supervised_training_of_a_fold_never_sees_its_labels(
+    data: Path, semi: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clusters of negatives included, whose features come from a network of the same fold, and the estimated shares."""
+    estimates = []
+    monkeypatch.setattr(running, "WINDOW", 16)
+    monkeypatch.setattr(running, "ESTIMATE_EVERY", 1)
+    monkeypatch.setattr(
+        running, "estimate_prevalence_em", lambda values, *_, **__: estimates.append(1) or values.mean()
+    )
     changes = merged(SEMI, {"semi": {"background_classes": 3, "prevalence": "estimate", "balanced_head": True}})
     changes = merged(changes, {"train": {"loss": {"name": "cross_entropy"}}})
     flipped = tmp_path / "flipped" / "tiny"
@@ -293,6 +302,7 @@ def test_semi_supervised_training_of_a_fold_never_sees_its_labels(data: Path, se
         for model in MODELS:
             folders = [f"train/{arm}/{model}/fold{fold}" for fold in (0, 1)]
             assert [weights(semi, folder) == weights(flipped, folder) for folder in folders] == [True, False]
+    assert estimates
 
 
 def test_all_arms_are_compared_in_one_run(data: Path, semi: Path, tmp_path: Path) -> None:
@@ -348,6 +358,23 @@ def test_without_a_pool_there_is_nothing_to_learn_from(data: Path, tmp_path: Pat
         (merged(SEMI, {"train": {"ema_decay": 0}}), "train.ema_decay: the moving average is the teacher of arm 'semi'"),
         (merged(SEMI, {"semi": {"prevalence": "estimate"}}), "semi.prevalence: estimate takes probabilities"),
         (
+            {"pool": {"arm": "combined"}, "pretrain": {"fine_tune": {"ema_decay": 0}}},
+            "train.ema_decay: the moving average is the teacher of arm 'combined'",
+        ),
+        (
+            merged(PSEUDO, {"pseudo": {"teacher": "pretrained"}, "pretrain": {"fine_tune": {"steps": 9}}}),
+            "pretrain.fine_tune.steps: arms are compared",
+        ),
+        (
+            merged(SEMI, {"semi": {"background_classes": 2}, "train": {"keep": "best"}}),
+            "train.keep: best chooses the weights",
+        ),
+        (merged(SEMI, {"semi": {"background_classes": 1}}), "background_classes: one class tells nothing apart"),
+        (
+            merged(PSEUDO, {"pseudo": {"teacher": "semi", "inner_holdout": 0.2}, "semi": {"background_classes": 2}}),
+            "semi.background_classes: the clusters come from networks that learnt",
+        ),
+        (
             merged(PSEUDO, {"pseudo": {"teachers": "cross"}, "models": [{"backbone": "test_resnet"}]}),
             "pseudo.teachers: cross lets the other models .* test_resnet is the only one; add a second one",
         ),
@@ -364,7 +391,17 @@ def test_settings_that_would_leak_or_mislead_are_told_at_once(
     with pytest.raises(InputError, match=message):
         config_of(data, tmp_path, **changes)
     if any("prevalence" in section for section in changes.values()):
+        smoothed = {"train": {"loss": {"name": "cross_entropy", "label_smoothing": 0.1}}}
+        with pytest.raises(InputError, match=message):
+            config_of(data, tmp_path, **merged(changes, smoothed))
         config_of(data, tmp_path, **merged(changes, {"train": {"loss": {"name": "cross_entropy"}}}))
+
+
+def test_more_clusters_than_images_are_told_before_training(data: Path, tmp_path: Path) -> None:
+    changes = merged(SEMI, {"semi": {"background_classes": 97}})
+    with pytest.raises(InputError, match="background_classes 97: there are but 96 labelled and pool images"):
+        run_pipeline(config_of(data, tmp_path, **changes))
+    assert not (tmp_path / "tiny" / "train").exists()
 
 
 def test_a_corrected_label_teaches_again_and_a_changed_image_teaches_its_students(

@@ -339,3 +339,16 @@ def test_a_voice_is_no_model(run: Callable[..., RunConfig]) -> None:
         InputError, match=r"pseudo.voices: a model is called 'test_resnet', too; give the voice its own"
     ):
         run(voices=[{"backbone": "test_resnet"}])
+
+
+def test_where_there_is_nothing_to_teach_the_run_ends_with_what_is_trained(
+    run: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = run(select="threshold", threshold=0.999999)
+    run_pipeline(config)
+    (line,) = told(capsys)
+    assert (
+        "pseudo-labels stop before the first round, pseudo-1 is not trained: pseudo.select threshold: no image" in line
+    )
+    metrics = json.loads((config.run_dir / "metrics.json").read_text())
+    assert metrics["pool"]["arms"] == ["supervised"] and not (config.run_dir / "train" / "pseudo-1").exists()

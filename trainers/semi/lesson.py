@@ -148,6 +148,7 @@ class TeacherAndPool:
     @torch.no_grad()
     def _opinion(self, state: TrainingState, weak: Tensor) -> Tensor:
         """What the moving average gives for weak views, float32 (rows, outputs)."""
+        assert state.ema is not None, "checked with the config"
         teacher = state.predictor.eval()
         with state.accelerator.autocast():
             pieces = [teacher(piece) for piece in weak.split(max(256, state.micro_batch))]
@@ -175,9 +176,11 @@ class TeacherAndPool:
 
     def _balanced_targets(self, opinion: Tensor, running: Running) -> Targets:
         taught = class_probabilities(opinion)
+        running.follow_balanced(taught)
         weights = torch.ones_like(taught[:, 0])
         if self.config.targets == "hard":
-            least = self.config.threshold if self.config.thresholds == "fixed" else float(running.confidence)
+            adapted = float(running.values["balanced_confidence"])
+            least = self.config.threshold if self.config.thresholds == "fixed" else adapted
             taught, weights = hard_targets(taught, torch.full_like(running.prior, least))
         return Targets(taught, weights * balanced_weights(taught, running.prior))
 
@@ -210,7 +213,9 @@ class TeacherAndPool:
     def take_figures(self, state: TrainingState) -> dict[str, float | None]:
         """Positive rate, mask rate and agreement since they were taken last; warns when the first is not credible."""
         running = self._running
-        if state.step >= self.ramp_steps:
+        if state.step <= self.ramp_steps:
+            running.forget_watch()
+        else:
             alarm = running.watch(torch.from_numpy(self._class_counts), self.config.prevalence, state.step)
             if alarm is not None:
                 tell(f"[yellow]warning:[/] {self.description}: {alarm}")
@@ -221,8 +226,14 @@ class TeacherAndPool:
 
     def facts(self, state: TrainingState) -> dict[str, Any]:
         alarm = state.running.get("alarm")
+        told = [] if alarm is None else [alarm_text(alarm.tolist())]
+        if self.config.prevalence == "estimate" and not state.running["estimates"]:
+            told.append(
+                "semi.prevalence estimate: the pool's class shares could not be told from the scores, or too few "
+                "images were seen, so those of the labels were used"
+            )
         return {
-            "alarm": None if alarm is None else alarm_text(alarm.tolist()),
+            "alarm": "; ".join(told) or None,
             "pool_prior": state.running["prior"].tolist(),
         }
 

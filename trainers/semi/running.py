@@ -4,7 +4,7 @@ Plain tensors in a dictionary, so that a resume point can keep them.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from configs.errors import InputError
 from trainers.prior import estimate_prevalence_em
 
+EM_SETTINGS: dict[str, Any] = {"tolerance": 1e-6, "max_iterations": 1000}  # a tenth of a second, while training
 WINDOW = 4096  # newest opinions that the pool's class shares are estimated from
 ESTIMATE_EVERY = 50  # steps
 ALARM_ROWS = 1000  # fewer rows say little of a rate
@@ -34,6 +35,8 @@ class Running:
             values["prior"] = labelled.clone()
             values["mean"] = labelled.clone()
             values["confidence"] = torch.full((), 1.0 / len(labelled), device=labelled.device)
+            values["balanced_confidence"] = values["confidence"].clone()
+            values["estimates"] = torch.zeros((), device=labelled.device)
             values["window"] = torch.full((WINDOW, len(labelled)), float("nan"), device=labelled.device)
             self._clear("figures")
             self._clear("watch")
@@ -63,6 +66,10 @@ class Running:
         self.mean.lerp_(probabilities.mean(dim=0), 1 - self.momentum)
         self.confidence.lerp_(probabilities.max(dim=1).values.mean(), 1 - self.momentum)
 
+    def follow_balanced(self, probabilities: Tensor) -> None:
+        """Move the running confidence of the balanced head towards that of a batch."""
+        self.values["balanced_confidence"].lerp_(probabilities.max(dim=1).values.mean(), 1 - self.momentum)
+
     def estimate_prior(self, natural: Tensor, step: int) -> None:
         """Keep a batch's probabilities at the labelled class shares, and estimate the pool's from the newest of them.
 
@@ -76,14 +83,15 @@ class Running:
         probabilities, labelled = (_summing_to_one(values) for values in (window, self.labelled))
         try:
             if len(labelled) == 2:
-                share = float(estimate_prevalence_em(probabilities[:, 1], float(labelled[1])))
+                share = float(estimate_prevalence_em(probabilities[:, 1], float(labelled[1]), **EM_SETTINGS))
                 estimate = torch.tensor([1 - share, share])
             else:
-                estimate = torch.as_tensor(estimate_prevalence_em(probabilities, labelled))
+                estimate = torch.as_tensor(estimate_prevalence_em(probabilities, labelled, **EM_SETTINGS))
         except InputError:
             return
         if float(estimate.min()) * WINDOW >= 1:
             self.values["prior"] = estimate.to(self.prior)
+            self.values["estimates"] += 1
 
     def count(self, targets: Tensor, weights: Tensor, agrees: Tensor) -> None:
         """Add pool rows to the sums: targets (rows, classes), their weights, and whether the student says the same."""
@@ -109,8 +117,14 @@ class Running:
             "agreement": agree / weight if weight else None,
         }
 
+    def forget_watch(self) -> None:
+        """Begin to count anew for `watch`: what was taught before counts no more."""
+        self._clear("watch")
+
     def watch(self, class_counts: Tensor, prevalence: Literal["labelled", "estimate"], step: int) -> str | None:
-        """Why the positive rate of the newest ALARM_ROWS or more is not credible, the first time it is not, else None.
+        """Why the positive rate of the rows since the last look is not credible, the first time it is not, else None.
+
+        It looks when there are ALARM_ROWS or more.
 
         `class_counts` (classes,) are the labelled rows.
         """

@@ -1,13 +1,15 @@
 """Rivals on embeddings rank separable classes, learn from the pool, and never see the labels that judge them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
 from configs.pool_study import LabelSpreading, SelfTraining
-from scripts.bench.embedding_rivals import UNLABELLED, label_spreading_scores, self_training_scores
+from scripts.bench.embedding_rivals import UNLABELLED, _fold_scores, label_spreading_scores, self_training_scores
+from tests.ensembles.test_pseudo_labels import toy_table
 
 RIVALS: list[tuple[Callable, object, dict]] = [
     (self_training_scores, SelfTraining(learner="self-training"), {"threshold": 0.8, "C": 1.0}),
@@ -69,3 +71,16 @@ def test_several_classes_have_a_column_each() -> None:
     for scores_of, rival, setting in RIVALS:
         scores = scores_of(rival, setting, features, known, features[90:])
         assert (scores.argmax(axis=1) == targets[90:]).mean() > 0.9
+
+
+@pytest.mark.parametrize(("scores_of", "rival", "setting"), RIVALS)
+def test_no_label_of_the_fold_that_judges_reaches_a_rival(scores_of: Callable, rival: object, setting: dict) -> None:
+    table, _ = toy_table()
+    features = np.random.default_rng(4).normal(size=(len(table), 6)).astype(np.float32)
+    labels = table.frame["label"].to_numpy().copy()
+    own = table.rows("train", fold=1)
+    labels[own] = np.where(labels[own] == "yes", "no", "yes")
+    flipped = replace(table, frame=table.frame.assign(label=labels))
+    for fold, same in ((1, True), (0, False)):
+        before, after = (_fold_scores(rival, setting, each, features, fold)[0] for each in (table, flipped))
+        assert before.equals(after) == same

@@ -17,8 +17,10 @@ def cell(
 ) -> Cell:
     """A cell whose gate kept its arm `semi` or, with `supervised` of that test AP, the other."""
     of_test = None if test is None else Figures(test)
+    best_test = max(own for own in (supervised, test) if own is not None) if kept and test is not None else None
     return Cell(
         "base", seed, method, Figures(oof), of_test, minutes=2.0, kept=kept,
+        best_test=None if best_test is None else Figures(best_test),
         kept_oof=Figures(oof) if kept else None,
         kept_test=(of_test if kept == "semi" else Figures(supervised)) if kept and test is not None else None,
     )  # fmt: skip

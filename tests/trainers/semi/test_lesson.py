@@ -19,7 +19,10 @@ from trainers import supervised
 from trainers.backbones import build_backbone
 from trainers.fold_task import FoldData, FoldTask, SemiData
 from trainers.scoring import load_scorer, score_rows
+from trainers.semi import running
 from trainers.semi.columns import widen_classifier
+from trainers.semi.lesson import TeacherAndPool
+from trainers.semi.targets import Targets
 
 SIZE = 16
 LABELLED, POOL, UNSEEN = np.arange(40), np.arange(40, 440), np.arange(440, 700)
@@ -159,12 +162,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def test_every_option_trains_resumes_exactly_and_changes_what_is_learnt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, num_classes: int
 ) -> None:
-    from trainers.semi import running
-
     monkeypatch.setattr(running, "WINDOW", 96)
     monkeypatch.setattr(running, "ESTIMATE_EVERY", 2)
     # After so few steps EM finds none of a class, which changes nothing; what it does find has tests of its own.
-    monkeypatch.setattr(running, "estimate_prevalence_em", lambda values, prior: _some_estimate(values))
+    monkeypatch.setattr(running, "estimate_prevalence_em", lambda values, *_, **__: _some_estimate(values))
     options = {"num_classes": num_classes, "contrast": 100, "train": {"loss": {"name": "cross_entropy"}}}
     whole = supervised.run(toy_task(tmp_path / "whole", OPTIONS[name], **options))  # type: ignore[arg-type]
     supervised.run(toy_task(tmp_path / "plain", {}, **options))  # type: ignore[arg-type]
@@ -276,3 +277,32 @@ def test_a_network_without_one_linear_classifier_is_refused() -> None:
     network.get_classifier = torch.nn.Identity  # type: ignore[assignment]
     with pytest.raises(InputError, match=r"'odd' ends in a Identity and not in one linear layer, .*semi.balanced_head"):
         widen_classifier(network, 1, "odd")
+
+
+def test_what_was_taught_during_the_ramp_raises_no_alarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "ALARM_ROWS", 40)
+
+    def alarm(ramp_up: float, out: str) -> str | None:
+        targets = lambda self, opinion, state, step: Targets(  # noqa: E731
+            torch.tensor([0.0, 1.0] if step < 20 else [0.8, 0.2]).expand(len(opinion), 2), torch.ones(len(opinion))
+        )
+        monkeypatch.setattr(TeacherAndPool, "_own_targets", targets)
+        monkeypatch.setattr(TeacherAndPool, "_to_pool", torch.zeros(1), raising=False)
+        task = toy_task(tmp_path / out, {"ramp_up": ramp_up}, train={"log_every_steps": 5, "steps": 40})
+        told: str | None = supervised.run(task).facts["alarm"]
+        return told
+
+    assert alarm(0.5, "ramped") is None
+    assert "1.000 of what the pool teaches" in str(alarm(0.0, "at once"))
+
+
+def test_without_augmentation_the_teacher_sees_images_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    real = supervised.build_policy
+    monkeypatch.setattr(supervised, "build_policy", lambda name, **rest: made.append(name) or real(name, **rest))
+    short = {"steps": 1, "warmup_steps": 0}
+    supervised.run(toy_task(tmp_path / "none", {}, train=short, augment=AugmentConfig(policy="none")))
+    supervised.run(toy_task(tmp_path / "light", {}, train=short))
+    assert made == ["none", "none", "light", "light"]
