@@ -13,12 +13,14 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from configs.errors import InputError
+from configs.load import dump_config
 from configs.schema import RunConfig
 from configs.sections import merged
 from ensembles.probe import out_of_fold_scores
 from ensembles.report_sections import logged_warnings
 from ensembles.run_files import read_run
 from ensembles.wording import signed
+from scripts import compare
 from scripts.pipeline import run_pipeline
 from scripts.steps.fold_labels import FoldLabels, read_fold_labels
 from scripts.steps.run_state import Pipeline
@@ -307,8 +309,12 @@ def test_semi_supervised_training_of_a_fold_never_sees_its_labels(
 
 def test_all_arms_are_compared_in_one_run(data: Path, semi: Path, tmp_path: Path) -> None:
     shutil.copytree(semi, tmp_path / "tiny")
-    changes = merged(merged(SEMI, PSEUDO), {"pool": {"arm": "all"}})
-    run_dir = run_pipeline(config_of(data, tmp_path, **changes)).run_dir
+    config = config_of(data, tmp_path, **merged(SEMI, PSEUDO))
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    with pytest.raises(InputError, match=r"pool.arm=semi: compare trains all arms; leave it out"):
+        compare.main(tmp_path / "config.yaml", ["pool.arm=semi"])
+    compare.main(tmp_path / "config.yaml")
+    run_dir = config.run_dir
     metrics = json.loads((run_dir / "metrics.json").read_text())
     arms = ["supervised", "pretrained", "semi", "combined", "pseudo-1"]
     assert sorted(metrics["pool"]["arms"]) == sorted(arms)
