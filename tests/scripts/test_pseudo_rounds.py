@@ -239,7 +239,7 @@ def test_teachers_with_an_inner_holdout_are_models_of_their_own(
         run_pipeline(run(inner_holdout=0.05))
     bent = {"train": {"loss": {"name": "focal"}}, "pool": {"arm": "pseudo"}}
     tiny_config(data, tmp_path, bent, {"pseudo": {"prevalence": "estimate", "inner_holdout": 0.3}})
-    with pytest.raises(InputError, match=r"pseudo.prevalence: estimate .* or pseudo.inner_holdout"):
+    with pytest.raises(InputError, match=r"pseudo.prevalence: estimate .* or set pseudo.inner_holdout, to calibrate"):
         tiny_config(data, tmp_path, bent, {"pseudo": {"prevalence": "estimate"}})
 
 
