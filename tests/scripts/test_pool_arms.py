@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,50 +12,32 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from configs.errors import InputError
-from configs.load import dump_config
-from configs.schema import RunConfig
 from configs.sections import merged
 from ensembles.probe import out_of_fold_scores
 from ensembles.report_sections import logged_warnings
 from ensembles.run_files import read_run
 from ensembles.wording import signed
-from scripts import compare
 from scripts.pipeline import run_pipeline
 from scripts.steps.fold_labels import FoldLabels, read_fold_labels
-from scripts.steps.run_state import Pipeline
-from scripts.steps.train import train_step
-from tests.scripts.tiny_runs import MODELS, fresh, tiny_config
+from tests.scripts.pool_runs import DIGITS, PSEUDO, SEMI, config_of, weights
+from tests.scripts.tiny_runs import MODELS, fresh
 from trainers.backbones import to_input
 from trainers.checkpoints import read_final
-from trainers.digits import DigitsSplit, write_digits
+from trainers.digits import write_digits
 from trainers.embedding import trained_network
-from trainers.semi import running
-from trainers.table import ImageTable, read_table, write_table
-
-PSEUDO: dict[str, Any] = {"pool": {"arm": "pseudo"}, "pseudo": {"batch_size": 8}}
-SEMI: dict[str, Any] = {"pool": {"arm": "semi"}, "semi": {"batch_size": 8}}
-PRETRAIN = {"steps": 6, "batch_size": 12, "warmup_steps": 1, "log_every_steps": 3, "watch_every_steps": 3}
+from trainers.table import ImageTable, read_table
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("digits")
-    write_digits(folder, split=DigitsSplit(train=(12, 60), pool=(4, 20), test=(6, 30)))
+    write_digits(folder, split=DIGITS)
     return folder
-
-
-def config_of(folder: Path, out: Path, **changes: Any) -> RunConfig:
-    own = {"pool": {"arm": "pretrained"}, "pretrain": {**PRETRAIN, "min_spread": 0.0}}
-    return tiny_config(folder, out, own, changes)
 
 
 @pytest.fixture(scope="module")
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_pipeline(config_of(data, tmp_path_factory.mktemp("runs"))).run_dir
-
-
-def weights(run_dir: Path, folder: str) -> bytes:
-    return (run_dir / folder / "final" / "model.safetensors").read_bytes()
 
 
 def test_both_arms_leave_their_files_and_figures(finished: Path) -> None:
@@ -232,97 +213,6 @@ def test_only_what_depends_on_a_change_of_the_students_is_done_again(
     assert (start is not None) == ("teacher" in changes.get("pseudo", {}))
 
 
-@pytest.fixture(scope="module")
-def semi(data: Path, finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("semi")
-    shutil.copytree(finished, out / "tiny")
-    run_pipeline(config_of(data, out, **SEMI))
-    return out / "tiny"
-
-
-def test_semi_supervised_networks_begin_as_the_others_and_are_judged_beside_them(semi: Path, finished: Path) -> None:
-    metrics = json.loads((semi / "metrics.json").read_text())
-    assert metrics["pool"]["arms"] == ["supervised", "semi"]
-    assert all(metrics["models"][model].keys() == {"supervised", "semi"} for model in MODELS)
-    for model in MODELS:
-        folders = [f"train/{arm}/{model}/fold0" for arm in ("supervised", "semi")]
-        assert weights(semi, folders[0]) == weights(finished, folders[0])
-        assert weights(semi, folders[1]) != weights(semi, folders[0])
-        curves = pd.read_csv(semi / folders[1] / "curves.csv")
-        assert curves["mask_rate"].eq(1.0).all() and curves["positive_rate"].between(0, 1).all()
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({}, set()),
-        ({"semi": {"targets": "hard"}}, {"train/semi", "predict/semi"}),
-        ({"pseudo": {"threshold": 0.7}}, set()),  # of another arm
-        ({"pool": {"arm": "combined"}}, {"train/combined", "predict/combined"}),
-        (
-            {"pool": {"arm": "pseudo"}, "pseudo": {"teacher": "semi", "batch_size": 8}},
-            {"train/pseudo-1", "predict/pseudo-1"},
-        ),
-    ],
-)
-def test_only_what_depends_on_a_change_of_semi_supervised_training_is_done_again(
-    data: Path, semi: Path, tmp_path: Path, changes: dict[str, Any], expected: set[str]
-) -> None:
-    shutil.copytree(semi, tmp_path / "tiny")
-    pipeline = run_pipeline(config_of(data, tmp_path, **merged(SEMI, changes)))
-    names = [name for name in fresh(pipeline) if name.split("/")[0] in ("pretrain", "train", "predict")]
-    assert {"/".join(name.split("/")[:2]) for name in names} == expected
-    arm = changes.get("pool", {}).get("arm", "semi")
-    start = read_final(tmp_path / f"tiny/train/{pipeline.config.arms[-1]}/test_resnet/fold1/final").state["start"]
-    assert (start is not None) == (arm == "combined")
-
-
-def test_semi_supervised_training_of_a_fold_never_sees_its_labels(
-    data: Path, semi: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Clusters of negatives included, whose features come from a network of the same fold, and the estimated shares."""
-    estimates = []
-    monkeypatch.setattr(running, "WINDOW", 16)
-    monkeypatch.setattr(running, "ESTIMATE_EVERY", 1)
-    monkeypatch.setattr(
-        running, "estimate_prevalence_em", lambda values, *_, **__: estimates.append(1) or values.mean()
-    )
-    changes = merged(SEMI, {"semi": {"background_classes": 3, "prevalence": "estimate", "balanced_head": True}})
-    changes = merged(changes, {"train": {"loss": {"name": "cross_entropy"}}})
-    flipped = tmp_path / "flipped" / "tiny"
-    shutil.copytree(semi, tmp_path / "plain" / "tiny")
-    semi = tmp_path / "plain" / "tiny"
-    shutil.copytree(semi, flipped)
-    table = read_table(flipped / "table.parquet")
-    held = table.frame["fold"] == 0
-    others = dict(zip(table.classes, reversed(table.classes), strict=True))
-    frame = table.frame.assign(label=table.frame["label"].where(~held, table.frame["label"].map(others)))
-    write_table(flipped / "table.parquet", replace(table, frame=frame))
-    for out in (semi.parent, flipped.parent):  # the stages alone: folds made anew would be others
-        train_step(Pipeline(config_of(data, out, **changes), restart=False))
-    for arm in ("supervised", "semi"):
-        for model in MODELS:
-            folders = [f"train/{arm}/{model}/fold{fold}" for fold in (0, 1)]
-            assert [weights(semi, folder) == weights(flipped, folder) for folder in folders] == [True, False]
-    assert estimates
-
-
-def test_all_arms_are_compared_in_one_run(data: Path, semi: Path, tmp_path: Path) -> None:
-    shutil.copytree(semi, tmp_path / "tiny")
-    config = config_of(data, tmp_path, **merged(SEMI, PSEUDO))
-    (tmp_path / "config.yaml").write_text(dump_config(config))
-    with pytest.raises(InputError, match=r"pool.arm=semi: compare trains all arms; leave it out"):
-        compare.main(tmp_path / "config.yaml", ["pool.arm=semi"])
-    compare.main(tmp_path / "config.yaml")
-    run_dir = config.run_dir
-    metrics = json.loads((run_dir / "metrics.json").read_text())
-    arms = ["supervised", "pretrained", "semi", "combined", "pseudo-1"]
-    assert sorted(metrics["pool"]["arms"]) == sorted(arms)
-    assert metrics["pool"]["compared"].keys() == set(arms[1:])
-    page = (run_dir / "report.html").read_text()
-    assert all(arm in page for arm in arms)
-
-
 def test_warnings_of_every_arm_stay_in_the_report_until_they_are_mended(
     data: Path, taught: Path, tmp_path: Path
 ) -> None:
@@ -401,13 +291,6 @@ def test_settings_that_would_leak_or_mislead_are_told_at_once(
         with pytest.raises(InputError, match=message):
             config_of(data, tmp_path, **merged(changes, smoothed))
         config_of(data, tmp_path, **merged(changes, {"train": {"loss": {"name": "cross_entropy"}}}))
-
-
-def test_more_clusters_than_images_are_told_before_training(data: Path, tmp_path: Path) -> None:
-    changes = merged(SEMI, {"semi": {"background_classes": 97}})
-    with pytest.raises(InputError, match="background_classes 97: there are but 96 labelled and pool images"):
-        run_pipeline(config_of(data, tmp_path, **changes))
-    assert not (tmp_path / "tiny" / "train").exists()
 
 
 def test_a_corrected_label_teaches_again_and_a_changed_image_teaches_its_students(
