@@ -85,8 +85,8 @@ def test_a_stop_saves_within_the_fold_and_the_next_run_says_from_where_it_goes_o
     command = [
         sys.executable, "-m", "scripts.cli", "train", str(Path(configs.__file__).parent / "demo.yaml"),
         f"data.source={tmp_path / 'table.csv'}", f"out={tmp_path / 'runs'}", "folds.num_folds=2",
-        "models=[{backbone: test_resnet}]", "pool.arm=none", "train.batch_size=8", "train.steps=600", "train.eval_every_steps=600",
-        "train.checkpoint_every_steps=0", f"compute.side_by_side={side_by_side}",
+        "models=[{backbone: test_resnet}]", "train.batch_size=8", "train.steps=600", "train.eval_every_steps=600",
+        "pool.arm=none", "train.checkpoint_every_steps=0", f"compute.side_by_side={side_by_side}",
     ]  # fmt: skip
     if (number, side_by_side) == (signal.SIGTERM, 1):
         command.append("compute.workers=1")  # which gets the signal as well, and must not die of it
