@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from configs.sections import Count, OpenFraction, Positive, Section
-from configs.study import checked_study, run_name, typed
+from configs.study import Seeds, checked_study, run_name, typed
 
 SUPERVISED, ORACLE = "supervised", "oracle"
 ALL = "all"  # what `--look` takes for every method
@@ -72,20 +72,13 @@ class PoolStudyConfig(Section):
     The oracle learns from the true labels of the pool.
     """
 
-    seeds: list[int] = Field(min_length=1, description="of the data, the folds, the weights and the batches")
+    seeds: Seeds = Field(min_length=1, description="of the data, the folds, the weights and the batches")
     common: dict[str, Any] = Field(default_factory=dict, description="overrides of everything that is trained")
     scenarios: dict[str, Scenario] = Field(min_length=1, description="name: data")
     supervised: dict[str, Any] = Field(default_factory=dict, description="overrides of the supervised run alone")
     oracle: dict[str, Any] | None = Field(None, description="overrides of the oracle; null = there is none")
     methods: dict[str, dict[str, Any]] = Field(default_factory=dict, description="name: {dotted key: value}")
     rivals: dict[str, Rival] = Field(default_factory=dict, description="name: learner and its settings")
-
-    @field_validator("seeds")
-    @classmethod
-    def _each_once(cls, seeds: list[int]) -> list[int]:
-        if len(set(seeds)) < len(seeds):
-            raise ValueError("a seed is there twice, and would count as two independent runs")
-        return seeds
 
     @model_validator(mode="after")
     def _names_differ(self) -> "PoolStudyConfig":

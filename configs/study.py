@@ -3,13 +3,22 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from configs.errors import InputError, listed
 from configs.load import read_yaml
 from configs.sections import Section
+
+
+def _each_once(seeds: list[int]) -> list[int]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("a seed is there twice, and would count as two independent runs")
+    return seeds
+
+
+Seeds = Annotated[list[int], AfterValidator(_each_once)]
 
 
 class StudyConfig(Section):
@@ -20,17 +29,10 @@ class StudyConfig(Section):
 
     benchmark: Literal["rare-fashion", "long-tail"] = Field(description="data that every seed draws anew")
     preset: Path = Field(description="config, relative to the study")
-    seeds: list[int] = Field(min_length=1, description="of the data, the folds, the weights and the batches")
+    seeds: Seeds = Field(min_length=1, description="of the data, the folds, the weights and the batches")
     common: dict[str, Any] = Field(default_factory=dict, description="overrides of every recipe, which it may change")
     recipes: dict[str, dict[str, Any]] = Field(min_length=1, description="name: {dotted key: value}")
     oracle: dict[str, dict[str, Any]] = Field(default_factory=dict, description="the same, with all labels")
-
-    @field_validator("seeds")
-    @classmethod
-    def _each_once(cls, seeds: list[int]) -> list[int]:
-        if len(set(seeds)) < len(seeds):
-            raise ValueError("a seed is there twice, and would count as two independent runs")
-        return seeds
 
     @model_validator(mode="after")
     def _names_differ(self) -> "StudyConfig":
