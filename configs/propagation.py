@@ -1,0 +1,42 @@
+"""The section of the config about label propagation. Nothing here imports torch."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from configs.sections import Count, OpenFraction, Section
+
+
+class GraphConfig(Section):
+    """The neighbour graph: every image is tied to those that it resembles most."""
+
+    num_neighbours: Count = Field(15, description="nearest images that each is tied to")
+    metric: Literal["cosine", "euclidean"] = Field("cosine", description="distance between features")
+    search: Literal["auto", "exact", "approximate"] = Field(
+        "auto", description="approximate needs faiss (extra knn); auto = exact up to 200,000 images"
+    )
+    weights: Literal["self_tuning", "gaussian", "connectivity"] = Field(
+        "self_tuning",
+        description="of a tie: exp(-d^2 / (s_i s_j)) with each image's own scale, exp(-d^2 / (2 s^2)), or 1",
+    )
+    ties: Literal["union", "mutual"] = Field(
+        "union", description="union = one of two images is among the other's nearest; mutual = each is"
+    )
+
+
+class PropagateConfig(Section):
+    """Labels that spread to unlabelled images along a neighbour graph of frozen features."""
+
+    graph: GraphConfig = GraphConfig()
+    method: Literal["spreading", "propagation"] = Field(
+        "spreading", description="spreading lets labels give way to what is around them; propagation holds them fast"
+    )
+    alpha: OpenFraction = Field(0.8, description="spreading: how much an image takes from its neighbours")
+    balance: Literal["mass", "seeds", "none"] = Field(
+        "mass",
+        description="mass = the classes get the labels' shares of all mass (class-mass normalisation), which keeps the "
+        "largest from swallowing the rest; seeds = the labels of every class weigh the same in all",
+    )
+    tolerance: Annotated[float, Field(gt=0.0, le=1e-2)] = Field(
+        1e-8, description="of the solver: norm of the residual against that of the right side"
+    )

@@ -1,0 +1,194 @@
+"""Label propagation and label spreading on a sparse affinity, solved as linear systems.
+
+Both have a fixed point that scikit-learn's `LabelPropagation` and `LabelSpreading` come to step by step:
+
+- propagation (Zhu and Ghahramani 2002; Zhu, Ghahramani and Lafferty 2003): labelled rows hold their label, every other
+  row is the mean of its neighbours: (I - P_uu) F_u = P_ul Y_l with P = D^-1 W;
+- spreading (Zhou et al. 2004): (I - alpha S) F = (1 - alpha) Y with S = D^-1/2 W D^-1/2.
+
+On a symmetric affinity the systems are symmetric and positive definite, and are solved by conjugate gradients; on a
+directed one (scikit-learn's own `kernel="knn"`) by a method for matrices that are not symmetric.
+"""
+
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+from scipy import sparse
+from scipy.sparse.csgraph import connected_components
+from scipy.sparse.linalg import bicgstab, cg, gmres
+
+from configs.errors import InputError, counted, listed
+from ensembles.graph import without_diagonal
+
+UNLABELLED = -1
+MAX_ITERATIONS = 20_000
+REFINEMENTS = 3
+MIN_TOLERANCE = 1e-14  # about what float64 can
+
+
+def propagate(
+    affinity: sparse.csr_array, targets: np.ndarray, *, num_classes: int, tolerance: float = 1e-8
+) -> np.ndarray:
+    """Label distributions (rows, classes) with the labels held fast; rows that no label reaches are all zero.
+
+    `affinity` is (rows, rows), not negative; row i takes from the columns j of its row. `targets` (rows,) are class
+    numbers, -1 where unlabelled. `tolerance` bounds the norm of the residual against that of the right side. Raises
+    InputError for wrong inputs, for no label at all, and when the solver does not get there.
+    """
+    weights = _checked(affinity, targets, num_classes)
+    symmetric = _is_symmetric(weights)
+    labelled = targets != UNLABELLED
+    result = _one_hot(targets, num_classes)
+    free = np.flatnonzero(_reached(weights, labelled, symmetric=symmetric) & ~labelled)
+    if not len(free):
+        return result
+    own = weights[free]
+    inner, boundary = own[:, free].tocsr(), own[:, np.flatnonzero(labelled)]
+    degree = inner.sum(axis=1) + boundary.sum(axis=1)  # of ties that lead to labels: each row's weights sum to 1
+    # scaled by D^-1/2 from both sides, which keeps a symmetric system symmetric
+    root = 1 / np.sqrt(degree)
+    matrix = sparse.eye_array(len(free), format="csr") - _scaled(inner, root, root)
+    right = root[:, None] * (boundary @ result[labelled])
+    solution = _solve(matrix, right, symmetric=symmetric, tolerance=tolerance)
+    result[free] = _normalised(root[:, None] * solution)
+    return result
+
+
+def spread(
+    affinity: sparse.csr_array,
+    targets: np.ndarray,
+    *,
+    num_classes: int,
+    alpha: float = 0.8,
+    tolerance: float = 1e-8,
+    normalise: bool = True,
+) -> np.ndarray:
+    """Label distributions (rows, classes) that give way to what is around them; unreached rows are all zero.
+
+    `alpha` in (0, 1) is how much a row takes from its neighbours. The degrees are those of the columns, as in
+    scikit-learn. Without `normalise` the rows do not sum to 1 but are F of the system itself. Arguments and errors
+    otherwise as of `propagate`.
+    """
+    if not 0 < alpha < 1:
+        raise InputError(f"expected alpha above 0 and below 1, got {alpha}")
+    weights = _checked(affinity, targets, num_classes)
+    degree = np.asarray(weights.sum(axis=0)).ravel()
+    root = 1 / np.sqrt(np.where(degree > 0, degree, 1.0))
+    matrix = sparse.eye_array(len(targets), format="csr") - _scaled(weights, alpha * root, root)
+    right = (1 - alpha) * _one_hot(targets, num_classes)
+    symmetric = _is_symmetric(weights)
+    solution = _solve(matrix.tocsr(), right, symmetric=symmetric, tolerance=tolerance)
+    solution[~_reached(weights, targets != UNLABELLED, symmetric=symmetric)] = 0
+    return _normalised(solution) if normalise else np.maximum(solution, 0)
+
+
+def class_mass_normalised(distributions: np.ndarray, prior: np.ndarray) -> np.ndarray:
+    """Distributions (rows, classes) rescaled so that each class has its share `prior` (classes,) of all mass.
+
+    Zhu, Ghahramani and Lafferty 2003, section 4. Rows sum to 1 again; those that no label reached stay zero.
+    """
+    mass = distributions.sum(axis=0)
+    factor = np.divide(prior, mass, out=np.zeros(len(mass)), where=mass > 0)
+    return _normalised(distributions * factor)
+
+
+def confidence(distributions: np.ndarray) -> np.ndarray:
+    """1 - entropy / log(classes) of each row (rows,): 1 = one class alone, 0 = all alike, or no label reached it."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        entropy = -np.nansum(distributions * np.log(distributions), axis=1)
+    certain = 1 - entropy / np.log(distributions.shape[1])
+    return np.where(distributions.any(axis=1), np.clip(certain, 0, 1), 0.0)
+
+
+def _checked(affinity: sparse.csr_array, targets: np.ndarray, num_classes: int) -> sparse.csr_array:
+    """The affinity without its diagonal, which changes neither result."""
+    weights = sparse.csr_array(affinity, dtype=np.float64)
+    if weights.shape != (len(targets), len(targets)):
+        raise InputError(f"expected an affinity of shape {(len(targets),) * 2}, got {weights.shape}")
+    if not np.isfinite(weights.data).all() or (weights.data < 0).any():
+        entries = weights.tocoo()
+        bad = np.unique(entries.row[~(entries.data >= 0) | np.isinf(entries.data)])
+        raise InputError(
+            f"expected affinities that are finite and not negative; {counted(len(bad), 'row')} have others\n"
+            f"{listed([f'row {row}' for row in bad])}"
+        )
+    if targets.min(initial=UNLABELLED) < UNLABELLED or targets.max(initial=UNLABELLED) >= num_classes:
+        raise InputError(f"expected targets from -1 to {num_classes - 1}, got {targets.min()} to {targets.max()}")
+    if not (targets != UNLABELLED).any():
+        raise InputError("no row is labelled: there is nothing to propagate")
+    return without_diagonal(weights)
+
+
+def _is_symmetric(matrix: sparse.csr_array) -> bool:
+    return (matrix != matrix.T).nnz == 0
+
+
+def _scaled(matrix: sparse.csr_array, rows: np.ndarray, columns: np.ndarray) -> sparse.csr_array:
+    """diag(rows) matrix diag(columns), without two more copies of it."""
+    per_row = np.repeat(rows, np.diff(matrix.indptr))
+    return sparse.csr_array((matrix.data * per_row * columns[matrix.indices], matrix.indices, matrix.indptr), matrix.shape)
+
+
+def _one_hot(targets: np.ndarray, num_classes: int) -> np.ndarray:
+    result = np.zeros((len(targets), num_classes))
+    labelled = np.flatnonzero(targets != UNLABELLED)
+    result[labelled, targets[labelled]] = 1
+    return result
+
+
+def _reached(weights: sparse.csr_array, labelled: np.ndarray, *, symmetric: bool) -> np.ndarray:
+    """The rows from which ties lead to a labelled one (or that are labelled), bool (rows,)."""
+    if symmetric:
+        _, component = connected_components(weights, directed=False)
+        with_label = np.zeros(component.max() + 1, dtype=bool)
+        with_label[component[labelled]] = True
+        return with_label[component]
+    reached, last = labelled.copy(), 0
+    while (count := int(reached.sum())) > last:
+        reached, last = reached | (weights @ reached.astype(np.float64) > 0), count
+    return reached
+
+
+def _normalised(values: np.ndarray) -> np.ndarray:
+    """Rows that sum to 1; zero rows stay zero. Rounding may leave a residue below 0."""
+    values = np.maximum(values, 0)
+    total = values.sum(axis=1, keepdims=True)
+    return np.divide(values, total, out=np.zeros_like(values), where=total > 0)
+
+
+def _solve(matrix: sparse.csr_array, right: np.ndarray, *, symmetric: bool, tolerance: float) -> np.ndarray:
+    """Column by column; raises InputError when the residual stays above the tolerance.
+
+    Rows of little mass, far from all labels, are to be right in proportion, too, because rows are normalised later: if
+    the residual of one is above the tolerance times its own mass, the solver goes on from where it came to.
+    """
+    solution, wanted = np.zeros_like(right), tolerance
+    for _ in range(REFINEMENTS):
+        for column in np.flatnonzero(right.any(axis=0)):
+            solution[:, column] = _solve_one(
+                matrix, right[:, column], solution[:, column], symmetric=symmetric, tolerance=wanted
+            )
+        residual, mass = np.abs(right - matrix @ solution).max(axis=1), solution.sum(axis=1)
+        if (residual <= tolerance * np.maximum(mass, np.finfo(np.float64).tiny)).all() or wanted < MIN_TOLERANCE:
+            break
+        wanted = max(wanted * 1e-3, MIN_TOLERANCE / 10)
+    return solution
+
+
+def _solve_one(
+    matrix: sparse.csr_array, right: np.ndarray, start: np.ndarray, *, symmetric: bool, tolerance: float
+) -> np.ndarray:
+    solvers: list[Callable[..., tuple[np.ndarray, int]]] = [cg] if symmetric else [bicgstab, gmres]
+    allowed = max(tolerance, MIN_TOLERANCE) * np.linalg.norm(right)
+    for solver in solvers:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # told by the residual
+            found, _ = solver(matrix, right, x0=start, rtol=tolerance, atol=0, maxiter=MAX_ITERATIONS)
+        residual = np.linalg.norm(right - matrix @ found)
+        if residual <= 10 * allowed:  # what rounding adds to the solver's own
+            return found
+    raise InputError(
+        f"the solver did not reach the tolerance {tolerance:g} (residual {residual / np.linalg.norm(right):.1e}): "
+        "allow a larger tolerance, or take more neighbours, which ties the graph together"
+    )

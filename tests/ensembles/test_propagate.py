@@ -1,0 +1,157 @@
+import warnings
+
+import numpy as np
+import pytest
+from scipy import sparse
+from sklearn.semi_supervised import LabelPropagation, LabelSpreading
+
+from configs.errors import InputError
+from ensembles.graph import affinity
+from ensembles.propagate import UNLABELLED, class_mass_normalised, confidence, propagate, spread
+from trainers.knn import nearest
+
+
+def problem(num_rows: int, num_classes: int, seed: int, *, ties: str = "union", k: int = 8, shift: float = 1.5):
+    """Clusters that overlap, a tenth of the rows labelled, every class at least once."""
+    rng = np.random.default_rng(seed)
+    of = rng.integers(num_classes, size=num_rows)
+    features = rng.normal(size=(num_rows, 5)) + shift * rng.normal(size=(num_classes, 5))[of]
+    targets = np.where(rng.random(num_rows) < 0.1, of, UNLABELLED)
+    for label in range(num_classes):
+        targets[np.flatnonzero(of == label)[0]] = label
+    weights = affinity(
+        nearest(features, k, metric="euclidean"), metric="euclidean", weights="gaussian", ties=ties
+    )
+    return features, targets, weights
+
+
+def by_sklearn(kind: type, features: np.ndarray, targets: np.ndarray, weights: sparse.csr_array, **settings):
+    """Run to convergence on the same affinity, dense."""
+    dense = weights.toarray()
+    learner = kind(kernel=lambda left, right: dense.copy(), max_iter=200_000, tol=1e-11, **settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        learner.fit(features, targets)
+    return learner.label_distributions_
+
+
+@pytest.mark.parametrize("ties", ["union", "mutual", "directed"])
+@pytest.mark.parametrize(("num_rows", "num_classes"), [(60, 2), (300, 4), (2000, 3)])
+def test_spreading_equals_sklearn_run_to_convergence(num_rows: int, num_classes: int, ties: str) -> None:
+    features, targets, weights = problem(num_rows, num_classes, seed=num_rows, ties=ties)
+    for alpha in (0.2, 0.9):
+        expected = by_sklearn(LabelSpreading, features, targets, weights, alpha=alpha)
+        found = spread(weights, targets, num_classes=num_classes, alpha=alpha, tolerance=1e-10)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("ties", ["union", "mutual", "directed"])
+@pytest.mark.parametrize(("num_rows", "num_classes"), [(60, 2), (300, 4), (2000, 3)])
+def test_propagation_equals_sklearn_run_to_convergence(num_rows: int, num_classes: int, ties: str) -> None:
+    features, targets, weights = problem(num_rows, num_classes, seed=num_rows + 1, ties=ties)
+    reachable = weights + sparse.eye_array(num_rows)  # scikit-learn divides by the sum of a row
+    expected = by_sklearn(LabelPropagation, features, targets, reachable)
+    found = propagate(weights, targets, num_classes=num_classes, tolerance=1e-12)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_the_closed_forms_by_hand() -> None:
+    """A chain 0 - 1 - 2 - 3 with labels at its ends: the harmonic function is linear."""
+    chain = sparse.csr_array(np.diag(np.ones(3), 1) + np.diag(np.ones(3), -1))
+    targets = np.array([0, UNLABELLED, UNLABELLED, 1])
+    np.testing.assert_allclose(propagate(chain, targets, num_classes=2)[:, 1], [0, 1 / 3, 2 / 3, 1], atol=1e-9)
+    degree = np.array([1, 2, 2, 1.0])
+    normalised = chain.toarray() / np.sqrt(degree[:, None] * degree)
+    labels = np.array([[1, 0], [0, 0], [0, 0], [0, 1.0]])
+    closed = 0.5 * np.linalg.inv(np.eye(4) - 0.5 * normalised) @ labels
+    np.testing.assert_allclose(
+        spread(chain, targets, num_classes=2, alpha=0.5, normalise=False), closed, atol=1e-9
+    )
+    np.testing.assert_allclose(
+        spread(chain, targets, num_classes=2, alpha=0.5), closed / closed.sum(axis=1, keepdims=True), atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("method", [propagate, spread])
+def test_rows_that_no_label_reaches_are_zero_and_change_nothing(method) -> None:
+    _, targets, weights = problem(80, 3, seed=5)
+    island = sparse.csr_array(np.ones((4, 4)) - np.eye(4))
+    together = sparse.block_diag([weights, island, sparse.csr_array((1, 1))], format="csr")
+    found = method(together, np.append(targets, [UNLABELLED] * 5), num_classes=3)
+    np.testing.assert_allclose(found[:80], method(weights, targets, num_classes=3), atol=1e-7)
+    assert (found[80:] == 0).all()
+    assert (confidence(found)[80:] == 0).all()
+
+
+def test_in_a_directed_graph_only_ties_that_lead_to_a_label_count() -> None:
+    """Row 0 looks at the labelled row 2 and at row 1, which looks at nothing."""
+    weights = sparse.csr_array(np.array([[0, 3, 1.0], [0, 0, 0], [0, 0, 0]]))
+    found = propagate(weights, np.array([UNLABELLED, UNLABELLED, 1]), num_classes=2)
+    np.testing.assert_allclose(found, [[0, 1], [0, 0], [0, 1]])
+
+
+@pytest.mark.parametrize("method", [propagate, spread])
+def test_duplicate_rows_get_the_same_and_a_class_with_one_label_is_found(method) -> None:
+    rng = np.random.default_rng(0)
+    features = np.repeat(np.concatenate([rng.normal(size=(30, 3)), rng.normal(size=(10, 3)) + 20]), 3, axis=0)
+    targets = np.full(120, UNLABELLED)
+    targets[[0, 40, 80]] = 0
+    targets[110] = 1  # alone in its class
+    weights = affinity(nearest(features, 10, metric="euclidean"), metric="euclidean")
+    found = method(weights, targets, num_classes=2)
+    assert (found[90:].argmax(axis=1)[found[90:].any(axis=1)] == 1).all()
+    assert found[90:].any(axis=1).sum() > 3
+    assert (found[:90, 1] < 1e-6).all()
+
+
+def test_class_mass_normalisation_gives_every_class_its_share() -> None:
+    """Zhu, Ghahramani and Lafferty 2003: the majority takes more than its share without it."""
+    _, targets, weights = problem(500, 2, seed=1, shift=0.6)
+    keep_few = np.flatnonzero(targets == 1)[3:]
+    targets[keep_few] = UNLABELLED
+    plain = propagate(weights, targets, num_classes=2)
+    prior = np.array([0.5, 0.5])
+    assert plain[:, 1].mean() < 0.25
+    scaled = plain * (prior / plain.sum(axis=0))
+    np.testing.assert_allclose(scaled.sum(axis=0), prior)
+    np.testing.assert_allclose(class_mass_normalised(plain, prior), scaled / scaled.sum(axis=1, keepdims=True))
+    assert abs(class_mass_normalised(plain, prior)[:, 1].mean() - 0.5) < 0.1
+
+
+def test_class_mass_normalisation_of_a_class_without_mass() -> None:
+    found = class_mass_normalised(np.array([[1.0, 0.0], [0.0, 0.0]]), np.array([0.9, 0.1]))
+    np.testing.assert_array_equal(found, [[1, 0], [0, 0]])
+
+
+def test_confidence_is_one_minus_the_normalised_entropy() -> None:
+    np.testing.assert_allclose(
+        confidence(np.array([[1.0, 0, 0, 0], [0.25] * 4, [0.5, 0.5, 0, 0], [0, 0, 0, 0]])), [1, 0, 0.5, 0], atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("method", [propagate, spread])
+@pytest.mark.parametrize(
+    ("targets", "weights", "message"),
+    [
+        ([UNLABELLED] * 3, np.ones((3, 3)), "no row is labelled"),
+        ([0, 1], np.ones((3, 3)), r"shape \(2, 2\), got \(3, 3\)"),
+        ([0, 2, -1], np.ones((3, 3)), "targets from -1 to 1, got -1 to 2"),
+        ([0, 1, -1], np.diag([1.0, np.nan], 1), r"1 row .*\n.*row 1"),
+        ([0, 1, -1], -np.ones((3, 3)), "3 rows"),
+    ],
+)
+def test_wrong_inputs(method, targets: list[int], weights: np.ndarray, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        method(sparse.csr_array(weights), np.array(targets), num_classes=2)
+
+
+def test_alpha_out_of_range() -> None:
+    with pytest.raises(InputError, match="expected alpha above 0 and below 1, got 1"):
+        spread(sparse.csr_array(np.ones((2, 2))), np.array([0, -1]), num_classes=2, alpha=1)
+
+
+def test_a_solver_that_does_not_get_there_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ensembles.propagate.MAX_ITERATIONS", 1)
+    _, targets, weights = problem(300, 2, seed=0)
+    with pytest.raises(InputError, match="did not reach the tolerance 1e-08 .residual .*take more neighbours"):
+        propagate(weights, targets, num_classes=2)
