@@ -1,7 +1,7 @@
 """Networks by their timm name: what all of them have in common, and the frozen ones that only embed."""
 
 from collections import Counter
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -42,7 +42,20 @@ class FrozenNetworkConfig(NetworkConfig):
     batch_size: Count = Field(64, description="images per forward pass")
 
 
-def with_names_of_their_own(networks: list[FrozenNetworkConfig]) -> list[FrozenNetworkConfig]:
+_Frozen = TypeVar("_Frozen", bound=FrozenNetworkConfig)
+
+
+class VoiceConfig(FrozenNetworkConfig):
+    """A frozen network whose features speak beside the teachers of pseudo-labels."""
+
+    learner: Literal["logistic", "propagation"] = Field(
+        "logistic",
+        description="logistic = a regression of the labels on the features; propagation = the labels spread along "
+        "their neighbour graph, as the section `propagate` says",
+    )
+
+
+def with_names_of_their_own(networks: list[_Frozen]) -> list[_Frozen]:
     """The networks, if no two have one name, else ValueError."""
     repeated = [name for name, count in Counter(network.name for network in networks).items() if count > 1]
     if repeated:

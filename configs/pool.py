@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from configs.networks import FrozenNetworkConfig, with_names_of_their_own
+from configs.networks import VoiceConfig, with_names_of_their_own
 from configs.sections import Count, Fraction, NonNegative, Section
 
 
@@ -31,10 +31,10 @@ class PseudoConfig(Section):
         "joint",
         description="joint = all models of a fold teach each student; cross = all but its own (co-training)",
     )
-    voices: list[FrozenNetworkConfig] = Field(
+    voices: list[VoiceConfig] = Field(
         default=[],
-        description="networks not trained here, as in embed.networks: a regression of the labels on their features "
-        "speaks beside the teachers, with equal weight",
+        description="networks not trained here, as in embed.networks: what their features say of the labels speaks "
+        "beside the teachers, with equal weight",
     )
     rounds: Count = Field(
         1,
@@ -71,5 +71,5 @@ class PseudoConfig(Section):
 
     @field_validator("voices")
     @classmethod
-    def _names_differ(cls, voices: list[FrozenNetworkConfig]) -> list[FrozenNetworkConfig]:
+    def _names_differ(cls, voices: list[VoiceConfig]) -> list[VoiceConfig]:
         return with_names_of_their_own(voices)

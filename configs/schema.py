@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from configs.networks import EmbedConfig, NetworkConfig, ProbeConfig
 from configs.pool import PoolConfig, PseudoConfig
 from configs.pretraining import PretrainConfig
+from configs.propagation import PropagateConfig
 from configs.sections import (
     Count,
     Fraction,
@@ -268,6 +269,7 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     embed: EmbedConfig = EmbedConfig()
     probe: ProbeConfig = ProbeConfig()
+    propagate: PropagateConfig = PropagateConfig()
     predict: PredictConfig = PredictConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
     metrics: MetricsConfig = MetricsConfig()

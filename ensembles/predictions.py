@@ -20,6 +20,7 @@ from trainers.provenance import code_version
 from trainers.table import ImageTable
 
 KINDS = ("oof", "holdout", "pool", "test")
+PROPAGATION = "propagation"  # the arm of propagated labels: no way of training networks, so the gate leaves it out
 KEYS = ["arm", "model", "fold", "id"]
 KEY_COLUMNS = ("id", "split", "arm", "model", "fold", "kind")
 KIND_OF_SPLIT = {"train": "oof", "holdout": "holdout", "pool": "pool", "test": "test"}

@@ -24,6 +24,7 @@ from ensembles.graph import without_diagonal
 UNLABELLED = -1
 MAX_ITERATIONS = 20_000
 REFINEMENTS = 3
+MASS_ITERATIONS, MASS_TOLERANCE = 200, 1e-6
 MIN_TOLERANCE = 1e-14  # about what float64 can
 
 
@@ -83,14 +84,25 @@ def spread(
     return _normalised(solution) if normalise else np.maximum(solution, 0)
 
 
-def class_mass_normalised(distributions: np.ndarray, prior: np.ndarray) -> np.ndarray:
-    """Distributions (rows, classes) rescaled so that each class has its share `prior` (classes,) of all mass.
+def class_mass_factors(distributions: np.ndarray, prior: np.ndarray) -> np.ndarray:
+    """Factors (classes,) with which the classes have the shares `prior` (classes,) of distributions (rows, classes).
 
-    Zhu, Ghahramani and Lafferty 2003, section 4. Rows sum to 1 again; those that no label reached stay zero.
+    Class-mass normalisation (Zhu, Ghahramani and Lafferty 2003, section 4), repeated until it holds of rows that sum
+    to 1 again (iterative proportional fitting). A class without mass has the factor 0.
     """
-    mass = distributions.sum(axis=0)
-    factor = np.divide(prior, mass, out=np.zeros(len(mass)), where=mass > 0)
-    return _normalised(distributions * factor)
+    factors = np.ones(len(prior))
+    for _ in range(MASS_ITERATIONS):
+        mass = reweighted(distributions, factors).sum(axis=0)
+        shares = mass / mass.sum()
+        if np.abs(shares - np.where(mass > 0, prior, 0)).max() < MASS_TOLERANCE:
+            break
+        factors *= np.divide(prior, shares, out=np.zeros(len(mass)), where=mass > 0)
+    return factors
+
+
+def reweighted(distributions: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """Distributions (rows, classes) with a factor for each class; rows sum to 1 again, those of zeros stay so."""
+    return _normalised(distributions * factors)
 
 
 def confidence(distributions: np.ndarray) -> np.ndarray:
@@ -127,7 +139,9 @@ def _is_symmetric(matrix: sparse.csr_array) -> bool:
 def _scaled(matrix: sparse.csr_array, rows: np.ndarray, columns: np.ndarray) -> sparse.csr_array:
     """diag(rows) matrix diag(columns), without two more copies of it."""
     per_row = np.repeat(rows, np.diff(matrix.indptr))
-    return sparse.csr_array((matrix.data * per_row * columns[matrix.indices], matrix.indices, matrix.indptr), matrix.shape)
+    return sparse.csr_array(
+        (matrix.data * per_row * columns[matrix.indices], matrix.indices, matrix.indptr), matrix.shape
+    )
 
 
 def _one_hot(targets: np.ndarray, num_classes: int) -> np.ndarray:

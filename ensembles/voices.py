@@ -1,7 +1,8 @@
-"""Voices beside the teachers: what a regression on frozen features says of the pool, fold by fold.
+"""Voices beside the teachers: what frozen features say of the pool, fold by fold.
 
 Features that were learnt on other images err differently from networks trained on these few labels, so that their mean
-with them ranks better than either, and students learn from that mean.
+with them ranks better than either, and students learn from that mean. What is made of the features is a regression of
+the labels on them, or the labels propagated along their neighbour graph.
 """
 
 from collections.abc import Callable
@@ -10,12 +11,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from configs.propagation import PropagateConfig
+from ensembles.fold_graphs import FoldGraphs
 from ensembles.heads import HEADS, TrainingPart
 from ensembles.predictions import logit_columns
 from trainers.provenance import derive_seed
 from trainers.table import ImageTable
 
 CHUNK_ROWS = 50_000  # scored at a time, which bounds the memory
+Kinds = dict[str, np.ndarray]  # kind -> table rows
 
 
 def voice_opinions(
@@ -26,38 +30,54 @@ def voice_opinions(
     table: ImageTable,
     inner: Callable[[int], np.ndarray] | None,
     seed: int,
+    propagate: PropagateConfig | None = None,
 ) -> pd.DataFrame:
     """Logits at the labelled class shares, as those of a model `name` in the prediction table.
 
-    `features` are of the table's rows, (num_images, dim). The regression of a fold learns the labelled rows outside of
-    it, less those of `inner(fold)`, table rows of an inner holdout; it scores the fold, the pool and the inner holdout.
+    `features` are of the table's rows, (num_images, dim). What a fold's voice learns are the labelled rows outside of
+    it, less those of `inner(fold)`, table rows of an inner holdout; it scores the fold, the pool and the inner holdout:
+    by logistic regression, or by spreading the labels as `propagate` says.
     """
+    graphs = None if propagate is None else FoldGraphs(features, table, propagate, seed=seed)
     frames = []
     for fold in range(table.num_folds):
         left_out = np.empty(0, dtype=np.int64) if inner is None else inner(fold)
-        learnt = np.setdiff1d(table.rows("train", not_fold=fold), left_out)
-        learnt = learnt[np.argsort(table.frame["sha256"].to_numpy()[learnt], kind="stable")]
-        targets = table.targets[learnt]
-        part = TrainingPart(
-            class_counts=np.bincount(targets, minlength=len(table.classes)),
-            classes=table.classes,
-            num_features=features.shape[1],
-            seed=derive_seed(seed, "voice", name, fold) % 2**32,  # scikit-learn takes no more
+        kinds = {"oof": table.rows("train", fold=fold), "inner": left_out, "pool": table.rows("pool")}
+        kinds = {kind: rows for kind, rows in kinds.items() if len(rows)}
+        logits = (
+            _regressed(features, table, fold, left_out, kinds, seed=derive_seed(seed, "voice", name, fold))
+            if graphs is None
+            else graphs.opinions(fold, kinds, without=left_out).logits
         )
-        regression = HEADS["logistic"](part).fit(np.asarray(features[learnt]), targets)
-        parts = {"oof": table.rows("train", fold=fold), "inner": left_out, "pool": table.rows("pool")}
-        for kind, rows in parts.items():
-            if len(rows):
-                logits = np.concatenate(
-                    [
-                        _logits(regression, features[rows[start : start + CHUNK_ROWS]], is_binary=table.is_binary)
-                        for start in range(0, len(rows), CHUNK_ROWS)
-                    ]
-                )
-                frame = pd.DataFrame(logits, columns=logit_columns(logits.shape[1]))
-                frame.insert(0, "id", table.frame["id"].to_numpy()[rows])
-                frames.append(frame.assign(kind=kind, arm=arm, model=name, fold=fold))
+        for kind, rows in kinds.items():
+            frame = pd.DataFrame(logits[kind], columns=logit_columns(logits[kind].shape[1]))
+            frame.insert(0, "id", table.frame["id"].to_numpy()[rows])
+            frames.append(frame.assign(kind=kind, arm=arm, model=name, fold=fold))
     return pd.concat(frames, ignore_index=True)
+
+
+def _regressed(
+    features: np.ndarray, table: ImageTable, fold: int, left_out: np.ndarray, kinds: Kinds, *, seed: int
+) -> dict[str, np.ndarray]:
+    learnt = np.setdiff1d(table.rows("train", not_fold=fold), left_out)
+    learnt = learnt[np.argsort(table.frame["sha256"].to_numpy()[learnt], kind="stable")]
+    targets = table.targets[learnt]
+    part = TrainingPart(
+        class_counts=np.bincount(targets, minlength=len(table.classes)),
+        classes=table.classes,
+        num_features=features.shape[1],
+        seed=seed % 2**32,  # scikit-learn takes no more
+    )
+    regression = HEADS["logistic"](part).fit(np.asarray(features[learnt]), targets)
+    return {
+        kind: np.concatenate(
+            [
+                _logits(regression, features[rows[start : start + CHUNK_ROWS]], is_binary=table.is_binary)
+                for start in range(0, len(rows), CHUNK_ROWS)
+            ]
+        )
+        for kind, rows in kinds.items()
+    }
 
 
 def _logits(regression: Any, features: np.ndarray, *, is_binary: bool) -> np.ndarray:

@@ -27,6 +27,7 @@ COMMANDS = {
     "report": "scripts.report",
     "embed": "scripts.embed",
     "probe": "scripts.probe",
+    "propagate": "scripts.propagate",
     "augment": "scripts.augment",
     "prepare-fashion": "scripts.prepare_fashion",
 }

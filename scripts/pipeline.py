@@ -1,4 +1,4 @@
-"""The pipeline as two stories: the run, from prepare to report, and the baseline: prepare, embed, probe.
+"""The pipeline as stories: the run, from prepare to report; and what is made of frozen features: prepare, embed, probe.
 
 Only here and in `scripts/steps/` is the whole config seen: each stage gets its section, its inputs as files, and a
 fingerprint of both. A stage that is finished with the same fingerprint is skipped, so that changing the report never
@@ -17,6 +17,7 @@ from scripts.steps.predict import predict_step
 from scripts.steps.prepare import check_later_stages, prepare_step
 from scripts.steps.pretrain import pretrain_step
 from scripts.steps.probe import probe_step
+from scripts.steps.propagate import propagate_step
 from scripts.steps.pseudo_label import pseudo_label_step
 from scripts.steps.report import report_step
 from scripts.steps.run_state import Pipeline
@@ -27,7 +28,7 @@ from trainers.sheet import read_sheet
 from trainers.source import read_truth
 from trainers.stages import locked
 
-# Stories of their own, each in the order in which its steps run: the run, and the baseline on frozen features.
+# Stories of their own, each in the order in which its steps run: the run, and what is made of frozen features.
 STEPS = {
     "prepare": prepare_step,
     "pretrain": pretrain_step,
@@ -43,6 +44,12 @@ PROBE_STEPS = {
     "embed": embed_step,
     "probe": probe_step,
 }
+PROPAGATE_STEPS = {
+    "prepare": prepare_step,
+    "embed": embed_step,
+    "propagate": propagate_step,
+}
+STORIES = (STEPS, PROBE_STEPS, PROPAGATE_STEPS)
 
 
 def run_pipeline(config: RunConfig, *, until: str = "report", restart: bool = False) -> Pipeline:
@@ -51,8 +58,8 @@ def run_pipeline(config: RunConfig, *, until: str = "report", restart: bool = Fa
     A submission that cannot be written does not keep the report from being written. Raises InputError for whatever
     the user can mend; finished outputs stay as they were.
     """
-    steps = STEPS if until in STEPS else PROBE_STEPS
-    names = list(steps)
+    story = next(steps for steps in STORIES if until in steps)
+    names = list(story)
     wanted = names[: names.index(until) + 1]
     if config.data.source is None:
         raise InputError(
@@ -68,7 +75,7 @@ def run_pipeline(config: RunConfig, *, until: str = "report", restart: bool = Fa
             if name == "report":  # which shows it
                 _write_config(config)
             try:
-                steps[name](pipeline)
+                story[name](pipeline)
             except InputError as error:
                 if name != "submit" or until == "submit":
                     raise

@@ -17,7 +17,7 @@ from trainers.table import ImageTable, read_table
 PACKAGED_DEFAULT = "tf_efficientnet_lite0"
 PACKAGED_MIN_SIZE = 96  # pixels; it shrinks images 32-fold
 # The settings of a network that do not decide its features.
-NOT_EMBEDDED = {"name", "batch_size", "image_size"}
+NOT_EMBEDDED = {"name", "batch_size", "image_size", "learner"}
 
 
 def networks_to_embed(config: RunConfig) -> list[FrozenNetworkConfig]:

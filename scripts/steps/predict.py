@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from configs.schema import ModelConfig, RunConfig
+from scripts.steps.propagate import current_predictions
 from scripts.steps.run_state import Pipeline, pixel_settings, rows_digest, train_folder
 from trainers.provenance import file_digest
 from trainers.stages import Stage, StageOutcome, StageRecord
@@ -39,11 +40,12 @@ def predict_arms(pipeline: Pipeline, arms: Sequence[str]) -> None:
 
 def keep_predictions_of(pipeline: Pipeline, arms: Sequence[str]) -> None:
     """Drop scores of other arms, and of models or folds that are no more, so that the folder reads as one table."""
-    folder, num_folds = pipeline.run_dir / "predictions", read_table(pipeline.run_dir / "table.parquet").num_folds
+    folder, table = pipeline.run_dir / "predictions", read_table(pipeline.run_dir / "table.parquet")
     wanted = {
         folder / arm / model.name / f"fold{fold}.parquet"
-        for arm, model, fold in product(arms, pipeline.config.models, range(num_folds))
+        for arm, model, fold in product(arms, pipeline.config.models, range(table.num_folds))
     }
+    wanted |= current_predictions(pipeline, table)
     for path in folder.rglob("*.parquet"):
         if path not in wanted:
             path.unlink()

@@ -87,6 +87,9 @@ def label_pool(pipeline: Pipeline, arm: str, name: str) -> StageRecord:
             "teacher": teacher,
             "predictions": {model: folder_digests(folder / model, "*.parquet") for model in models},
             "voices": {voice.name: file_digest(run_dir / outputs(as_teacher(voice).name)[1]) for voice in voices},
+            "propagate": config.propagate.model_dump(mode="json")
+            if any(voice.learner == "propagation" for voice in voices)
+            else None,
             "rows": rows_digest(table, table.rows("train"), LABEL_COLUMNS),
             "seed": config.seed,
         },
@@ -104,6 +107,7 @@ def label_pool(pipeline: Pipeline, arm: str, name: str) -> StageRecord:
                 table=table,
                 inner=(lambda fold: inner_rows(table, fold, share=share, seed=config.seed)) if share else None,
                 seed=config.seed,
+                propagate=config.propagate if voice.learner == "propagation" else None,
             )
             for voice in voices
         ]

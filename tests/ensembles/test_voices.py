@@ -7,6 +7,7 @@ from scipy.special import expit, softmax
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from configs.pool import PseudoConfig
+from configs.propagation import PropagateConfig
 from ensembles.pseudo_labels import make_ledger
 from ensembles.voices import voice_opinions
 from tests.ensembles.test_pseudo_labels import toy_table
@@ -19,10 +20,14 @@ def toy_features(table: ImageTable, truth: np.ndarray, *, signal: float = 1.5, s
     return (signal * shown @ rng.normal(size=(shown.shape[1], 12)) + rng.normal(size=(len(table), 12))).astype("f4")
 
 
+@pytest.mark.parametrize("propagate", [None, PropagateConfig()])
 @pytest.mark.parametrize("classes", [("no", "yes"), ("a", "b", "c")])
-def test_a_voice_ranks_the_pool_at_the_labels_shares(classes: tuple[str, ...]) -> None:
+def test_a_voice_ranks_the_pool_at_the_labels_shares(
+    classes: tuple[str, ...], propagate: PropagateConfig | None
+) -> None:
     table, truth = toy_table(classes=classes)
-    opinions = voice_opinions(toy_features(table, truth), name="eye", arm="t", table=table, inner=None, seed=0)
+    features = toy_features(table, truth, signal=1.5 if propagate is None else 2.5)
+    opinions = voice_opinions(features, name="eye", arm="t", table=table, inner=None, seed=0, propagate=propagate)
     assert set(opinions["kind"]) == {"oof", "pool"} and set(opinions["model"]) == {"eye"}
     rank = pd.Series(np.arange(len(table)), index=table.frame["id"])
     for fold in range(table.num_folds):
@@ -38,7 +43,8 @@ def test_a_voice_ranks_the_pool_at_the_labels_shares(classes: tuple[str, ...]) -
             assert roc_auc_score(truth[rows], softmax(own[columns].to_numpy(), axis=1), multi_class="ovr") > 0.8
 
 
-def test_labels_of_the_fold_and_of_the_inner_holdout_do_not_speak() -> None:
+@pytest.mark.parametrize("propagate", [None, PropagateConfig()])
+def test_labels_of_the_fold_and_of_the_inner_holdout_do_not_speak(propagate: PropagateConfig | None) -> None:
     table, truth = toy_table()
     features = toy_features(table, truth)
     rng = np.random.default_rng(0)
@@ -46,7 +52,9 @@ def test_labels_of_the_fold_and_of_the_inner_holdout_do_not_speak() -> None:
 
     def opinions(labels: pd.Series) -> pd.DataFrame:
         changed = ImageTable(table.frame.assign(label=labels), table.classes, table.positive_label)
-        return voice_opinions(features, name="eye", arm="t", table=changed, inner=inner.__getitem__, seed=0)
+        return voice_opinions(
+            features, name="eye", arm="t", table=changed, inner=inner.__getitem__, seed=0, propagate=propagate
+        )
 
     before = opinions(table.frame["label"])
     assert set(before["kind"]) == {"oof", "inner", "pool"}

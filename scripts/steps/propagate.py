@@ -1,0 +1,117 @@
+"""Propagate: the labels along a neighbour graph of each network's frozen features, fold by fold, judged beside it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from configs.networks import FrozenNetworkConfig
+from configs.schema import RunConfig
+from ensembles.predictions import PROPAGATION
+from ensembles.wording import exact_percent, number, percent, span
+from scripts.steps.embed import networks_to_embed
+from scripts.steps.run_state import Pipeline, rows_digest, truth_digest, truth_of
+from trainers.provenance import code_version
+from trainers.stages import Stage, StageOutcome, StageRecord, finished
+from trainers.table import ImageTable, read_table
+
+
+def propagate_step(pipeline: Pipeline) -> None:
+    """Bring the scores and figures of all networks up to date and show them."""
+    table = read_table(pipeline.run_dir / "table.parquet")
+    records = [_propagate(pipeline, table, network) for network in networks_to_embed(pipeline.config)]
+    pipeline.say("propagate", records, f"predictions/{PROPAGATION}/")
+    figures = {
+        network.name: json.loads((pipeline.run_dir / _figures_file(network)).read_text(encoding="utf-8"))
+        for network in networks_to_embed(pipeline.config)
+    }
+    Console(highlight=False).print(_shown(figures, pipeline.config, table))
+
+
+def current_predictions(pipeline: Pipeline, table: ImageTable) -> set[Path]:
+    """The prediction files of this arm that are of these rows and settings."""
+    run_dir = pipeline.run_dir
+    if not (run_dir / "predictions" / PROPAGATION).exists():
+        return set()
+    stages = [_stage(pipeline.config, table, network) for network in networks_to_embed(pipeline.config)]
+    return {run_dir / output for stage in stages if stage and finished(run_dir, stage) for output in stage.outputs}
+
+
+def _figures_file(network: FrozenNetworkConfig) -> str:
+    return f"propagation/{network.name}.json"
+
+
+def _stage(config: RunConfig, table: ImageTable, network: FrozenNetworkConfig) -> Stage | None:
+    """None without embeddings."""
+    from trainers.embedding import outputs, read_facts
+
+    if not (config.run_dir / outputs(network.name)[1]).exists():
+        return None
+    scores = [f"predictions/{PROPAGATION}/{network.name}/fold{fold}.parquet" for fold in range(table.num_folds)]
+    return Stage(
+        f"propagate/{network.name}",
+        {
+            "embeddings": read_facts(config.run_dir, network.name)["sha256"],
+            "rows": rows_digest(table, np.arange(len(table))),
+            "propagate": config.propagate.model_dump(mode="json"),
+            "metrics": config.metrics.model_dump(),
+            "truth": truth_digest(config.data),
+            "seed": config.seed,
+            "code_version": code_version(),
+        },
+        (*scores, _figures_file(network)),
+    )
+
+
+def _propagate(pipeline: Pipeline, table: ImageTable, network: FrozenNetworkConfig) -> StageRecord:
+    from ensembles.propagation_scores import write_propagation
+    from trainers.embedding import open_embeddings
+
+    config = pipeline.config
+    stage = _stage(config, table, network)
+    assert stage is not None, "embed comes first"
+
+    def work(partial: Path) -> StageOutcome:
+        figures = write_propagation(
+            open_embeddings(config.run_dir, network.name, table),
+            name=network.name,
+            table=table,
+            config=config.propagate,
+            metrics=config.metrics,
+            truth=truth_of(config.data),
+            seed=config.seed,
+            predictions=partial / "predictions",
+            figures=partial / _figures_file(network),
+        )
+        return StageOutcome(f"{network.name}: out-of-fold AP {number(figures['oof']['ap'])}", {})
+
+    return pipeline.stage(stage, work)
+
+
+def _shown(figures: Mapping[str, Mapping[str, Any]], config: RunConfig, table: ImageTable) -> Table:
+    """A line per network: how its graph ranks the labelled rows out of fold, and what it makes of the pool."""
+    shown = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    name = "AP" if table.is_binary else "macro AP"
+    shown.add_column("graph of", overflow="fold")
+    recalls = [f"recall at\nprecision\n{point:g}" for point in config.metrics.precision_points]
+    headings = [name, f"{exact_percent(config.metrics.confidence)} interval", *recalls, "reached"]
+    per_class = table.classes[1:] if table.is_binary else table.classes
+    for heading in (*headings, *(f"pool in\n{label}" for label in per_class[:6])):
+        shown.add_column(heading, justify="right", no_wrap=True)
+    for network, own in figures.items():
+        oof = own["oof"]
+        balance = [percent(own["balance"][label]) for label in per_class[:6]]
+        at_precision = (oof["recall_at_precision"][str(point)] for point in config.metrics.precision_points)
+        shown.add_row(
+            network,
+            number(oof["ap"]),
+            span(oof["ap_ci"]),
+            *map(number, at_precision),
+            percent(own["reached"]),
+            *balance,
+        )
+    return shown

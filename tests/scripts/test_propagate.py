@@ -1,0 +1,102 @@
+"""`rarefind propagate`: scores that stand beside those of models, and go when they are of something else."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from configs.schema import RunConfig
+from ensembles.predictions import read_predictions
+from scripts.pipeline import run_pipeline
+from tests.scripts.tiny_runs import fresh, tiny_config
+from trainers.digits import DigitsSplit, write_digits
+from trainers.table import read_table
+
+TOLD = r"^propagate +[0-9.]+ s  test_efficientnet: out-of-fold AP 0\.\d{3}"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("digits")
+    write_digits(folder, split=DigitsSplit(train=(12, 60), pool=(10, 50), test=(3, 9)))
+    return folder
+
+
+def config_of(folder: Path, out: Path, **changes: Any) -> RunConfig:
+    own = {
+        "data": {"truth": str(folder / "truth.csv")},
+        "models": [{"backbone": "test_resnet"}],
+        "train": {"steps": 4},
+        "embed": {"networks": [{"backbone": "test_efficientnet"}]},
+        "propagate": {"graph": {"num_neighbours": 5}},
+    }
+    return tiny_config(folder, out, own, changes)
+
+
+def test_propagated_labels_are_judged_beside_the_models(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_of(data, tmp_path)
+    run_dir = tmp_path / "tiny"
+    assert fresh(run_pipeline(config, until="propagate")) == [
+        "prepare",
+        "embed/test_efficientnet",
+        "propagate/test_efficientnet",
+    ]
+    told = capsys.readouterr().out
+    assert re.search(TOLD, told, re.MULTILINE)
+    assert "pool in" in told and "eight" in told
+    assert fresh(run_pipeline(config, until="propagate")) == []
+
+    table = read_table(run_dir / "table.parquet")
+    predictions = read_predictions(run_dir / "predictions", table=table)
+    assert set(predictions["arm"]) == {"propagation"}
+    assert set(predictions["kind"]) == {"oof", "pool", "test"}
+    own = json.loads((run_dir / "propagation" / "test_efficientnet.json").read_text())
+    assert own["pool"]["ap"] is not None
+
+    run_pipeline(config)
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    assert metrics["models"]["test_efficientnet"]["propagation"]["ap"] == own["oof"]["ap"]
+    assert metrics["pool"]["arms"] == ["supervised"]
+    assert metrics["ensemble"]["arm"] == "supervised"
+    page = (run_dir / "report.html").read_text()
+    assert '<td class="first">propagation</td>' in page
+
+
+def test_scores_of_other_folds_or_settings_are_dropped(data: Path, tmp_path: Path) -> None:
+    config = config_of(data, tmp_path)
+    run_pipeline(config, until="propagate")
+    run_pipeline(config_of(data, tmp_path, folds={"num_folds": 3}))
+    assert set(pd.read_parquet(tmp_path / "tiny" / "predictions")["arm"]) == {"supervised"}
+    other = config_of(data, tmp_path, propagate={"alpha": 0.5})
+    assert fresh(run_pipeline(other, until="propagate")) == ["prepare", "propagate/test_efficientnet"]
+
+
+def test_a_voice_may_be_propagated_labels(data: Path, tmp_path: Path) -> None:
+    voice = {"backbone": "test_efficientnet", "name": "graph", "learner": "propagation"}
+    changes = {"pool": {"arm": "pseudo"}, "pseudo": {"voices": [voice], "min_precision": 0, "batch_size": 8}}
+    config = config_of(data, tmp_path, **changes)
+    pipeline = run_pipeline(config, until="pseudo-label")
+    assert "pseudo-label/pseudo-1" in fresh(pipeline)
+    ledger = pd.read_parquet(tmp_path / "tiny" / "pseudo_labels" / "pseudo-1.parquet")
+    regression = config_of(data, tmp_path, **changes, name="other")
+    regression = regression.model_copy(
+        update={
+            "pseudo": regression.pseudo.model_copy(
+                update={"voices": [regression.pseudo.voices[0].model_copy(update={"learner": "logistic"})]}
+            )
+        }
+    )
+    run_pipeline(regression, until="pseudo-label")
+    other = pd.read_parquet(tmp_path / "other" / "pseudo_labels" / "pseudo-1.parquet")
+    assert (ledger["id"] == other["id"]).all()
+    assert (ledger["target"] != other["target"]).any()
+    pipeline = run_pipeline(
+        config.model_copy(update={"propagate": config.propagate.model_copy(update={"alpha": 0.5})}),
+        until="pseudo-label",
+    )
+    assert "pseudo-label/pseudo-1" in fresh(pipeline)
