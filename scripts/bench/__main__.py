@@ -12,6 +12,7 @@ BENCHMARKS = {
     "metrics": "scripts.bench.metrics",
     "pairs": "scripts.bench.pairs",
     "pool": "scripts.bench.pool",
+    "propagate": "scripts.bench.propagate",
     "recipes": "scripts.bench.recipes",
     "train": "scripts.bench.train",
 }
