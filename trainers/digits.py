@@ -6,6 +6,7 @@ and pool labels, which nothing but evaluation reads.
 """
 
 import io
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -107,8 +108,8 @@ def write_tenth_digits(out: Path, settings: TenthDigits) -> dict[str, dict[str, 
     atomic.write_csv(out / "truth.csv", frame.loc[~labelled, ["id", "label"]])
     shown = frame.assign(label=frame["label"].where(labelled, ""))
     atomic.write_csv(out / TABLE, shown[["id", "path", "label", "split"]])
-    counted = frame.groupby(["split", "label"]).size()
-    return {part: {str(digit): int(of) for digit, of in counted[part].items()} for part in ("train", "pool")}
+    parts = {"train": frame.loc[labelled, "label"], "pool": frame.loc[~labelled, "label"]}
+    return {part: dict(sorted(Counter(own).items())) for part, own in parts.items()}
 
 
 def _write_images(out: Path, frame: pd.DataFrame, images: np.ndarray) -> None:
