@@ -156,6 +156,7 @@ def run(
         stopping.deferred(),
         progress_bar(f"embed {network.name}", num_rows, done=done) as bar,
         naming_lost_workers(workers),
+        memory.keeping_freed(),
         memory.told(f"embedding {batch_size} images at a time", f"set its batch_size to {max(1, batch_size // 2)}"),
     ):
         stream.write(header)
