@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,7 @@ from trainers.embedding_files import open_embeddings as open_embeddings
 from trainers.embedding_files import outputs as outputs
 from trainers.embedding_files import read_facts as read_facts
 from trainers.embedding_files import resume_point as resume_point
-from trainers.loader import Pixels, ScoringImages, naming_lost_workers, scoring_loader
+from trainers.loader import Pixels, ScoringImages, naming_lost_workers, scoring_loader, threaded_batches
 from trainers.progress import progress_bar, tell
 from trainers.provenance import code_version, derive_seed, file_digest
 from trainers.table import ImageTable
@@ -127,12 +127,14 @@ def run(
     image_size: int,
     batch_size: int,
     workers: int,
+    threads: int = 1,
     out: Path,
     shard_rows: int = SHARD_ROWS,
 ) -> dict[str, Any]:
     """Write `embeddings/<name>.npy` below `out`, from where an earlier attempt came to; returns what <name>.json says.
 
-    Raises InputError when the network cannot take images of this size or gives something else than one finite vector
+    Images are read by loader processes (`workers`) or, without any, by `threads` of this one. Raises InputError when
+    the network cannot take images of this size or gives something else than one finite vector
     per image, and what `score_rows` raises.
     """
     device, num_rows, dim = network.mean.device, len(table), _dimension(network, image_size)
@@ -142,11 +144,11 @@ def run(
     saved, started = done, time.perf_counter() - seconds_before
     if done:
         tell(f"{escape(network.name)}: going on from image {done:,} of {num_rows:,}")
-    loader = scoring_loader(
-        ScoringImages(pixels, np.arange(done, num_rows)),
-        batch_size=batch_size,
-        workers=workers,
-        pin=device.type == "cuda",
+    images_left = ScoringImages(pixels, np.arange(done, num_rows))
+    loader: Iterable[Tensor] = (
+        threaded_batches(images_left, batch_size=batch_size, threads=threads)
+        if not workers and threads > 1
+        else scoring_loader(images_left, batch_size=batch_size, workers=workers, pin=device.type == "cuda")
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     with (

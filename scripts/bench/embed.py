@@ -33,7 +33,7 @@ def main(
     image_size: Annotated[int, typer.Option(min=16, help="working size, pixels per side")] = 224,
     network_size: Annotated[int | None, typer.Option(min=16, help="what the network takes; default: the same")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="images per forward pass")] = 64,
-    workers: Annotated[int | None, typer.Option(min=0, help="loader processes; default: those of a run")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="loader processes; default: as in a run")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="timed runs of each side, in turn; medians are reported")] = 5,
     seed: Annotated[int, typer.Option(min=0, help="of images and weights")] = 0,
 ) -> None:
@@ -43,13 +43,13 @@ def main(
 
     from configs.networks import FrozenNetworkConfig
     from configs.schema import ComputeConfig
-    from trainers.devices import device_type, num_workers
+    from trainers.devices import device_type, num_readers
     from trainers.embedding import listed_network
 
     compute = ComputeConfig(workers=workers)
     device = device_type(compute)
     network = listed_network(FrozenNetworkConfig(backbone=backbone), channels=3, seed=seed, device=device)
-    workers = num_workers(compute, batch_bytes=batch_size * image_size**2 * 3)
+    readers = num_readers(compute, batch_bytes=batch_size * image_size**2 * 3)
     size = network_size or image_size
     with tempfile.TemporaryDirectory() as folder:
         write_pictures(Path(folder), images=images, pixels=pixels, seed=seed)
@@ -59,7 +59,7 @@ def main(
             "network": partial(_forward, network, images=images, batch_size=batch_size, size=size)
         }
         for side, store in stores.items():
-            sides[side] = partial(_embed, network, *store, size=size, batch_size=batch_size, workers=workers)
+            sides[side] = partial(_embed, network, *store, size=size, batch_size=batch_size, readers=readers)
         seconds: dict[str, list[float]] = {side: [] for side in SIDES}
         for turn in range(repeats + 1):
             for side in SIDES[turn % 3 :] + SIDES[: turn % 3]:
@@ -74,8 +74,8 @@ def main(
     # Decoding takes cores from the network where that runs on the same ones; where it does not, it can hide.
     limit = 1 / (1 + decode / threads / min(seconds["network"])) if threads else 1.0
     Console().print(
-        f"{backbone}, {pixels} -> {image_size} -> {size} pixels, batches of {batch_size}, {device}, {workers} loader "
-        f"processes: the network alone {rates['network']:.1f} images/s"
+        f"{backbone}, {pixels} -> {image_size} -> {size} pixels, batches of {batch_size}, {device}, read by "
+        f"{_read_by(*readers)}: the network alone {rates['network']:.1f} images/s"
     )
     for side, ratios in shares.items():
         Console().print(
@@ -84,7 +84,7 @@ def main(
         )
     Console().print(
         f"  decoding alone takes {1e3 * decode / images:.2f} ms of one core per image"
-        + (f": with all {threads} cores busy at most {_percent(limit)} from files" if threads else "")
+        + (f"; where the network keeps all {threads} busy, at most {_percent(limit)} from files" if threads else "")
     )
     result = {
         "benchmark": "embed",
@@ -96,7 +96,7 @@ def main(
         "batch_size": batch_size,
         "device": device,
         "threads": torch.get_num_threads(),
-        "workers": workers,
+        "workers": readers[0],
         "repeats": repeats,
         "network_images_per_second": rates["network"],
         "decode_ms_per_image": round(1e3 * decode / images, 3),
@@ -107,6 +107,12 @@ def main(
         result[f"{side}_ratio"] = round(statistics.median(ratios), 3)
         result[f"{side}_ratio_range"] = [round(min(ratios), 3), round(max(ratios), 3)]
     print(json.dumps(result))
+
+
+def _read_by(workers: int, threads: int) -> str:
+    from configs.errors import counted
+
+    return counted(workers, "process", "processes") if workers else counted(threads, "thread")
 
 
 def _percent(share: float) -> str:
@@ -165,12 +171,23 @@ def _embed(
     *,
     size: int,
     batch_size: int,
-    workers: int,
+    readers: tuple[int, int],
 ) -> None:
     from trainers import embedding
 
+    workers, threads = readers
+
     with tempfile.TemporaryDirectory() as out:
-        embedding.run(network, pixels, table, image_size=size, batch_size=batch_size, workers=workers, out=Path(out))
+        embedding.run(
+            network,
+            pixels,
+            table,
+            image_size=size,
+            batch_size=batch_size,
+            workers=workers,
+            threads=threads,
+            out=Path(out),
+        )
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def as_teacher(network: FrozenNetworkConfig) -> FrozenNetworkConfig:
 def embed_network(pipeline: Pipeline, table: ImageTable, network: FrozenNetworkConfig) -> StageRecord:
     """Bring the embeddings of one network up to date."""
     from trainers import embedding
-    from trainers.devices import device_type, num_workers
+    from trainers.devices import device_type, num_readers
     from trainers.pixels import open_pixels
 
     config, run_dir = pipeline.config, pipeline.run_dir
@@ -129,16 +129,16 @@ def embed_network(pipeline: Pipeline, table: ImageTable, network: FrozenNetworkC
 
     def work(partial: Path) -> StageOutcome:
         device = device_type(config.compute)
+        batch_bytes = network.batch_size * config.data.image_size**2 * config.data.channels
+        workers, threads = num_readers(config.compute, batch_bytes=batch_bytes)
         facts = embedding.run(
             _built(config, network, device),
             open_pixels(run_dir, config.data, table),
             table,
             image_size=image_size,
             batch_size=network.batch_size,
-            workers=num_workers(
-                config.compute,
-                batch_bytes=network.batch_size * config.data.image_size**2 * config.data.channels,
-            ),
+            workers=workers,
+            threads=threads,
             out=partial,
         )
         kept = {"name": network.name, "dim": facts["dim"]}
