@@ -14,7 +14,7 @@ from trainers.provenance import file_digest
 from trainers.stages import Stage
 from trainers.table import ImageTable
 
-# Commands that no label is judged by, and those that take the features of each fold from the network without its labels.
+# Commands that no label judges, and those that take the features of each fold from the network without its labels.
 WITHOUT_LABELS, FOLD_BY_FOLD = {"embed", "neighbours"}, {"probe"}
 TRAINED_COLUMNS = ("sha256", "label", "fold")  # what a training's record knows its rows by
 
@@ -43,13 +43,13 @@ def check_label_use(networks: Sequence[EmbeddedNetworkConfig], command: str) -> 
         if not network.each_fold and command in FOLD_BY_FOLD:
             whole = network.trained.rpartition("/")[0]
             raise InputError(
-                f"embed.networks: {network.trained} was trained on labels that {command} would be judged by; name "
+                f"embed.networks: {network.trained} was trained on labels that `{command}` would be judged by; name "
                 f"{whole}, which gives each fold the features of the network without its labels, or leave it out"
             )
         if command not in FOLD_BY_FOLD:
             raise InputError(
-                f"embed.networks: {network.trained} was trained on labels that {command} would be judged by, and "
-                f"{command} takes features of one network for all folds; choose one that no label went into, like "
+                f"embed.networks: {network.trained} was trained on labels that `{command}` would be judged by, and "
+                f"it takes features of one network for all folds; choose one that no label went into, like "
                 "pretrain/<model>"
             )
 

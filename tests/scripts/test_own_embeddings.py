@@ -92,16 +92,16 @@ def test_they_are_no_baseline_that_the_trained_models_must_beat(data: Path, runs
 def test_one_folds_network_is_embedded_but_not_probed(data: Path, runs: Path) -> None:
     config = config_of(data, runs, {"trained": f"{OWN}/fold1"})
     assert fresh(run_pipeline(config, until="embed")) == [f"embed/{NAME}-fold1"]
-    with pytest.raises(InputError, match=rf"labels that the probe would be judged by; name {OWN}, which gives"):
+    with pytest.raises(InputError, match=rf"labels that `probe` would be judged by; name {OWN}, which gives"):
         run_pipeline(config, until="probe")
 
 
-@pytest.mark.parametrize("trained", [OWN, f"{OWN}/fold1"])
+@pytest.mark.parametrize("own", [OWN, f"{OWN}/fold1"])
 def test_what_is_judged_by_labels_on_one_network_refuses_those_that_learnt_them(
-    data: Path, runs: Path, trained: str
+    data: Path, runs: Path, own: str
 ) -> None:
-    with pytest.raises(InputError, match=rf"{trained} was trained on labels that propagate would be judged by, and"):
-        run_pipeline(config_of(data, runs, {"trained": trained}), until="propagate")
+    with pytest.raises(InputError, match=rf"{own} was trained on labels that `propagate` would be judged by, and"):
+        run_pipeline(config_of(data, runs, {"trained": own}), until="propagate")
 
 
 def test_networks_of_other_folds_or_labels_are_refused(data: Path, runs: Path) -> None:
