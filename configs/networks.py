@@ -1,11 +1,15 @@
 """Networks by their timm name: what all of them have in common, and the frozen ones that only embed."""
 
+import re
 from collections import Counter
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from configs.sections import Count, Section, safe_name
+from configs.sections import SAFE_NAME, Count, Section, safe_name
+
+# Folders of a run's own networks, relative to it.
+TRAINED = re.compile("pretrain/NAME|train/(?!teacher-)NAME/NAME(/fold[0-9]+)?".replace("NAME", SAFE_NAME.pattern))
 
 
 class NetworkConfig(Section):
@@ -55,6 +59,67 @@ class VoiceConfig(FrozenNetworkConfig):
     )
 
 
+class EmbeddedNetworkConfig(FrozenNetworkConfig):
+    """A network of `embed`: one by its timm name, or one that this run has trained."""
+
+    backbone: str = Field("", description="timm model name; none with `trained`")
+    trained: str | None = Field(
+        None,
+        description="a network of this run instead: pretrain/<model>, train/<arm>/<model> (each fold by the network "
+        "that has not seen its labels) or train/<arm>/<model>/fold<k>",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_as_trained(cls, values: Any) -> Any:
+        if isinstance(values, dict) and not values.get("name") and isinstance(values.get("trained"), str):
+            values = {**values, "name": values["trained"].strip("/").replace("/", "-")}
+        return values
+
+    @field_validator("trained")
+    @classmethod
+    def _a_folder_of_the_run(cls, value: str | None) -> str | None:
+        if value is not None and not TRAINED.fullmatch(value):
+            raise ValueError("expected pretrain/<model>, train/<arm>/<model> or train/<arm>/<model>/fold<k>")
+        return value
+
+    @model_validator(mode="after")
+    def _one_network(self) -> "EmbeddedNetworkConfig":
+        if (self.trained is None) == (not self.backbone):
+            raise ValueError("set `backbone` or `trained`, one of them")
+        if self.trained is not None and (self.pretrained or self.options):
+            raise ValueError("`pretrained` and `options` mean nothing beside `trained`, which has weights and options")
+        return self
+
+    @property
+    def each_fold(self) -> bool:
+        """Whether it stands for one network per fold, each trained on the labels of the other folds."""
+        return self.trained is not None and self.trained.startswith("train/") and self.trained.count("/") == 2
+
+
+class TransformConfig(Section):
+    """What is made of the features before anything reads them. No label is used."""
+
+    whiten: bool = Field(False, description="PCA with every component at unit variance")
+    components: Count | None = Field(
+        None, description="principal components kept at most; null = all (with `whiten`), or no PCA (without)"
+    )
+    l2: bool = Field(False, description="every image's features scaled to length 1, after the PCA")
+    sample: Annotated[int, Field(ge=2)] = Field(
+        20_000, description="images, drawn from train and pool by the seed, that the PCA is fitted on"
+    )
+
+    @property
+    def has_pca(self) -> bool:
+        """Whether the features are turned into principal components."""
+        return self.whiten or self.components is not None
+
+    @property
+    def changes_something(self) -> bool:
+        """Whether the features that are read are not the network's own."""
+        return self.has_pca or self.l2
+
+
 def with_names_of_their_own(networks: list[_Frozen]) -> list[_Frozen]:
     """The networks, if no two have one name, else ValueError."""
     repeated = [name for name, count in Counter(network.name for network in networks).items() if count > 1]
@@ -66,15 +131,16 @@ def with_names_of_their_own(networks: list[_Frozen]) -> list[_Frozen]:
 class EmbedConfig(Section):
     """Frozen networks whose features `rarefind probe` learns from."""
 
-    networks: list[FrozenNetworkConfig] = Field(
+    networks: list[EmbeddedNetworkConfig] = Field(
         default=[],
         description="empty: those of `models` that have `pretrained` set, else tf_efficientnet_lite0 with packaged "
         "weights at 96 pixels or more",
     )
+    transform: TransformConfig = TransformConfig()
 
     @field_validator("networks")
     @classmethod
-    def _names_differ(cls, networks: list[FrozenNetworkConfig]) -> list[FrozenNetworkConfig]:
+    def _names_differ(cls, networks: list[EmbeddedNetworkConfig]) -> list[EmbeddedNetworkConfig]:
         return with_names_of_their_own(networks)
 
 

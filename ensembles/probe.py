@@ -29,8 +29,9 @@ PROBE_FILE = "probe.json"
 
 
 def run(
-    features: Mapping[str, np.ndarray],
+    features: Mapping[str, np.ndarray | Sequence[np.ndarray]],
     *,
+    label_trained: Collection[str] = (),
     heads: Sequence[str],
     table: ImageTable,
     predictions: Path,
@@ -41,6 +42,8 @@ def run(
 ) -> dict[str, Any]:
     """Judge every head on every network's `features` (num_images, dim) and write probe.json below `out`.
 
+    Features of networks that were trained on labels (`label_trained`) are one array per fold, from the network that has
+    not seen the fold's; they are shown, but are no baseline that the trained models must beat.
     `predictions` is the folder of trained models' scores, which may be empty or of other rows; `optimistic` names the
     models whose checkpoint was chosen on the rows that judge it. The returned dict is what was written.
     """
@@ -52,13 +55,17 @@ def run(
     heads = list(dict.fromkeys(heads))
     with progress_bar("probe", len(features) * len(heads)) as bar:
         for network, everything in features.items():
-            own = np.asarray(everything[rows])
+            own = (
+                np.asarray(everything[rows])
+                if isinstance(everything, np.ndarray)
+                else [one[rows] for one in everything]
+            )
             probes[network] = {}
             for head in heads:
                 bar.note(f"{head} on {network}")
                 entry, scores = _probe(contest, own, head)
                 probes[network][head] = entry
-                if scores is not None and (best is None or entry["ap"] > best["ap"]):
+                if scores is not None and network not in label_trained and (best is None or entry["ap"] > best["ap"]):
                     best, best_scores = {"network": network, "head": head, "ap": entry["ap"]}, scores
                 bar.advance()
     models, missing = _trained(contest, predictions, optimistic, best_scores)
@@ -70,7 +77,7 @@ def run(
             "chance": counts["prevalence"] if table.is_binary else 1 / len(np.unique(contest.targets)),
             "num_folds": table.num_folds,
             "classes": table.classes,
-            "dim": {network: everything.shape[1] for network, everything in features.items()},
+            "dim": {network: _dim(everything) for network, everything in features.items()},
             "probes": probes,
             "best": best,
             "models": models,
@@ -85,7 +92,13 @@ def run(
     return result
 
 
-def _probe(contest: "_Contest", features: np.ndarray, head: str) -> tuple[dict[str, Any], np.ndarray | None]:
+def _dim(features: np.ndarray | Sequence[np.ndarray]) -> int:
+    return int((features if isinstance(features, np.ndarray) else features[0]).shape[1])
+
+
+def _probe(
+    contest: "_Contest", features: np.ndarray | Sequence[np.ndarray], head: str
+) -> tuple[dict[str, Any], np.ndarray | None]:
     """What probe.json says of one head, and its scores; None when it is not possible."""
     notes: list[str] = []
     started = time.perf_counter()
@@ -100,7 +113,7 @@ def _probe(contest: "_Contest", features: np.ndarray, head: str) -> tuple[dict[s
 
 
 def out_of_fold_scores(
-    features: np.ndarray,
+    features: np.ndarray | Sequence[np.ndarray],
     head: str,
     *,
     table: ImageTable,
@@ -110,21 +123,22 @@ def out_of_fold_scores(
 ) -> np.ndarray:
     """Scores (rows, outputs) of the training `rows` from `features` (rows, dim), by a head fitted without their fold.
 
+    `features` may be one array per fold instead, of which the head of the fold then learns and scores its own.
     What a head has to tell of its training parts is added to `notes`, once. Raises NotPossible naming the fold.
     """
     targets, folds = table.targets[rows], _folds(table, rows)
     scores = np.empty((len(rows), table.num_outputs))
     told: dict[str, None] = {}
     for fold in range(table.num_folds):
-        held = folds == fold
+        held, own = folds == fold, features if isinstance(features, np.ndarray) else features[fold]
         part = TrainingPart(
             class_counts=np.bincount(targets[~held], minlength=len(table.classes)),
             classes=table.classes,
-            num_features=features.shape[1],
+            num_features=own.shape[1],
             seed=derive_seed(seed, "probe", head, fold) % 2**32,  # scikit-learn takes no more
         )
         try:
-            scores[held] = head_scores(head, features[~held], targets[~held], features[held], part)
+            scores[held] = head_scores(head, own[~held], targets[~held], own[held], part)
         except NotPossible as error:
             raise NotPossible(f"{error} (outside of fold {fold})") from None
         told |= dict.fromkeys(part.notes)
@@ -210,7 +224,10 @@ def verdict(
 ) -> str:
     """One sentence: whether every trained model beats the best probe, beyond chance."""
     if best is None:
-        return "No probe was possible, so there is nothing that the trained models must beat."
+        return (
+            "No probe was possible on a network that has not learnt the labels, so there is nothing that the trained "
+            "models must beat."
+        )
     probe = f"the best probe ({best['head']} on {best['network']}, {ap_name} {best['ap']:.3f})"
     if missing is not None:
         return f"{missing[:1].upper()}{missing[1:]}; each must beat {probe}."

@@ -13,6 +13,7 @@ from configs.networks import NetworkConfig
 from configs.schema import RunConfig
 from scripts.steps.embed import embed_step, networks_to_embed
 from scripts.steps.ensemble import ensemble_step
+from scripts.steps.own_networks import check_label_use
 from scripts.steps.predict import predict_step
 from scripts.steps.prepare import check_later_stages, prepare_step
 from scripts.steps.pretrain import pretrain_step
@@ -68,6 +69,7 @@ def run_pipeline(config: RunConfig, *, until: str = "report", restart: bool = Fa
     _check_files(config)
     if "embed" in wanted:
         networks_to_embed(config)  # before the images are read, which may take hours
+        check_label_use(config.embed.networks, until)
     no_submission: InputError | None = None
     with locked(config.run_dir):
         pipeline = Pipeline(config, restart)

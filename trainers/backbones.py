@@ -167,7 +167,7 @@ def start_from(backbone: Backbone, name: str, folder: Path) -> Backbone:
 
 def to_input(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """uint8 images (batch, channels, height, width) as normalised float32; `mean` and `std` are (channels, 1, 1)."""
-    return (images.float() / 255 - mean) / std
+    return torch.div(images, 255).sub_(mean).div_(std)
 
 
 def _weights_file(path_text: str, name: str) -> dict[str, Tensor]:

@@ -63,6 +63,17 @@ def num_workers(compute: ComputeConfig, *, batch_bytes: int) -> int:
     return min(MAX_WORKERS, os.cpu_count() or 1)
 
 
+def num_readers(compute: ComputeConfig, *, batch_bytes: int) -> tuple[int, int]:
+    """Loader processes and threads that read images for a network that only scores them.
+
+    On a CPU all cores read a batch and then all of them compute (`trainers.loader.threaded_batches`), unless
+    `compute.workers` asks for processes.
+    """
+    if compute.workers is None and device_type(compute) == "cpu":
+        return 0, torch.get_num_threads()
+    return num_workers(compute, batch_bytes=batch_bytes), 1
+
+
 def _shared_bytes() -> int:
     """What is free of the memory that processes share; 0 where the system has no such place."""
     try:

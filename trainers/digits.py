@@ -1,21 +1,25 @@
-"""The digits benchmark: scikit-learn's 1,797 real handwritten digits as a rare-positive problem on disk.
+"""Benchmarks from scikit-learn's 1,797 real handwritten digits, on disk: a rare-positive problem, and `tenth-digits`.
 
-Eights are the rare class. Written are PNG files, `table.csv` (labelled train rows and an unlabelled pool), `test.csv`
-and `truth.csv` with the test and pool labels, which nothing but evaluation reads.
+In the first eights are the rare class; in the second a tenth has its label, one of ten. Written are PNG files,
+`table.csv` (labelled train rows and an unlabelled pool), `test.csv` (of the first alone) and `truth.csv` with the test
+and pool labels, which nothing but evaluation reads.
 """
 
 import io
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from configs.errors import InputError
+from configs.errors import InputError, listed
 from trainers import atomic
 
 POSITIVE = 8
+TABLE, BENCHMARK = "table.csv", "benchmark.json"
+TENTH_PRESET = "tenth_digits.yaml"
 
 
 @dataclass(frozen=True)
@@ -52,21 +56,69 @@ def write_digits(out: Path, *, split: DigitsSplit | None = None, seed: int = 0) 
     frame["id"] = [f"{part}-{number:04d}" for number, part in enumerate(frame["part"])]
     frame["path"] = "images/" + frame["id"] + ".png"
 
-    (out / "images").mkdir(parents=True, exist_ok=True)
-    for row, path in zip(frame["row"], frame["path"], strict=True):
-        pixels = np.round(digits.images[row] * (255 / 16)).astype(np.uint8)
-        encoded = io.BytesIO()
-        Image.fromarray(pixels).save(encoded, format="PNG")
-        place = out / path
-        if not place.exists() or place.read_bytes() != encoded.getvalue():  # or a second demo would prepare again
-            place.write_bytes(encoded.getvalue())
+    _write_images(out, frame, digits.images)
     hidden = frame["part"] != "train"
     frame["split"] = frame["part"]
     frame["shown"] = frame["label"].mask(hidden, "")
     table = frame.loc[frame["part"] != "test", ["id", "path", "shown", "split"]].rename(columns={"shown": "label"})
-    atomic.write_csv(out / "table.csv", table)
+    atomic.write_csv(out / TABLE, table)
     atomic.write_csv(out / "test.csv", frame.loc[frame["part"] == "test", ["id", "path"]])
     atomic.write_csv(out / "truth.csv", frame.loc[hidden, ["id", "label"]])
     sample = frame.loc[frame["part"] == "test", ["id"]].assign(target=0.5)
     atomic.write_csv(out / "sample_submission.csv", sample)
     return {part: sum(sizes) for part, sizes in parts.items()}
+
+
+@dataclass(frozen=True)
+class TenthDigits:
+    """A share of the digits labelled at random; the rest is the pool."""
+
+    share: float = 0.1
+    seed: int = 0
+
+
+def write_tenth_digits(out: Path, settings: TenthDigits) -> dict[str, dict[str, int]]:
+    """Write `tenth-digits` below `out`; returns the counts of each digit in each part. Same seed, same bytes.
+
+    There is no test set: accuracy is that on the pool. Raises InputError for a share that leaves labels or pool empty,
+    and for a folder that holds other files.
+    """
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    number = round(settings.share * len(digits.target))
+    if not 0 < number < len(digits.target):
+        raise InputError(
+            f"tenth-digits: expected a share between 0 and 1 that leaves labels and a pool, got {settings.share} of "
+            f"{len(digits.target)} images"
+        )
+    facts = {"benchmark": "tenth-digits", **asdict(settings)}
+    found = sorted(path.name for path in out.iterdir() if not path.name.startswith(".")) if out.is_dir() else []
+    if found and (BENCHMARK not in found or '"tenth-digits"' not in (out / BENCHMARK).read_text(encoding="utf-8")):
+        raise InputError(f"{out} holds files that are not of this benchmark; name another folder\n{listed(found)}")
+    (out / TABLE).unlink(missing_ok=True)  # a table must never stand beside another seed's images
+    atomic.write_json(out / BENCHMARK, facts)
+    rows = np.random.default_rng(settings.seed).permutation(len(digits.target))
+    frame = pd.DataFrame({"row": rows, "label": digits.target[rows].astype(str)})
+    frame["split"] = np.where(frame.index < number, "train", "pool")
+    frame["id"] = [f"{split}-{position:04d}" for position, split in enumerate(frame["split"])]
+    frame["path"] = "images/" + frame["id"] + ".png"
+    labelled = frame["split"] == "train"
+    _write_images(out, frame, digits.images)
+    atomic.write_csv(out / "truth.csv", frame.loc[~labelled, ["id", "label"]])
+    shown = frame.assign(label=frame["label"].where(labelled, ""))
+    atomic.write_csv(out / TABLE, shown[["id", "path", "label", "split"]])
+    parts = {"train": frame.loc[labelled, "label"], "pool": frame.loc[~labelled, "label"]}
+    return {part: dict(sorted(Counter(own).items())) for part, own in parts.items()}
+
+
+def _write_images(out: Path, frame: pd.DataFrame, images: np.ndarray) -> None:
+    """The image of each row, at its path below `out`; one that is there already is left alone."""
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    for row, path in zip(frame["row"], frame["path"], strict=True):
+        pixels = np.round(images[row] * (255 / 16)).astype(np.uint8)
+        encoded = io.BytesIO()
+        Image.fromarray(pixels).save(encoded, format="PNG")
+        place = out / path
+        if not place.exists() or place.read_bytes() != encoded.getvalue():  # or a second demo would prepare again
+            place.write_bytes(encoded.getvalue())

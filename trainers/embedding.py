@@ -1,9 +1,4 @@
-"""Frozen embeddings: the pooled features of every row of the image table, one file per network.
-
-    embeddings/
-      <name>.npy             float32 (num_images, dim), row order = table.parquet
-      <name>.json            what they were made from: network, weights, images
-      <name>.progress.json   only while they are made: the rows that are safe on the disk
+"""Frozen embeddings: the pooled features of every row of the image table by a network (`trainers.embedding_files`).
 
 Which network it is (`listed_network`, `trained_network`) and the embedding of rows (`run`) are apart, so that any
 weights will do. `run` is resumable: on a CPU an interrupted one ends with the very bytes of one that was left alone.
@@ -13,10 +8,9 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +25,25 @@ from configs.networks import FrozenNetworkConfig
 from trainers import atomic, memory, stopping
 from trainers.backbones import build_backbone, check_name, to_input
 from trainers.checkpoints import read_final
-from trainers.loader import Pixels, ScoringImages, naming_lost_workers, scoring_loader
+from trainers.embedding_files import (
+    VALUE_BYTES,
+    VALUES,
+    facts_path,
+    images_digest,
+    npy_header,
+    progress_path,
+    values_path,
+)
+from trainers.embedding_files import open_embeddings as open_embeddings
+from trainers.embedding_files import outputs as outputs
+from trainers.embedding_files import read_facts as read_facts
+from trainers.embedding_files import resume_point as resume_point
+from trainers.loader import Pixels, ScoringImages, naming_lost_workers, scoring_loader, threaded_batches
 from trainers.progress import progress_bar, tell
-from trainers.provenance import code_version, derive_seed, digest, file_digest
+from trainers.provenance import code_version, derive_seed, file_digest
 from trainers.table import ImageTable
 
-FOLDER = "embeddings"
-VALUES, VALUE_BYTES = "<f4", 4
 SHARD_ROWS = 2048  # images between two resume points, seconds on a GPU and about a minute on a CPU
-RUN_EMBED = "run `rarefind embed CONFIG`"
 
 
 @dataclass(frozen=True)
@@ -123,26 +127,28 @@ def run(
     image_size: int,
     batch_size: int,
     workers: int,
+    threads: int = 1,
     out: Path,
     shard_rows: int = SHARD_ROWS,
 ) -> dict[str, Any]:
     """Write `embeddings/<name>.npy` below `out`, from where an earlier attempt came to; returns what <name>.json says.
 
-    Raises InputError when the network cannot take images of this size or gives something else than one finite vector
+    Images are read by loader processes (`workers`) or, without any, by `threads` of this one. Raises InputError when
+    the network cannot take images of this size or gives something else than one finite vector
     per image, and what `score_rows` raises.
     """
     device, num_rows, dim = network.mean.device, len(table), _dimension(network, image_size)
-    path, progress = _paths(out, network.name)
-    header = _header(num_rows, dim)
+    path, progress = values_path(out, network.name), progress_path(out, network.name)
+    header = npy_header(num_rows, dim)
     done, seconds_before = _resume_point(path, progress, header, dim, batch_size=batch_size)
     saved, started = done, time.perf_counter() - seconds_before
     if done:
         tell(f"{escape(network.name)}: going on from image {done:,} of {num_rows:,}")
-    loader = scoring_loader(
-        ScoringImages(pixels, np.arange(done, num_rows)),
-        batch_size=batch_size,
-        workers=workers,
-        pin=device.type == "cuda",
+    images_left = ScoringImages(pixels, np.arange(done, num_rows))
+    loader: Iterable[Tensor] = (
+        threaded_batches(images_left, batch_size=batch_size, threads=threads)
+        if not workers and threads > 1
+        else scoring_loader(images_left, batch_size=batch_size, workers=workers, pin=device.type == "cuda")
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -152,6 +158,7 @@ def run(
         stopping.deferred(),
         progress_bar(f"embed {network.name}", num_rows, done=done) as bar,
         naming_lost_workers(workers),
+        memory.keeping_freed(),
         memory.told(f"embedding {batch_size} images at a time", f"set its batch_size to {max(1, batch_size // 2)}"),
     ):
         stream.write(header)
@@ -181,7 +188,7 @@ def run(
         "seconds": round(time.perf_counter() - started, 3),
         "code_version": code_version(),
     }
-    atomic.write_json(_facts_path(out, network.name), facts)
+    atomic.write_json(facts_path(out, network.name), facts)
     return facts
 
 
@@ -191,71 +198,6 @@ def resized(inputs: Tensor, size: int) -> Tensor:
         return inputs
     smaller = size < inputs.shape[-1]
     return F.interpolate(inputs, size=(size, size), mode="bilinear", align_corners=False, antialias=smaller)
-
-
-def open_embeddings(run_dir: Path, name: str, table: ImageTable) -> np.ndarray:
-    """The features of the table's rows, memory-mapped float32 (num_images, dim).
-
-    Raises InputError when there are none, or they are damaged or of other images.
-    """
-    path, _ = _paths(run_dir, name)
-    facts = read_facts(run_dir, name)
-    try:
-        features = np.load(path, mmap_mode="r")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such embeddings; {RUN_EMBED}") from None
-    except (ValueError, EOFError) as error:
-        raise InputError(f"{path}: damaged ({error}); {RUN_EMBED} again") from None
-    expected = (len(table), facts["dim"])
-    if features.shape != expected or features.dtype != np.float32:
-        raise InputError(
-            f"{path}: expected float32 of shape {expected}, got {features.dtype} of shape {features.shape}; "
-            f"{RUN_EMBED} again"
-        )
-    if facts["images_sha256"] != images_digest(table):
-        raise InputError(f"{path}: the embedded images are not those of the table; {RUN_EMBED} again")
-    return features
-
-
-def read_facts(run_dir: Path, name: str) -> dict[str, Any]:
-    """What <name>.json says of the embeddings: dim, image_size, network, digests. Raises InputError without it."""
-    path = _facts_path(run_dir, name)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such embeddings; {RUN_EMBED}") from None
-    except ValueError as error:
-        raise InputError(f"{path}: damaged ({error}); {RUN_EMBED} again") from None
-
-
-def images_digest(table: ImageTable) -> str:
-    """A hash of which images the table has, in their order; labels, ids and folds do not matter to features."""
-    return digest(table.frame["sha256"].tolist())
-
-
-def outputs(name: str) -> tuple[str, ...]:
-    """The files of a network's embeddings, relative to the run folder."""
-    return f"{FOLDER}/{name}.npy", f"{FOLDER}/{name}.json"
-
-
-def resume_point(name: str) -> str:
-    """The file that tells how far an unfinished embedding came, relative to its folder."""
-    return f"{FOLDER}/{name}.progress.json"
-
-
-def _paths(folder: Path, name: str) -> tuple[Path, Path]:
-    return folder / FOLDER / f"{name}.npy", folder / resume_point(name)
-
-
-def _facts_path(folder: Path, name: str) -> Path:
-    return folder / FOLDER / f"{name}.json"
-
-
-def _header(num_rows: int, dim: int) -> bytes:
-    """What a .npy file of float32 (num_rows, dim) begins with."""
-    stream = BytesIO()
-    np.lib.format.write_array_header_1_0(stream, {"descr": VALUES, "fortran_order": False, "shape": (num_rows, dim)})
-    return stream.getvalue()
 
 
 def _resume_point(path: Path, progress: Path, header: bytes, dim: int, *, batch_size: int) -> tuple[int, float]:

@@ -1,15 +1,18 @@
-"""Benchmarks from Fashion-MNIST's real 28x28 images: `rare-fashion` and `long-tail`, built on disk from a seed.
+"""Benchmarks from Fashion-MNIST's real 28x28 images: `rare-fashion`, `long-tail`, `tenth`, built on disk from a seed.
 
 Written are one shuffled IDX file of images, `table.csv` (labelled rows and an unlabelled pool), `test.csv`, `truth.csv`
-(the labels of pool and test, which nothing but evaluation reads) and `sample_submission.csv`. What the program may not
-know is written nowhere: rare-fashion has no ten-class labels. Data: Xiao, Rasul & Vollgraf 2017,
-https://arxiv.org/abs/1708.07747.
+(the labels of pool and test, which nothing but evaluation reads), `sample_submission.csv` and `benchmark.json` (which
+benchmark it is). What the program may not know is written nowhere: rare-fashion has no ten-class labels. Data: Xiao,
+Rasul & Vollgraf 2017, https://arxiv.org/abs/1708.07747.
 """
 
+import json
 import struct
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +20,6 @@ import pandas as pd
 from configs.errors import InputError, counted, listed
 from trainers import atomic
 from trainers.idx import read_idx_images, read_idx_labels
-from trainers.sheet import read_sheet
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
@@ -25,7 +27,8 @@ IMAGES = "images-idx3-ubyte"
 RARE_TARGETS = ("target",)
 SAMPLE = "sample_submission.csv"
 TABLE = "table.csv"
-FILES = (IMAGES, TABLE, "test.csv", SAMPLE, "truth.csv")
+BENCHMARK = "benchmark.json"
+FILES = (IMAGES, TABLE, "test.csv", SAMPLE, "truth.csv", BENCHMARK)
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,17 @@ class LongTail:
     most: int = 1_000
     fewest: int = 20
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Tenth:
+    """Ten classes, a share of the training images labelled at random; the rest is the pool."""
+
+    share: float = 0.1
+    seed: int = 0
+
+
+Settings = RareFashion | LongTail | Tenth
 
 
 @dataclass(frozen=True)
@@ -124,7 +138,7 @@ def write_rare_fashion(out: Path, settings: RareFashion, *, idx: Path = DEBIAN_F
         "pool": part(train_images, pool, pool_negatives),
         "test": part(test_images, test, test_negatives),
     }
-    return _write(out, parts, list(RARE_TARGETS), rng)
+    return _write(out, settings, parts, list(RARE_TARGETS), rng)
 
 
 def _pool_negatives(
@@ -155,19 +169,65 @@ def write_long_tail(out: Path, settings: LongTail, *, idx: Path = DEBIAN_FOLDER)
     for number, name in enumerate(CLASSES):
         wanted = round(settings.most * (settings.fewest / settings.most) ** (number / (len(CLASSES) - 1)))
         labelled.append(_take(f"labelled {name}", rng.permutation(np.flatnonzero(labels == number)), wanted))
+    return _write_ten_classes(out, settings, images, labels, np.concatenate(labelled), rng, idx=idx)
+
+
+def write_tenth(out: Path, settings: Tenth, *, idx: Path = DEBIAN_FOLDER) -> Counts:
+    """Write tenth below `out`; returns the counts of each class in each part. Same seed, same bytes.
+
+    Labelled is a share of the training images, rounded, drawn from all of them alike: classes are not balanced. The
+    pool is the other training images, the test set all 10,000. Raises InputError for a share that leaves either empty.
+    """
+    images, labels = _read(idx, "train")
+    number = round(settings.share * len(images))
+    if not 0 < number < len(images):
+        raise InputError(
+            f"tenth: expected a share between 0 and 1 that leaves labels and a pool, got {settings.share} of "
+            f"{len(images)} images"
+        )
+    rng = np.random.default_rng(settings.seed)
+    return _write_ten_classes(out, settings, images, labels, rng.permutation(len(images))[:number], rng, idx=idx)
+
+
+def _write_ten_classes(
+    out: Path,
+    settings: LongTail | Tenth,
+    images: np.ndarray,
+    labels: np.ndarray,
+    labelled: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    idx: Path,
+) -> Counts:
+    """All training images, in the pool unless their rows are `labelled`, and all test images."""
     names = np.array(CLASSES)[labels]
     test_images, test_labels = _read(idx, "t10k")
-    rows = np.concatenate(labelled)
-    pool = np.setdiff1d(np.arange(len(images)), rows)
+    pool = np.setdiff1d(np.arange(len(images)), labelled)
     parts = {
-        "train": _Part(images, rows, names[rows]),
+        "train": _Part(images, labelled, names[labelled]),
         "pool": _Part(images, pool, names[pool]),
         "test": _Part(test_images, np.arange(len(test_images)), np.array(CLASSES)[test_labels]),
     }
-    return _write(out, parts, list(CLASSES), rng)
+    return _write(out, settings, parts, list(CLASSES), rng)
 
 
-def check_folder(out: Path, settings: RareFashion | LongTail) -> None:
+@dataclass(frozen=True)
+class Benchmark:
+    """What a benchmark is called, how it is written, and the preset in configs/ that runs it."""
+
+    name: str
+    write: Callable[..., Counts]
+    preset: str
+
+
+BENCHMARKS: dict[type[Any], Benchmark] = {
+    RareFashion: Benchmark("rare-fashion", write_rare_fashion, "rare_fashion.yaml"),
+    LongTail: Benchmark("long-tail", write_long_tail, "long_tail.yaml"),
+    Tenth: Benchmark("tenth", write_tenth, "tenth.yaml"),
+}
+
+
+def check_folder(out: Path, settings: Settings) -> None:
     """Raise InputError if the folder holds other files than this benchmark's, which may be the user's own."""
     if not out.is_dir():
         return
@@ -175,9 +235,14 @@ def check_folder(out: Path, settings: RareFashion | LongTail) -> None:
     strange = [name for name in found if name not in FILES or IMAGES not in found]
     if strange:
         raise InputError(f"{out} holds files that are not of this benchmark; name another folder\n{listed(strange)}")
-    targets = RARE_TARGETS if isinstance(settings, RareFashion) else CLASSES
-    if SAMPLE in found and list(read_sheet(out / SAMPLE).frame.columns) != ["id", *targets]:
-        raise InputError(f"{out} holds another benchmark; name another folder, or remove this one")
+    if TABLE not in found:  # a kill came in between, and nothing is lost
+        return
+    try:
+        other = json.loads((out / BENCHMARK).read_text(encoding="utf-8"))["benchmark"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        other = f"there is no telling which by its {BENCHMARK}"
+    if other != BENCHMARKS[type(settings)].name:
+        raise InputError(f"{out} holds another benchmark ({other}); name another folder, or remove this one")
 
 
 def _read(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
@@ -205,7 +270,9 @@ def _take(what: str, rows: np.ndarray, number: int) -> np.ndarray:
     return rows[:number]
 
 
-def _write(out: Path, parts: dict[str, _Part], targets: list[str], rng: np.random.Generator) -> Counts:
+def _write(
+    out: Path, settings: Settings, parts: dict[str, _Part], targets: list[str], rng: np.random.Generator
+) -> Counts:
     """One row per image in random order within its part, and the pixels in that order: neither tells the class."""
     rows, images = [], []
     for name, part in parts.items():
@@ -227,9 +294,13 @@ def _write(out: Path, parts: dict[str, _Part], targets: list[str], rng: np.rando
         "truth.csv": hidden,
     }
     with ExitStack() as together:  # the first is the last to get its name
-        temporary = {name: together.enter_context(atomic.replacing(out / name)) for name in (*sheets, IMAGES)}
+        temporary = {
+            name: together.enter_context(atomic.replacing(out / name)) for name in (*sheets, BENCHMARK, IMAGES)
+        }
         for name, sheet in sheets.items():
             sheet.to_csv(temporary[name], index=False, lineterminator="\n")
+        facts = {"benchmark": BENCHMARKS[type(settings)].name, **asdict(settings)}
+        temporary[BENCHMARK].write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         temporary[IMAGES].write_bytes(struct.pack(">IIII", 0x803, *pixels.shape) + pixels.tobytes())
         for path in temporary.values():
             atomic.fsync_file(path)

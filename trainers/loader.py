@@ -5,6 +5,7 @@ order in which workers run nor their number changes a pixel.
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -18,6 +19,8 @@ from augment.policies import Policy
 from configs.errors import InputError
 from trainers import stopping
 from trainers.samplers import StepBatches
+
+READ_TOGETHER = 8  # images that a thread reads before it takes others: few, because they differ in size
 
 
 class Pixels(Protocol):
@@ -81,6 +84,20 @@ def scoring_loader(dataset: ScoringImages, *, batch_size: int, workers: int, pin
     return _loader(
         dataset, [range(s, min(s + batch_size, len(dataset.rows))) for s in starts], workers=workers, pin=pin
     )
+
+
+def threaded_batches(dataset: ScoringImages, *, batch_size: int, threads: int) -> Iterator[Tensor]:
+    """The batches of `scoring_loader`, each read by threads when it is asked for.
+
+    For a network on the same cores: beside it a reader would take one of them, and the others would wait for that one
+    in every layer. Decoders let other threads run.
+    """
+    positions = np.arange(len(dataset.rows))
+    with ThreadPoolExecutor(threads, thread_name_prefix="read") as pool:
+        for start in range(0, len(positions), batch_size):
+            batch = positions[start : start + batch_size]
+            pieces = [batch[first : first + READ_TOGETHER] for first in range(0, len(batch), READ_TOGETHER)]
+            yield torch.cat(list(pool.map(dataset.__getitems__, pieces)))
 
 
 class _ErrorsAsBatches(Dataset):

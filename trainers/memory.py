@@ -1,5 +1,6 @@
 """Memory that runs out ends in a sentence that names the setting to change, on a GPU as on a CPU."""
 
+import ctypes
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,9 @@ import torch
 
 from configs.errors import InputError
 
+# mallopt(3): the GNU C library's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, in bytes; usual is where it ends up by itself.
+TRIM, MMAP = -1, -3
+KEEP, USUAL = {TRIM: 2**31 - 1, MMAP: 2**30}, {TRIM: 64 * 2**20, MMAP: 32 * 2**20}
 # Of torch's allocators (CUDA, MPS, CPU) and of the libraries that allocate for themselves.
 WORDS = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")
 
@@ -39,3 +43,24 @@ def told(what: str, remedy: str) -> Iterator[None]:
             raise
         reason = textwrap.shorten(str(error), 160, placeholder=" ...") or "no more could be allocated"
         raise OutOfMemory(f"{what}: memory ran out ({reason}); {remedy}") from error
+
+
+@contextmanager
+def keeping_freed() -> Iterator[None]:
+    """Let the process keep the memory that it frees, for forward passes on a CPU; afterwards it is given back.
+
+    The GNU C library returns every block of more than 32 MB to the system and gets it anew, cleared page by page: half
+    of the time of a network whose activations are that large. Elsewhere nothing changes.
+    """
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        yield
+        return
+    try:
+        for parameter, value in KEEP.items():
+            libc.mallopt(parameter, value)
+        yield
+    finally:
+        for parameter, value in USUAL.items():
+            libc.mallopt(parameter, value)
+        libc.malloc_trim(0)

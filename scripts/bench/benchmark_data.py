@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from trainers.fashion import LongTail, RareFashion
+    from trainers.fashion import Settings
 
 TABLE, ORACLE_TABLE, TEST = "table.csv", "table-oracle.csv", "test.csv"
 TEST_TRUTH = "truth-test.csv"
 SETTINGS_FILE = "settings.json"
 
 
-def write_benchmark(folder: Path, settings: "RareFashion | LongTail", *, idx: Path | None = None) -> None:
+def write_benchmark(folder: Path, settings: "Settings", *, idx: Path | None = None) -> None:
     """Write the benchmark below `folder` unless it is there; `idx` is the folder of the IDX files, default Debian's.
 
     Raises InputError when the folder has one of other settings, which runs may have been trained on.
@@ -35,10 +35,7 @@ def write_benchmark(folder: Path, settings: "RareFashion | LongTail", *, idx: Pa
                     f"{folder.parent} with the runs on these data"
                 )
         return
-    if isinstance(settings, fashion.RareFashion):
-        fashion.write_rare_fashion(folder, settings, idx=idx or fashion.DEBIAN_FOLDER)
-    else:
-        fashion.write_long_tail(folder, settings, idx=idx or fashion.DEBIAN_FOLDER)
+    fashion.BENCHMARKS[type(settings)].write(folder, settings, idx=idx or fashion.DEBIAN_FOLDER)
     texts = {"dtype": str, "keep_default_na": False}
     table, truth = (pd.read_csv(folder / name, **texts) for name in (TABLE, "truth.csv"))  # type: ignore[call-overload]
     known = table["label"].where(table["label"] != "", table["id"].map(truth.set_index("id")["label"]))

@@ -1,7 +1,4 @@
-"""`rarefind bench data`: preparing images against a bare decoding loop, and the loader against a bare augmenting loop.
-
-Photographs are stood in for by smooth noise, saved as JPEG at quality 90.
-"""
+"""`rarefind bench data`: preparing images against a bare decoding loop, the loader against a bare augmenting loop."""
 
 import json
 import multiprocessing
@@ -18,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scripts.bench.pictures import write_pictures
 from scripts.command import run_command
 
 if TYPE_CHECKING:
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
     from augment.policies import Policy
 
 WORKING_SIZE = 224
-PICTURES = 400  # different ones; prepare's constant cost would count too much if it had no more to do
 
 
 def main(
@@ -96,16 +93,7 @@ def _decoding(
     from configs.schema import DataConfig, FoldsConfig, GuaranteeConfig
     from trainers import prepare
 
-    rng = np.random.default_rng(seed)
-    paths = [folder / f"{number:05d}.jpg" for number in range(images)]
-    for number, path in enumerate(paths):
-        if number >= PICTURES:  # the same again in other bytes: decoders do not read what follows the end mark
-            path.write_bytes(paths[number % PICTURES].read_bytes() + number.to_bytes(4, "big"))
-            continue
-        coarse = rng.integers(0, 256, (pixels // 16, pixels // 16, 3), dtype=np.uint8)
-        picture = cv2.resize(coarse, (pixels, pixels), interpolation=cv2.INTER_CUBIC).astype(np.int16)
-        picture += rng.integers(-12, 13, picture.shape, dtype=np.int16)
-        cv2.imwrite(str(path), np.clip(picture, 0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 90])
+    paths = write_pictures(folder, images=images, pixels=pixels, seed=seed)
     labels = np.where(np.arange(images) % 4 == 0, "1", "0")
     pd.DataFrame({"id": [path.stem for path in paths], "path": [path.name for path in paths], "label": labels}).to_csv(
         folder / "table.csv", index=False

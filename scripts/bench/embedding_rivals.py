@@ -26,6 +26,7 @@ from configs.pool_study import LabelSpreading, Rival, SelfTraining
 from configs.schema import ModelConfig, RunConfig
 from configs.study import run_name
 from ensembles.blending import score_columns
+from scripts.bench.classic_learners import MAX_ITERATIONS, UNLABELLED
 from scripts.bench.pool_figures import Figures, judged, known_rows
 from scripts.steps.run_state import SUPERVISED, pixel_settings, rows_digest, train_folder
 from trainers import atomic, embedding
@@ -34,9 +35,7 @@ from trainers.provenance import file_digest
 from trainers.stages import Stage, StageOutcome, StageRecord, locked, run_stage
 from trainers.table import ImageTable, read_table
 
-MAX_ITERATIONS = 1000  # of logistic regression
 BATCH_SIZE = 512  # images embedded at a time
-UNLABELLED = -1  # what scikit-learn takes for it
 
 
 @dataclass(frozen=True)

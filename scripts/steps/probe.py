@@ -34,13 +34,20 @@ def probe_step(pipeline: Pipeline) -> None:
 
 
 def _stage(config: RunConfig, table: ImageTable) -> Stage:
-    from trainers.embedding import read_facts
+    from trainers.embedding_files import fold_name, read_facts
 
     run_dir = config.run_dir
+    names = [
+        name
+        for network in networks_to_embed(config)
+        for name in (
+            [fold_name(network.name, k) for k in range(table.num_folds)] if network.each_fold else [network.name]
+        )
+    ]
     return Stage(
         "probe",
         {
-            "embeddings": {n.name: read_facts(run_dir, n.name)["sha256"] for n in networks_to_embed(config)},
+            "embeddings": {name: read_facts(run_dir, name)["sha256"] for name in names},
             "rows": rows_digest(table, table.rows("train")),
             "heads": config.probe.heads,
             "metrics": config.metrics.model_dump(),
@@ -55,11 +62,12 @@ def _stage(config: RunConfig, table: ImageTable) -> Stage:
 
 def _work(config: RunConfig, table: ImageTable, partial: Path) -> StageOutcome:
     from ensembles import probe
-    from trainers.embedding import open_embeddings
+    from trainers.embedding_files import open_embeddings, open_fold_embeddings
 
-    run_dir = config.run_dir
+    run_dir, networks = config.run_dir, networks_to_embed(config)
     figures = probe.run(
-        {n.name: open_embeddings(run_dir, n.name, table) for n in networks_to_embed(config)},
+        {n.name: (open_fold_embeddings if n.each_fold else open_embeddings)(run_dir, n.name, table) for n in networks},
+        label_trained=[n.name for n in networks if n.each_fold],
         heads=config.probe.heads,
         table=table,
         predictions=run_dir / "predictions",
@@ -78,7 +86,7 @@ def _optimistic(config: RunConfig) -> list[str]:
 def _headline(figures: Mapping[str, Any]) -> str:
     best, name = figures["best"], _ap_name(figures)
     if best is None:
-        return "no probe was possible"
+        return "no probe to beat"
     return f"best out-of-fold {name} {best['ap']:.3f}, {best['head']} on {best['network']}"
 
 

@@ -13,6 +13,7 @@ from configs.errors import listed
 from configs.schema import ModelConfig, RunConfig
 from configs.semi import SemiConfig
 from scripts.steps.fold_labels import FoldLabels, ledger_name, read_fold_labels
+from scripts.steps.own_networks import TRAINED_COLUMNS
 from scripts.steps.run_state import (
     CONSOLE,
     SUPERVISED,
@@ -49,7 +50,6 @@ DATA_CHANGED = {
 NOT_TRAINED = {"log_every_steps", "checkpoint_every_steps", "checkpoint_every_seconds"}
 # What is kept of a training beside its weights.
 FACTS = ("held_out_ap", "best_held_out_ap", "kept_step", "device", "micro_batch", "alarm")
-TRAINED_COLUMNS = ("sha256", "label", "fold")
 
 
 def train_step(pipeline: Pipeline) -> None:

@@ -132,6 +132,16 @@ def test_images_are_resized_before_the_network_sees_them(tmp_path: Path) -> None
     np.testing.assert_allclose(open_embeddings(tmp_path, "test_resnet", table_of()), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_threads_that_read_change_no_byte(tmp_path: Path) -> None:
+    embed_tiny(tmp_path / "whole")
+    embed_tiny(tmp_path / "threads", threads=3)
+    assert bytes_of(tmp_path / "threads") == bytes_of(tmp_path / "whole")
+    with pytest.raises(Killed):
+        embed_tiny(tmp_path / "killed", Watched(images_of(), until=16), threads=3)
+    embed_tiny(tmp_path / "killed", threads=2)
+    assert bytes_of(tmp_path / "killed") == bytes_of(tmp_path / "whole")
+
+
 def test_a_kill_at_any_file_operation_changes_no_byte(tmp_path: Path, killed_at: KilledAt) -> None:
     embed_tiny(tmp_path / "whole")
     stage = Stage("embed/tiny", {}, embedding.outputs("tiny"), (embedding.resume_point("tiny"),))

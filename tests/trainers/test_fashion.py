@@ -15,7 +15,16 @@ import pytest
 from configs.errors import InputError
 from configs.load import load_config
 from scripts.prepare_fashion import Benchmark, main
-from trainers.fashion import CLASSES, IMAGES, LongTail, RareFashion, write_long_tail, write_rare_fashion
+from trainers.fashion import (
+    CLASSES,
+    IMAGES,
+    LongTail,
+    RareFashion,
+    Tenth,
+    write_long_tail,
+    write_rare_fashion,
+    write_tenth,
+)
 from trainers.idx import read_idx_images
 
 
@@ -157,6 +166,30 @@ def test_an_impossible_long_tail_is_refused(tmp_path: Path, idx: Path, settings:
         write_long_tail(tmp_path / "out", settings, idx=idx)
 
 
+def test_a_tenth_is_labelled_at_random_and_the_truth_of_the_rest_is_apart(tmp_path: Path, idx: Path) -> None:
+    counts = write_tenth(tmp_path / "out", Tenth(seed=5), idx=idx)
+    assert {part: sum(labels.values()) for part, labels in counts.items()} == {"train": 60, "pool": 540, "test": 200}
+    assert len(set(counts["train"].values())) > 1  # not balanced: drawn from all of them alike
+    assert all(counts["train"].get(name, 0) + counts["pool"][name] == 60 for name in CLASSES)
+    parts = read_parts(tmp_path / "out")
+    assert (parts["train"]["class"] == parts["train"]["label"]).all()
+    assert parts["train"]["truth"].isna().all()
+    for part in ("pool", "test"):
+        assert (parts[part]["class"] == parts[part]["truth"]).all()
+    assert (parts["pool"]["label"] == "").all()
+    write_tenth(tmp_path / "again", Tenth(seed=5), idx=idx)
+    write_tenth(tmp_path / "other", Tenth(seed=6), idx=idx)
+    same, other = ((tmp_path / name / IMAGES).read_bytes() for name in ("again", "other"))
+    assert (tmp_path / "out" / IMAGES).read_bytes() == same != other
+
+
+@pytest.mark.parametrize("share", [0.0, 0.0001, 1.0, -0.1])
+def test_a_share_that_leaves_no_labels_or_no_pool_is_refused(tmp_path: Path, idx: Path, share: float) -> None:
+    with pytest.raises(InputError, match=f"leaves labels and a pool, got {share} of 600 images"):
+        write_tenth(tmp_path / "out", Tenth(share), idx=idx)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_with_other_files_is_refused_and_left_as_it_is(tmp_path: Path, idx: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
@@ -178,14 +211,19 @@ def test_the_same_benchmark_may_be_rewritten_but_not_by_another(tmp_path: Path, 
         assert list(pd.read_csv(out / "table.csv")["label"].value_counts()) == [90, positives]
         (out / "test.csv").unlink()  # as a kill may leave it
     before = (out / "table.csv").read_bytes()
-    with pytest.raises(InputError, match="holds another benchmark"):
+    with pytest.raises(InputError, match=r"holds another benchmark \(rare-fashion\)"):
         main(out, Benchmark.LONG_TAIL, idx=idx, most=50, fewest=5)
     assert (out / "table.csv").read_bytes() == before
+    main(tmp_path / "ten", Benchmark.LONG_TAIL, idx=idx, most=50, fewest=5)  # the same classes
+    with pytest.raises(InputError, match=r"holds another benchmark \(long-tail\)"):
+        main(tmp_path / "ten", Benchmark.TENTH, idx=idx)
 
 
 def test_options_of_another_benchmark_are_refused(tmp_path: Path, idx: Path) -> None:
     with pytest.raises(InputError, match=r"^--positives, --unseen: not an option of long-tail"):
         main(tmp_path / "out", Benchmark.LONG_TAIL, idx=idx, positives=3, unseen=["bag"])
+    with pytest.raises(InputError, match=r"^--idx, --most: not an option of tenth-digits"):
+        main(tmp_path / "out", Benchmark.TENTH_DIGITS, idx=idx, most=3)
 
 
 def test_the_printed_command_can_be_pasted(tmp_path: Path, idx: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,3 +235,16 @@ def test_the_printed_command_can_be_pasted(tmp_path: Path, idx: Path, capsys: py
     assert config.data.source == out / "table.csv"
     assert config.submit.sample == out / "sample_submission.csv"
     assert config.data.positive_label == "1"
+
+
+@pytest.mark.parametrize("benchmark", [Benchmark.TENTH, Benchmark.TENTH_DIGITS])
+def test_a_tenths_printed_command_scores_the_pool(
+    tmp_path: Path, idx: Path, benchmark: Benchmark, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    main(out, benchmark, idx=None if benchmark == Benchmark.TENTH_DIGITS else idx, share=0.2)
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    config = load_config(Path(command[2]), command[3:])
+    assert config.predict.pool and config.train.sampler.name == "natural"
+    assert config.data.truth == out / "truth.csv"
+    assert config.data.test == (None if benchmark == Benchmark.TENTH_DIGITS else out / "test.csv")

@@ -3,9 +3,10 @@
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from configs.errors import InputError
-from trainers.loader import ScoringImages, scoring_loader
+from trainers.loader import ScoringImages, scoring_loader, threaded_batches
 
 
 class Changed:
@@ -23,6 +24,28 @@ def test_an_image_that_changed_is_told_without_a_workers_traceback(workers: int)
     seen = []
     with pytest.raises(InputError) as caught:
         for images in loader:
+            seen += images[:, 0, 0, 0].tolist()
+    assert str(caught.value) == "id 'x': the image 'x.png' has changed"
+    assert seen == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("batch_size", [5, 17, 100])
+def test_threads_read_the_same_batches_in_the_same_order(threads: int, batch_size: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 6, 5, 3)).astype(np.uint8)
+    rows = np.arange(39, 2, -1)
+    expected = list(scoring_loader(ScoringImages(pixels, rows), batch_size=batch_size, workers=0, pin=False))
+    found = list(threaded_batches(ScoringImages(pixels, rows), batch_size=batch_size, threads=threads))
+    assert len(found) == len(expected) > 0
+    for mine, theirs in zip(found, expected, strict=True):
+        assert torch.equal(mine, theirs) and mine.stride() == theirs.stride()
+    assert not list(threaded_batches(ScoringImages(pixels, rows[:0]), batch_size=batch_size, threads=threads))
+
+
+def test_an_image_that_changed_is_told_by_threads_too() -> None:
+    seen = []
+    with pytest.raises(InputError) as caught:
+        for images in threaded_batches(ScoringImages(Changed(), np.arange(8)), batch_size=2, threads=2):
             seen += images[:, 0, 0, 0].tolist()
     assert str(caught.value) == "id 'x': the image 'x.png' has changed"
     assert seen == [0, 1, 2, 3]

@@ -1,6 +1,8 @@
 """A batch that memory has no room for: the setting is named, or the forward passes are made smaller."""
 
+import ctypes
 import pickle
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -239,3 +241,31 @@ def test_a_wrong_micro_batch_is_one_problem(value: object) -> None:
     with pytest.raises(InputError, match="1 wrong setting") as caught:
         check_config({"train": {"batch_size": 8, "micro_batch": value}}, "test")
     assert "micro_batch" in str(caught.value)
+
+
+def test_memory_that_is_freed_is_kept_in_the_block_and_given_back_after_it(exit_code_of: Callable) -> None:
+    """By page faults and resident memory, in a process of its own; the control is the same outside of the block."""
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(5):
+            torch.ones(64 * 2**20 // 4)  # more than the library keeps by itself
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    def look() -> None:
+        outside, at_first = faults(), resident()
+        with memory.keeping_freed():
+            faults()
+            inside = faults()
+            kept = resident()
+        assert outside >= 5 * 20  # huge pages: one fault each at the least, 4 kB pages: 16,384
+        assert inside < outside / 10
+        assert kept - at_first > 48 * 2**20
+        assert resident() - at_first < 16 * 2**20
+
+    if not hasattr(ctypes.CDLL(None), "mallopt"):
+        pytest.skip("not the GNU C library")
+    assert exit_code_of(look) == 0

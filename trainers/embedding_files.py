@@ -1,0 +1,142 @@
+"""The files of frozen embeddings, and how they are read.
+
+    embeddings/
+      <name>.npy               float32 (num_images, dim), row order = table.parquet: the features of a network
+      <name>.json              what they were made from: network, weights, images
+      <name>.progress.json     only while they are made: the rows that are safe on the disk
+      <name>.transformed.npy   with `embed.transform` only: float32 (num_images, other dim), which are read instead
+      <name>.transformed.json  what they were made from
+      <name>/fold<k>.npy, ...  the same of networks that were trained on labels: the one that has not seen fold k's
+
+A network of the folder `<name>` is called `<name>/fold<k>` wherever a name is asked for.
+"""
+
+import json
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from configs.errors import InputError
+from trainers.provenance import digest
+from trainers.table import ImageTable
+
+FOLDER = "embeddings"
+VALUES, VALUE_BYTES = "<f4", 4
+RUN_EMBED = "run `rarefind embed CONFIG`"
+TRANSFORMED = "transformed"
+
+
+def open_embeddings(run_dir: Path, name: str, table: ImageTable, *, own: bool = False) -> np.ndarray:
+    """The features of the table's rows, memory-mapped float32 (num_images, dim).
+
+    They are the transformed ones if there are any, unless the network's `own` are asked for. Raises InputError when
+    there are none, or they are damaged or of other images, or there are some for each fold.
+    """
+    facts = read_facts(run_dir, name, own=own)
+    path = values_path(run_dir, name, suffix="" if own else _suffix_read(run_dir, name))
+    try:
+        features = np.load(path, mmap_mode="r")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such embeddings; {RUN_EMBED}") from None
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{path}: damaged ({error}); {RUN_EMBED} again") from None
+    expected = (len(table), facts["dim"])
+    if features.shape != expected or features.dtype != np.float32:
+        raise InputError(
+            f"{path}: expected float32 of shape {expected}, got {features.dtype} of shape {features.shape}; "
+            f"{RUN_EMBED} again"
+        )
+    if facts["images_sha256"] != images_digest(table):
+        raise InputError(f"{path}: the embedded images are not those of the table; {RUN_EMBED} again")
+    return features
+
+
+def open_fold_embeddings(run_dir: Path, name: str, table: ImageTable) -> list[np.ndarray]:
+    """The features of all rows for each fold, by the network that has not seen the labels of that fold.
+
+    What learns from the labels outside a fold and is judged on the fold takes the features of that fold for both.
+    Raises InputError as `open_embeddings` does.
+    """
+    return [open_embeddings(run_dir, fold_name(name, fold), table) for fold in range(table.num_folds)]
+
+
+def read_facts(run_dir: Path, name: str, *, own: bool = False) -> dict[str, Any]:
+    """What is known of the features that `open_embeddings` gives: dim, image_size, network, digests.
+
+    Raises InputError without them.
+    """
+    facts = _read_json(facts_path(run_dir, name))
+    if own or not _suffix_read(run_dir, name):
+        return facts
+    path = facts_path(run_dir, name, suffix=TRANSFORMED)
+    transformed = _read_json(path)
+    if transformed["features_sha256"] != facts["sha256"]:
+        raise InputError(f"{path}: made from other features than {name}.npy holds; {RUN_EMBED} again")
+    return facts | transformed
+
+
+def images_digest(table: ImageTable) -> str:
+    """A hash of which images the table has, in their order; labels, ids and folds do not matter to features."""
+    return digest(table.frame["sha256"].tolist())
+
+
+def fold_name(name: str, fold: int) -> str:
+    """The network of a fold among those of one training on labels."""
+    return f"{name}/fold{fold}"
+
+
+def outputs(name: str, *, suffix: str = "") -> tuple[str, ...]:
+    """The files of a network's features, or of those with a suffix, relative to the run folder."""
+    return tuple(str(path(Path(), name, suffix=suffix)) for path in (values_path, facts_path))
+
+
+def resume_point(name: str) -> str:
+    """The file that tells how far an unfinished embedding came, relative to its folder."""
+    return f"{FOLDER}/{name}.progress.json"
+
+
+def progress_path(folder: Path, name: str) -> Path:
+    """Where `resume_point` is."""
+    return folder / resume_point(name)
+
+
+def values_path(folder: Path, name: str, *, suffix: str = "") -> Path:
+    """Where the features are."""
+    return folder / FOLDER / f"{_with(name, suffix)}.npy"
+
+
+def facts_path(folder: Path, name: str, *, suffix: str = "") -> Path:
+    """Where it says what they were made from."""
+    return folder / FOLDER / f"{_with(name, suffix)}.json"
+
+
+def npy_header(num_rows: int, dim: int) -> bytes:
+    """What a .npy file of float32 (num_rows, dim) begins with."""
+    stream = BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": VALUES, "fortran_order": False, "shape": (num_rows, dim)})
+    return stream.getvalue()
+
+
+def _with(name: str, suffix: str) -> str:
+    return f"{name}.{suffix}" if suffix else name
+
+
+def _suffix_read(run_dir: Path, name: str) -> str:
+    return TRANSFORMED if facts_path(run_dir, name, suffix=TRANSFORMED).exists() else ""
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        if path.with_suffix("").is_dir():
+            raise InputError(
+                f"{path.with_suffix('')}: these are features of one network for each fold, trained on the labels of "
+                "the others, and here features of one network are needed: put another one in embed.networks, or one "
+                "fold's (trained: train/<arm>/<model>/fold0)"
+            ) from None
+        raise InputError(f"{path}: no such embeddings; {RUN_EMBED}") from None
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error}); {RUN_EMBED} again") from None
