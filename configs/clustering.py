@@ -1,8 +1,8 @@
 """The section of the config about clusters of frozen features. Nothing here imports torch."""
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
 from configs.sections import Count, NonNegative, OpenFraction, Positive, Section
 
@@ -19,13 +19,14 @@ class ClusterConfig(Section):
         min_length=1,
         description=f"which are tried, of {', '.join(get_args(MethodName))}",
     )
-    num_clusters: SeveralClusters | None = Field(
-        None,
-        description="of kmeans, minibatch_kmeans and gaussian_mixture; null = the best of `candidates`, by the "
-        "silhouette on a sample of rows, for mixtures by the BIC; the two others find their own number",
+    num_clusters: SeveralClusters | Literal["many", "auto"] = Field(
+        "many",
+        description="of kmeans, minibatch_kmeans and gaussian_mixture; auto = the best of `candidates`, by the "
+        "silhouette on a sample of rows, for mixtures by the BIC; many = 100 with 20 images each or more (mixtures: "
+        "auto), because a rare class has no cluster of its own among few",
     )
     candidates: list[SeveralClusters] = Field(
-        default=[10, 20, 50, 100], min_length=1, description="numbers of clusters that are tried where none is given"
+        default=[5, 10, 20, 50], min_length=1, description="numbers of clusters that are tried where none is given"
     )
     l2: bool = Field(True, description="first bring every image's features to length 1, so that angles count")
     pca: Annotated[float, Field(gt=0.0)] | None = Field(
@@ -67,6 +68,14 @@ class ClusterConfig(Section):
         min_length=1,
         description="recall is reported where this share of the images is reviewed, the best clusters first",
     )
+
+    @field_validator("num_clusters", mode="wrap")
+    @classmethod
+    def _one_message(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return check(value)
+        except ValidationError:  # one for each type that it could have been
+            raise ValueError("expected a number of clusters (2 or more), many or auto") from None
 
     @field_validator("pca")
     @classmethod

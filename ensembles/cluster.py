@@ -30,6 +30,7 @@ FOLDER = "clusters"
 NOISE = -1
 BATCH_ROWS = 4_096  # of minibatch_kmeans
 BLOCK_ROWS = 65_536  # rows that a mixture is asked about at a time
+MANY, MANY_ROWS = 100, 20  # clusters of `num_clusters: many`, and the images that each has at least on average
 MAX_NEIGHBOURS = 200_000_000  # pairs of DBSCAN, 8 bytes each
 MIXTURE_FLOOR = 1e-4  # added to the variances of a mixture, as a share of the mean variance of the features
 
@@ -258,9 +259,11 @@ def _number(
     values: np.ndarray, settings: ClusterConfig, criterion: Callable[[int], float], name: str, *, highest: bool
 ) -> tuple[int, dict[str, Any]]:
     """How many clusters there are to be, and why: given, or the candidate with the best criterion."""
-    num_distinct = _num_distinct(values, max(settings.num_clusters or 0, *settings.candidates))
     given = settings.num_clusters
-    if given is not None:
+    num_distinct = _num_distinct(values, max(MANY, given if isinstance(given, int) else 0, *settings.candidates))
+    if given == "many" and name == "silhouette":
+        return max(2, min(MANY, len(values) // MANY_ROWS, num_distinct)), {"chosen_by": None}
+    if isinstance(given, int):
         if given > num_distinct:
             raise InputError(
                 f"cluster.num_clusters: {given} clusters of {counted(num_distinct, 'different image')}; set it to "

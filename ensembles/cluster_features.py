@@ -14,6 +14,8 @@ PCA_ROWS = 100_000  # components are fitted on so many rows at most, drawn at ra
 BLOCK_ROWS = 8_192
 MIN_VARIANCE = 1e-7  # a component with less of the largest one's variance is rounding
 
+SAME = 1e-6  # features that differ by no more of the largest one are equal but for rounding
+
 
 @dataclass(frozen=True)
 class Reduced:
@@ -36,15 +38,15 @@ def reduced(features: np.ndarray, settings: ClusterConfig, *, ids: np.ndarray, n
     rng = np.random.default_rng(derive_seed(seed, "cluster", "pca"))
     rows = np.sort(rng.choice(num_rows, min(num_rows, PCA_ROWS), replace=False))
     sample = _lengths_one(features[rows], settings.l2)
+    if float(np.ptp(sample, axis=0).max()) <= SAME * float(np.abs(sample).max()):
+        raise _all_equal(num_rows, name)
     most = min(len(sample), dim)
     wanted = most if settings.pca is None else settings.pca
     components = float(wanted) if wanted < 1 else min(int(wanted), most)
     pca = PCA(components, whiten=settings.whiten, svd_solver="covariance_eigh" if len(sample) > dim else "full")
     pca.fit(sample)
     variances = pca.explained_variance_
-    dims = int((variances > MIN_VARIANCE * max(float(variances[0]), 1e-30)).sum())
-    if not dims:
-        raise _all_equal(num_rows, name)
+    dims = int((variances > MIN_VARIANCE * float(variances[0])).sum())
     del sample
     values = np.empty((num_rows, dims), np.float32)
     for start in range(0, num_rows, BLOCK_ROWS):
@@ -68,7 +70,7 @@ def _check(features: np.ndarray, ids: np.ndarray, name: str) -> None:
         raise InputError(
             f"cluster: the features of {name!r} are not finite for {counted(len(bad), 'image')} of "
             f"{len(features):,}; delete embeddings/{name}.npy and run `rarefind embed CONFIG`, or choose another "
-            f"network\n{listed([f'id {ids[row]!r}' for row in bad])}"
+            f"network\n{listed([f'id {str(ids[row])!r}' for row in bad])}"
         )
     if not differ:
         raise _all_equal(len(features), name)

@@ -106,13 +106,35 @@ def _parts(figures: Mapping[str, Any]) -> dict[str, Any]:
         "legend": legend,
         "best": entry,
         "best_name": f"{best['method']} on {best['embedding']}",
-        "best_lift": {
-            kind: block["lift"][looked_for]
-            for kind, block in (("oof", entry), ("test", entry.get("test")), ("pool", entry.get("pool")))
-            if block is not None and block["lift"][looked_for]["num_positives"]
-        },
+        "share": shown_share(figures),
+        "reviews": _reviews(entry, looked_for),
+        "known": [
+            kind for kind in ("test", "pool") if kind in entry and entry[kind]["lift"][looked_for]["num_positives"]
+        ],
         "pictures": [],
     }
+
+
+def shown_share(figures: Mapping[str, Any]) -> str:
+    """The share of reviewed images that tables have a column for: the one nearest to a tenth."""
+    entries = (entry for embedding in figures["embeddings"].values() for entry in embedding["methods"].values())
+    points = next(entries)["lift"][figures["looked_for"]].get("recall_at_reviewed", {})
+    return min(points, key=lambda share: abs(float(share) - 0.1), default="0.1")
+
+
+def _reviews(entry: Mapping[str, Any], looked_for: str) -> list[dict[str, Any]]:
+    """Rows of the table of what the best clusters hold: out of fold, and on test and pool where they are known."""
+    own = entry["lift"][looked_for]
+    rows = []
+    for kind, name in (("best_clusters", "clusters"), ("recall_at_reviewed", "share")):
+        for point, held in own.get(kind, {}).items():
+            others = {
+                other: entry[other]["lift"][looked_for].get(kind, {}).get(point)
+                for other in ("test", "pool")
+                if other in entry
+            }
+            rows.append({name: point, **held, **others})
+    return rows
 
 
 def _pictures(
@@ -178,7 +200,7 @@ def _shown(
     smoothing = figures["smoothing"]
     share = (counts["positive"] + smoothing * overall) / (counts["labelled"] + smoothing).clip(lower=1e-12)
     order = counts.assign(share=share).sort_values(["share", "images"], ascending=False, kind="stable")
-    order = order[order["positive"] > 0].head(NUM_SHOWN)
+    order = order[order["share"] > overall].head(NUM_SHOWN)
     middle_first = facts["strength"] == "distance"
     side = drawing.thumbnail_side(len(order) * IMAGES_EACH, pixels(0).shape[2])
     shown = []

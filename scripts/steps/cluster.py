@@ -19,7 +19,7 @@ from scripts.steps.embed import networks_to_embed
 from scripts.steps.probe import probe_stage
 from scripts.steps.run_state import CONSOLE, Pipeline, read_rejected, rows_digest, truth_digest, truth_of
 from trainers.provenance import code_version, file_digest
-from trainers.stages import Stage, StageOutcome, StageRecord, finished
+from trainers.stages import Stage, StageOutcome, StageRecord, outdated
 from trainers.table import ImageTable, read_table
 
 COUNTED = ("num_clusters", "candidates", "silhouette_rows")  # settings of the methods that are told a number
@@ -37,10 +37,12 @@ FEATURE_SETTINGS = ("l2", "pca", "whiten")
 def cluster_step(pipeline: Pipeline) -> None:
     """Bring clusters/ up to date and show its figures."""
     from ensembles.cluster_judge import METRICS_FILE
+    from ensembles.evaluation import known_targets
     from ensembles.report_clusters import PAGE_FILE
 
     config, run_dir = pipeline.config, pipeline.run_dir
     table = read_table(run_dir / "table.parquet")
+    known_targets(table, truth_of(config.data), read_rejected(run_dir)["id"].tolist())  # before minutes of clustering
     records = [record for network in networks_to_embed(config) for record in _embedding(pipeline, table, network.name)]
     stage = _judge_stage(config, table)
     records.append(pipeline.stage(stage, lambda partial: _judge(config, table, stage, partial)))
@@ -141,10 +143,14 @@ def _judge_stage(config: RunConfig, table: ImageTable) -> Stage:
 
 
 def _probes(config: RunConfig, table: ImageTable) -> dict[str, Any] | None:
-    """The figures of probe.json, if they are up to date."""
-    if finished(config.run_dir, probe_stage(config, table)) is None:
+    """The figures of probe.json, if they are of these rows and features; models trained since do not matter."""
+    path = config.run_dir / "probe.json"
+    if not path.is_file():
         return None
-    return json.loads((config.run_dir / "probe.json").read_text(encoding="utf-8"))
+    changed = outdated(config.run_dir, probe_stage(config, table))
+    if any(line.startswith(("embeddings", "rows", "seed")) for line in changed):
+        return None
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _judge(config: RunConfig, table: ImageTable, stage: Stage, partial: Path) -> StageOutcome:
@@ -194,6 +200,8 @@ def _pixels(config: RunConfig, table: ImageTable) -> Callable[[int], np.ndarray]
 
 def cluster_table(figures: Mapping[str, Any]) -> Table:
     """The table on the terminal: a block for each embedding, and what one cluster would get."""
+    from ensembles.report_clusters import shown_share
+
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("found without labels", overflow="fold")
     entries = [entry for embedding in figures["embeddings"].values() for entry in embedding["methods"].values()]
@@ -223,18 +231,17 @@ def cluster_table(figures: Mapping[str, Any]) -> Table:
         probe = embedding["probes"]
         if probe is not None:
             table.add_row(f"  [dim]{probe['head']} (probe)[/]", *[""] * 5, f"[dim]{number(probe['ap'])}[/]")
-    guesses = ["1", "", "0.00", "0.00", number(entries[0]["purity_of_one"], 2), number(figures["chance"]), share]
+    guesses = [
+        "1",
+        "",
+        "0.00",
+        "0.00",
+        number(entries[0]["purity_of_one"], 2),
+        number(figures["chance"]),
+        number(float(share)),
+    ]
     table.add_row("[dim]one cluster[/]", *(f"[dim]{guess}[/]" for guess in guesses))
     return table
-
-
-def shown_share(figures: Mapping[str, Any]) -> str:
-    """The share of reviewed images of the table's last column: the one nearest to a tenth."""
-    for embedding in figures["embeddings"].values():
-        for entry in embedding["methods"].values():
-            points = entry["lift"][figures["looked_for"]].get("recall_at_reviewed", {})
-            return min(points, key=lambda share: abs(float(share) - 0.1), default="0.1")
-    raise AssertionError("there is no embedding")
 
 
 def _found(figures: Mapping[str, Any], entry: Mapping[str, Any], share: str) -> Mapping[str, Any]:
@@ -267,6 +274,8 @@ def _choice(entry: Mapping[str, Any]) -> Iterator[str]:
 
 def verdict(figures: Mapping[str, Any]) -> str:
     """One sentence on what the best clusters hold."""
+    from ensembles.report_clusters import shown_share
+
     best, share = figures["best"], shown_share(figures)
     entry = figures["embeddings"][best["embedding"]]["methods"][best["method"]]
     found = _found(figures, entry, share)
