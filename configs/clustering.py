@@ -30,7 +30,7 @@ class ClusterConfig(Section):
     )
     l2: bool = Field(True, description="first bring every image's features to length 1, so that angles count")
     pca: Annotated[float, Field(gt=0.0)] | None = Field(
-        50, description="then reduce to so many principal components, or below 1 to a share of variance; null = none"
+        50.0, description="then reduce to so many principal components, or below 1 to a share of variance; null = none"
     )
     whiten: bool = Field(False, description="and give every component the same variance")
     restarts: Count = Field(

@@ -93,7 +93,13 @@ def _parts(figures: Mapping[str, Any]) -> dict[str, Any]:
             if found["num_positives"]:
                 curve = found["curve"]
                 curves.append(drawing.Curve(np.array(curve["reviewed"]), np.array(curve["recall"]), role, 1.6, dashes))
-                legend.append({"role": role, "dashes": dashes, "name": f"{method} on {name}"})
+                legend.append(
+                    {
+                        "role": role,
+                        "dashes": dashes,
+                        "name": method if len(figures["embeddings"]) == 1 else f"{method} on {name}",
+                    }
+                )
     best = figures["best"]
     entry = figures["embeddings"][best["embedding"]]["methods"][best["method"]]
     return {

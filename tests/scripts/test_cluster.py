@@ -126,6 +126,13 @@ def test_truth_is_read_by_the_evaluation_alone(data: Path, tmp_path: Path) -> No
     assert entry["test"]["num_known"] == 12 and entry["test"]["num_positives"] == 3
 
 
+def test_a_wrong_truth_is_told_before_anything_is_clustered(data: Path, tmp_path: Path) -> None:
+    (data / "wrong.csv").write_text("id,label\nnobody,eight\n")
+    with pytest.raises(InputError, match=r"data\.truth: 1 problem(.|\n)*'nobody' is no image of this run"):
+        clustered(config_of(data, tmp_path, {"data": {"truth": str(data / "wrong.csv")}}))
+    assert not (tmp_path / "tiny" / "clusters").exists()
+
+
 def test_several_classes(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = pd.read_csv(data / "table.csv", dtype=str, keep_default_na=False)
     labelled = table["label"] != ""
