@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from configs.clustering import ClusterConfig
 from configs.networks import EmbedConfig, NetworkConfig, ProbeConfig
 from configs.pool import PoolConfig, PseudoConfig
 from configs.pretraining import PretrainConfig
@@ -270,6 +271,7 @@ class RunConfig(Section):
     embed: EmbedConfig = EmbedConfig()
     probe: ProbeConfig = ProbeConfig()
     propagate: PropagateConfig = PropagateConfig()
+    cluster: ClusterConfig = ClusterConfig()
     predict: PredictConfig = PredictConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
     metrics: MetricsConfig = MetricsConfig()

@@ -135,6 +135,21 @@ def line_figure(
         return _inline(figure, f"{y_label} over training steps")
 
 
+def lift_figure(curves: Sequence[Curve]) -> Markup:
+    """Share of the positives found over the share of the images reviewed; the dashed line is a random order."""
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": "lift"}):
+        figure, axes = _axes(width=5.6, height=3.5)
+        axes.plot([0, 1], [0, 1], color=STAND_INS["chance"], linewidth=0.9, dashes=(2, 2))
+        for curve in curves:
+            _draw(axes, curve)
+        axes.set(xlim=(0, 1.005), ylim=(0, 1.02), xlabel="Share of the images reviewed, best clusters first")
+        axes.set_ylabel("Recall: share of the positives found")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(FixedLocator([0, 0.2, 0.4, 0.6, 0.8, 1.0]))
+            axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        return _inline(figure, "Share of the positives found over the share of the images reviewed")
+
+
 def score_figure(
     positives: np.ndarray, negatives: np.ndarray, *, threshold: float | None, num_bins: int = 48
 ) -> Markup:

@@ -4,14 +4,14 @@ The figures are those of metrics.json, the curves come from the scores; no metri
 `report.html.j2`, which escapes whatever the user wrote (ids, labels, titles, log messages).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from configs.errors import counted
 from configs.load import dump_config
@@ -45,6 +45,7 @@ FILES = {
     "rejected.csv": "what could not be used, and why",
     "train": "weights and training curves of every model and fold",
     "predictions": "every score of every model, read as one table",
+    "clusters": "clusters of frozen features: one table each, figures, and a page",
     "ensemble": "blend, threshold, and the ensemble's score of every image",
     "metrics.json": "the figures of this page but for those of curves, galleries and single folds, and more",
     "submission.csv": "the scores of the test images, to hand in",
@@ -61,37 +62,44 @@ def run(
     seed: int,
     out: Path,
     truth: pd.DataFrame | None = None,
+    clusters: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `out`/report.html from the files of `run_dir` and return its path; the same files give the same bytes.
 
     `pixels` gives the uint8 image (height, width, channels) of a row of table.parquet; without it there are no
     galleries. `truth` (columns id, label) adds the curve of the test set; its figures are in metrics.json either way.
+    `clusters` is the section of ensembles.report_clusters, if there is any.
     Raises InputError when a file of an earlier stage is missing or does not fit the others.
     """
     files = read_run(run_dir, truth=truth)
     rng = np.random.default_rng(derive_seed(seed, "report"))
     path = out / REPORT_FILE
-    atomic.write_text(path, render(files, report, **_sections(files, report, metrics, pixels, rng)))
+    atomic.write_text(path, render(files, report, clusters=clusters, **_sections(files, report, metrics, pixels, rng)))
     return path
 
 
 def render(files: RunFiles, report: ReportConfig, **sections: Any) -> str:
     """The page; a name that the template wants and the context lacks is an error."""
-    return _template().render(
-        title=report.title,
-        config=files.config,
-        binary=files.table.is_binary,
-        positive=files.table.positive_label,
-        classes=files.table.classes,
-        num_folds=files.table.num_folds,
-        metrics=files.metrics,
-        ensemble=files.ensemble,
-        **sections,
+    return (
+        page_environment()
+        .get_template("report.html.j2")
+        .render(
+            title=report.title,
+            config=files.config,
+            binary=files.table.is_binary,
+            positive=files.table.positive_label,
+            classes=files.table.classes,
+            num_folds=files.table.num_folds,
+            metrics=files.metrics,
+            ensemble=files.ensemble,
+            **sections,
+        )
     )
 
 
 @cache
-def _template() -> Template:
+def page_environment() -> Environment:
+    """What renders the pages of a run: everything is escaped, and a name that is not there is an error."""
     environment = Environment(
         loader=PackageLoader("ensembles", package_path=""),
         autoescape=True,
@@ -112,7 +120,7 @@ def _template() -> Template:
         "ending": wording.ending,
         "sentence": wording.sentence,
     }
-    return environment.get_template("report.html.j2")
+    return environment
 
 
 def _sections(

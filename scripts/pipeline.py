@@ -11,6 +11,7 @@ from configs.errors import InputError, counted, listed
 from configs.load import WEIGHT_SUFFIXES, dump_config
 from configs.networks import NetworkConfig
 from configs.schema import RunConfig
+from scripts.steps.cluster import cluster_step
 from scripts.steps.embed import embed_step, networks_to_embed
 from scripts.steps.ensemble import ensemble_step
 from scripts.steps.own_networks import check_label_use
@@ -50,7 +51,12 @@ PROPAGATE_STEPS = {
     "embed": embed_step,
     "propagate": propagate_step,
 }
-STORIES = (STEPS, PROBE_STEPS, PROPAGATE_STEPS)
+CLUSTER_STEPS = {
+    "prepare": prepare_step,
+    "embed": embed_step,
+    "cluster": cluster_step,
+}
+STORIES = (STEPS, PROBE_STEPS, PROPAGATE_STEPS, CLUSTER_STEPS)
 
 
 def run_pipeline(config: RunConfig, *, until: str = "report", restart: bool = False) -> Pipeline:

@@ -24,7 +24,7 @@ def probe_step(pipeline: Pipeline) -> None:
 
     run_dir, metrics = pipeline.run_dir, pipeline.config.metrics
     table = read_table(run_dir / "table.parquet")
-    record = pipeline.stage(_stage(pipeline.config, table), lambda partial: _work(pipeline.config, table, partial))
+    record = pipeline.stage(probe_stage(pipeline.config, table), lambda partial: _work(pipeline.config, table, partial))
     pipeline.say("probe", [record], probe.PROBE_FILE)
     figures = json.loads((run_dir / probe.PROBE_FILE).read_text(encoding="utf-8"))
     Console(highlight=False).print(probe_table(figures, metrics))
@@ -33,7 +33,8 @@ def probe_step(pipeline: Pipeline) -> None:
     CONSOLE.print(escape(figures["verdict"]))
 
 
-def _stage(config: RunConfig, table: ImageTable) -> Stage:
+def probe_stage(config: RunConfig, table: ImageTable) -> Stage:
+    """The stage whose output is probe.json."""
     from trainers.embedding_files import fold_name, read_facts
 
     run_dir = config.run_dir

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from scripts.steps.run_state import Pipeline, folder_digests, truth_digest, truth_of
+import numpy as np
+
+from scripts.steps.run_state import Pipeline, folder_digests, rows_digest, truth_digest, truth_of
 from trainers.provenance import code_version, file_digest
 from trainers.stages import Stage, StageOutcome
 from trainers.table import read_table
@@ -12,7 +14,7 @@ SHOWN = ("metrics.json", "ensemble/scores.parquet", "table.parquet", "rejected.c
 
 def report_step(pipeline: Pipeline) -> None:
     """Bring report.html up to date."""
-    from ensembles import report
+    from ensembles import report, report_clusters
     from trainers.pixels import open_pixels
 
     config, run_dir = pipeline.config, pipeline.run_dir
@@ -21,6 +23,7 @@ def report_step(pipeline: Pipeline) -> None:
         "report",
         {
             "files": {name: file_digest(run_dir / name) for name in SHOWN},
+            "clusters": folder_digests(run_dir / "clusters", "*"),
             "curves": folder_digests(run_dir / "train", "curves.csv"),
             "truth": truth_digest(config.data),
             "config": config.model_dump(mode="json"),
@@ -36,6 +39,7 @@ def report_step(pipeline: Pipeline) -> None:
             metrics=config.metrics,
             pixels=open_pixels(run_dir, config.data, table).__getitem__,
             truth=truth_of(config.data),
+            clusters=report_clusters.section(run_dir, table, rows=rows_digest(table, np.arange(len(table)))),
             seed=config.seed,
             out=partial,
         )

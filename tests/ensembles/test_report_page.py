@@ -35,7 +35,7 @@ def test_markup_in_ids_labels_titles_and_warnings_is_inert(tmp_path):
 def test_the_check_for_markup_can_fail(tmp_path, monkeypatch):
     assert "script" in Page("<p>" + "".join(HOSTILE[:2]) + "</p>").tags
     write_run(tmp_path / "run", ids=dict(enumerate(f"{HOSTILE[0]}{row}" for row in range(190))))
-    unescaped = report._template().environment.overlay(autoescape=False).get_template("report.html.j2")
+    unescaped = report.page_environment().overlay(autoescape=False).get_template("report.html.j2")
     monkeypatch.setattr(report, "_template", lambda: unescaped)
     assert HOSTILE[0] in make_report(tmp_path / "run")
 
