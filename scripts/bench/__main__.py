@@ -9,6 +9,7 @@ from scripts.command import guarded, new_app
 # name -> module with its `main`
 BENCHMARKS = {
     "data": "scripts.bench.data",
+    "duplicates": "scripts.bench.duplicates",
     "metrics": "scripts.bench.metrics",
     "pairs": "scripts.bench.pairs",
     "pool": "scripts.bench.pool",
