@@ -141,7 +141,7 @@ def _garments(num: int, idx: Path | None, *, seed: int, measured: bool) -> "list
 
 
 def patches() -> "list[np.ndarray]":
-    """Squares of scikit-learn's photographs and matplotlib's, uint8 (side, side, 3); those of one size do not overlap."""
+    """Squares of scikit-learn's photographs and matplotlib's, uint8 (side, side, 3); those of a size lie apart."""
     import numpy as np
     from matplotlib import get_data_path
     from PIL import Image
