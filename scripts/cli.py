@@ -28,6 +28,7 @@ COMMANDS = {
     "embed": "scripts.embed",
     "probe": "scripts.probe",
     "propagate": "scripts.propagate",
+    "neighbours": "scripts.neighbours",
     "augment": "scripts.augment",
     "prepare-fashion": "scripts.prepare_fashion",
 }

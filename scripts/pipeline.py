@@ -13,6 +13,7 @@ from configs.networks import NetworkConfig
 from configs.schema import RunConfig
 from scripts.steps.embed import embed_step, networks_to_embed
 from scripts.steps.ensemble import ensemble_step
+from scripts.steps.neighbours import neighbours_step
 from scripts.steps.predict import predict_step
 from scripts.steps.prepare import check_later_stages, prepare_step
 from scripts.steps.pretrain import pretrain_step
@@ -49,7 +50,11 @@ PROPAGATE_STEPS = {
     "embed": embed_step,
     "propagate": propagate_step,
 }
-STORIES = (STEPS, PROBE_STEPS, PROPAGATE_STEPS)
+NEIGHBOURS_STEPS = {
+    "prepare": prepare_step,
+    "neighbours": neighbours_step,
+}
+STORIES = (STEPS, PROBE_STEPS, PROPAGATE_STEPS, NEIGHBOURS_STEPS)
 
 
 def run_pipeline(config: RunConfig, *, until: str = "report", restart: bool = False) -> Pipeline:
