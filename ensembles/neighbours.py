@@ -156,7 +156,7 @@ def _lines(pairs: pd.DataFrame, *, labels: bool = False) -> list[str]:
         return f"{id_!r}, labelled {label!r}" if labels else f"{getattr(row, f'split_{letter}')} {id_!r}"
 
     signs = {"exact": "=", "near": "~"}
-    return [f"{side(row, 'a')} {signs[row.kind]} {side(row, 'b')}" for row in pairs.itertuples()]
+    return [f"{side(row, 'a')} {signs[str(row.kind)]} {side(row, 'b')}" for row in pairs.itertuples()]
 
 
 def table_digest(table: ImageTable) -> str:

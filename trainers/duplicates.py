@@ -38,7 +38,7 @@ CHUNK = 256  # pairs laid over each other at a time, few enough for the processo
 CHUNK_IMAGES = 4096
 
 # Log-odds that a candidate is a copy: logistic regression on Fashion-MNIST garments and patches of photographs with
-# planted copies, `rarefind bench duplicates --fit` (configs/LOG.md).
+# planted copies, `rarefind bench duplicates --fit`. Asked is more than even odds, because real pairs are rarer there.
 INTERCEPT = -17.17
 WEIGHTS = {
     "log_difference": -2.03,
@@ -47,7 +47,7 @@ WEIGHTS = {
     "log_detail_lost": -0.59,
     "log_stretch": -5.67,
 }
-MIN_LOG_ODDS = 0.0
+MIN_LOG_ODDS = 0.5
 
 
 @dataclass(frozen=True)

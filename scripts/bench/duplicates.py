@@ -49,7 +49,8 @@ def main(
         console.print(
             f"[bold]{name}[/]: {result['num_originals']:,} and {result['num_copies']:,} copies, of which "
             f"{result['recall']:.1%} found; {result['num_false']:,} of {result['num_reported']:,} pairs false "
-            f"({result['false_share']:.2%}); {result['seconds']:.0f} s"
+            f"({result['false_share']:.2%}), {result['num_false_of_originals']} of these two originals that look alike; "
+            f"{result['seconds']:.0f} s"
         )
         for kind, share in result["recall_by_kind"].items():
             console.print(f"  {kind:<46} {share:.1%}")
@@ -78,6 +79,8 @@ def searched(planted: "Planted") -> dict[str, Any]:
         "recall_by_kind": {kind: round(share, 4) for kind, share in by_kind.items()},
         "num_reported": len(is_true),
         "num_false": num_false,
+        # Two originals that look alike may be two photographs of one thing, or one photograph twice.
+        "num_false_of_originals": int((~is_true & (planted.kind[pairs.right] < 0)).sum()),
         "false_share": round(num_false / max(1, len(is_true)), 4),
         "num_candidates": len(compared.left),
         "false_share_of_candidates": round(num_false / max(1, num_wrong_candidates), 4),
@@ -123,6 +126,8 @@ def planted_set(name: str, *, num: int, idx: Path | None, seed: int, measured: b
         pictures = _garments(num, idx, seed=seed, measured=measured)
         return plant(pictures, num_copies=len(pictures) // COPIES, image_size=28, rng=rng)
     pictures = [*(patches() if name == "photographs" else digits())][int(measured) :: 2]
+    if name == "photographs":  # a third are patches of sky, which are not compared
+        pictures = not_plain(pictures, image_size=PATCH_SIZE)
     size = PATCH_SIZE if name == "photographs" else 8
     return plant(pictures, num_copies=len(pictures), image_size=size, rng=rng)
 
@@ -156,6 +161,17 @@ def patches() -> "list[np.ndarray]":
         for top in range(0, picture.shape[0] - side + 1, side)
         for left in range(0, picture.shape[1] - side + 1, side)
     ]
+
+
+def not_plain(pictures: "list[np.ndarray]", *, image_size: int) -> "list[np.ndarray]":
+    """The pictures that show enough to be compared."""
+    import numpy as np
+
+    from scripts.bench.planted_duplicates import plant
+    from trainers.duplicates import is_plain
+
+    plain = is_plain(plant(pictures, num_copies=0, image_size=image_size, rng=np.random.default_rng(0)).thumbnails)
+    return [picture for picture, is_one in zip(pictures, plain, strict=True) if not is_one]
 
 
 def digits() -> "list[np.ndarray]":

@@ -115,7 +115,7 @@ def plant(images: Sequence[np.ndarray], *, num_copies: int, image_size: int, rng
     What comes of them is made as `rarefind prepare` makes it, grey at the working size.
     """
     kinds = list(CHANGES)
-    draws = [rng.permutation(len(images)) for _ in range(-(-num_copies // len(images)))]
+    draws = [rng.permutation(len(images)) for _ in range(num_copies // len(images) + 1)]
     chosen = np.concatenate(draws)[:num_copies]
     kind = np.arange(num_copies) % len(kinds)
     copies = [changed(images[source], kinds[which], rng) for source, which in zip(chosen, kind, strict=True)]
