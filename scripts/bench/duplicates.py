@@ -49,7 +49,7 @@ def main(
         console.print(
             f"[bold]{name}[/]: {result['num_originals']:,} and {result['num_copies']:,} copies, of which "
             f"{result['recall']:.1%} found; {result['num_false']:,} of {result['num_reported']:,} pairs false "
-            f"({result['false_share']:.2%}), {result['num_false_of_originals']} of these two originals that look alike; "
+            f"({result['false_share']:.2%}), {result['num_false_of_originals']} of these two look-alike originals; "
             f"{result['seconds']:.0f} s"
         )
         for kind, share in result["recall_by_kind"].items():
