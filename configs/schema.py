@@ -81,6 +81,9 @@ class FoldsConfig(Section):
     """Cross-validation folds over the labelled rows."""
 
     num_folds: Annotated[int, Field(ge=2, le=50)] = Field(3, description="folds; each model is trained once per fold")
+    keep_duplicates_together: bool = Field(
+        False, description="near-duplicates (resized, re-encoded, cropped, mirrored copies) share a fold or the holdout"
+    )
 
 
 class GuaranteeConfig(Section):

@@ -18,6 +18,7 @@ from configs.load import dump_config
 from configs.schema import MetricsConfig, ReportConfig
 from ensembles import wording
 from ensembles.report_galleries import galleries
+from ensembles.report_neighbours import neighbours_section
 from ensembles.report_sections import (
     alarms,
     binary_ranking,
@@ -44,6 +45,7 @@ FILES = {
     "table.parquet": "one row per image: label, split, group, fold, content hash",
     "rejected.csv": "what could not be used, and why",
     "train": "weights and training curves of every model and fold",
+    "neighbours": "images that are there twice, in pairs, and a page of them",
     "predictions": "every score of every model, read as one table",
     "clusters": "clusters of frozen features: one table each, figures, and a page",
     "ensemble": "blend, threshold, and the ensemble's score of every image",
@@ -152,6 +154,7 @@ def _sections(
         "folds": fold_table(files, metrics, rng),
         "panels": training_panels(files),
         "galleries": galleries(files, report.num_thumbnails, pixels) if pixels is not None else [],
+        "neighbours": neighbours_section(files.run_dir, files.table, report.num_thumbnails, pixels),
         "stages": stage_times(files),
         "run_files": {path: meaning for path, meaning in FILES.items() if (files.run_dir / path).exists()},
         "config_text": dump_config(files.config),

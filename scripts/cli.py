@@ -29,6 +29,7 @@ COMMANDS = {
     "probe": "scripts.probe",
     "propagate": "scripts.propagate",
     "cluster": "scripts.cluster",
+    "neighbours": "scripts.neighbours",
     "augment": "scripts.augment",
     "prepare-fashion": "scripts.prepare_fashion",
 }

@@ -14,6 +14,7 @@ from configs.schema import RunConfig
 from scripts.steps.cluster import cluster_step
 from scripts.steps.embed import embed_step, networks_to_embed
 from scripts.steps.ensemble import ensemble_step
+from scripts.steps.neighbours import neighbours_step
 from scripts.steps.own_networks import check_label_use
 from scripts.steps.predict import predict_step
 from scripts.steps.prepare import check_later_stages, prepare_step
@@ -30,7 +31,7 @@ from trainers.sheet import read_sheet
 from trainers.source import read_truth
 from trainers.stages import locked
 
-# Stories of their own, each in the order in which its steps run: the run, and what is made of frozen features.
+# Each in the order in which its steps run: the run; and stories of their own, which need no training.
 STEPS = {
     "prepare": prepare_step,
     "pretrain": pretrain_step,
@@ -41,22 +42,14 @@ STEPS = {
     "submit": submit_step,
     "report": report_step,
 }
-PROBE_STEPS = {
-    "prepare": prepare_step,
-    "embed": embed_step,
-    "probe": probe_step,
-}
-PROPAGATE_STEPS = {
-    "prepare": prepare_step,
-    "embed": embed_step,
-    "propagate": propagate_step,
-}
-CLUSTER_STEPS = {
-    "prepare": prepare_step,
-    "embed": embed_step,
-    "cluster": cluster_step,
-}
-STORIES = (STEPS, PROBE_STEPS, PROPAGATE_STEPS, CLUSTER_STEPS)
+STORIES = (
+    STEPS,
+    {"prepare": prepare_step, "neighbours": neighbours_step},
+    *(
+        {"prepare": prepare_step, "embed": embed_step, name: step}
+        for name, step in {"probe": probe_step, "cluster": cluster_step, "propagate": propagate_step}.items()
+    ),
+)
 
 
 def run_pipeline(config: RunConfig, *, until: str = "report", restart: bool = False) -> Pipeline:

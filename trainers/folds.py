@@ -1,6 +1,7 @@
 """Holdout and cross-validation folds over the labelled rows: stratified, groups kept together, impossible ones refused.
 
-A group is what the user calls one (a patient) joined with byte-identical images, whatever they are called.
+A group is what the user calls one (a patient) joined with byte-identical images, whatever they are called, and with
+near-duplicates where folds.keep_duplicates_together asks for it.
 """
 
 import warnings
@@ -18,24 +19,25 @@ HOLDOUT = -1
 DRAWS = 20  # random draws among which a holdout or a set of folds is looked for
 
 
-def joined_groups(groups: Sequence[str | None], hashes: Sequence[str]) -> np.ndarray:
+def joined_groups(groups: Sequence[str | None], hashes: Sequence[str], *others: Sequence[object]) -> np.ndarray:
     """Group number of each row (int64): rows that share a group or a hash, directly or through others, share a number.
+
+    `others` are further columns whose equal values join rows; None and NA join none.
 
     >>> joined_groups(["ann", "ann", "bob", None], ["1", "2", "2", "3"]).tolist()
     [0, 0, 0, 1]
     """
     num_rows = len(hashes)
-    group_codes = pd.factorize(np.array(groups, dtype=object))[0]  # -1 where there is none
-    hash_codes = pd.factorize(np.array(hashes, dtype=object))[0]
-    rows = np.arange(num_rows)
-    has_group = group_codes >= 0
-    # A graph of rows, hashes and groups, with an edge from each row to its hash and to its group.
-    hash_nodes = num_rows + hash_codes
-    group_nodes = num_rows + (hash_codes.max(initial=-1) + 1) + group_codes[has_group]
-    starts = np.concatenate([rows, rows[has_group]])
-    ends = np.concatenate([hash_nodes, group_nodes])
-    size = int(ends.max(initial=-1)) + 1
-    graph = coo_array((np.ones(len(starts), dtype=np.int8), (starts, ends)), shape=(size, size))
+    starts, ends, size = [], [], num_rows
+    # A graph of rows and of the values of each column, with an edge from each row to its values.
+    for column in (hashes, groups, *others):
+        codes = pd.factorize(np.array(column, dtype=object))[0]  # -1 where there is none
+        rows = np.flatnonzero(codes >= 0)
+        starts.append(rows)
+        ends.append(size + codes[rows])
+        size += int(codes.max(initial=-1)) + 1
+    start, end = np.concatenate(starts), np.concatenate(ends)
+    graph = coo_array((np.ones(len(start), dtype=np.int8), (start, end)), shape=(size, size))
     components = connected_components(graph, directed=False)[1][:num_rows]
     return pd.factorize(components)[0].astype(np.int64)
 

@@ -80,6 +80,15 @@ class ImageSink:
             self.stream.write(np.ascontiguousarray(pixels).data)
         self.rows.append((sha256, origin, width, height))
 
+    def stored(self) -> np.ndarray | None:
+        """The pixels so far, memory-mapped (num_images, size, size, channels); None when none are stored."""
+        if self.stream is None:
+            return None
+        self.stream.flush()
+        shape = (len(self.rows), *self.shape)
+        offset = self.stream.tell() - int(np.prod(shape))
+        return np.memmap(self.stream.name, dtype=np.uint8, mode="r", offset=offset, shape=shape)
+
     def write_header(self) -> None:
         """Write the header for the images so far; numpy pads it, so that it stays as long when the count grows."""
         if self.stream is not None:

@@ -17,12 +17,13 @@ from configs.errors import InputError, counted, listed
 from configs.schema import DataConfig, FoldsConfig, GuaranteeConfig
 from trainers.atomic import write_csv
 from trainers.bulk_decode import decode_all
+from trainers.duplicate_sets import other_label_warnings, with_duplicate_sets
 from trainers.folds import HOLDOUT, assign_folds, fold_table, joined_groups
 from trainers.guarantee import missing_guarantee, positive_units
 from trainers.paths import file_of
 from trainers.pixel_cache import pixel_shape, storing
 from trainers.source import Source, image_roots, place_of, read_source, rows_labelled
-from trainers.table import SPLITS, ImageTable, tidy_frame, write_table
+from trainers.table import DUPLICATE_SET, SPLITS, ImageTable, tidy_frame, write_table
 
 REJECTED_COLUMNS = ["id", "path", "row", "reason", "split"]
 MAX_PAIRS = 5
@@ -70,6 +71,8 @@ def run(
         _check_rejected(rejected, len(source.frame), data)
         _check_conflicts(accepted)
         try:
+            if folds.keep_duplicates_together:
+                accepted = with_duplicate_sets(accepted, data, sink.stored())
             table, fold_lines, num_groups = _with_folds(accepted, source, folds, guarantee, seed=seed)
         except InputError as error:
             raise InputError(f"{error}{_few_labelled(accepted, source)}{_missing_labelled(rejected)}") from None
@@ -79,6 +82,7 @@ def run(
         *source.warnings,
         *_rejected_warning(rejected, data),
         *_overlap_warnings(table.frame),
+        *other_label_warnings(table.frame),
     ]
     return _result(table, rejected, fold_lines, num_groups=num_groups, num_reused=num_reused, warnings=warnings)
 
@@ -173,7 +177,8 @@ def _with_folds(
     """
     labelled = accepted[accepted["label"].notna()].sort_values(["sha256", "id"], kind="stable")
     targets = pd.Categorical(labelled["label"], categories=source.classes).codes.astype(np.int64)
-    groups = joined_groups(list(labelled["group"]), list(labelled["sha256"]))
+    sets = [list(labelled[DUPLICATE_SET].astype(object))] if DUPLICATE_SET in labelled else []
+    groups = joined_groups(list(labelled["group"]), list(labelled["sha256"]), *sets)
     assigned = assign_folds(
         targets,
         groups,

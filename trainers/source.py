@@ -20,11 +20,12 @@ from trainers.path_format import format_paths, path_format_of
 from trainers.paths import paths_leaving
 from trainers.sheet import is_sheet, raise_row_problems, read_sheet, require_columns
 from trainers.table import COLUMNS as TABLE_COLUMNS
+from trainers.table import DUPLICATE_SET
 
 ORIGINS = ("source", "pool", "test")  # the three fields of the data section that name images
 SPLITS = ("train", "pool", "test")
 COLUMNS = ("id", "path", "label", "split", "group", "origin", "file", "row")
-RESERVED = {*TABLE_COLUMNS, *COLUMNS}
+RESERVED = {*TABLE_COLUMNS, *COLUMNS, DUPLICATE_SET}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from trainers.atomic import read_parquet_metadata, write_parquet
 SPLITS = ("train", "holdout", "pool", "test")
 TEXT_COLUMNS = ("id", "path", "label", "split", "group", "sha256")
 COLUMNS = ("id", "path", "label", "split", "group", "fold", "sha256", "width", "height")
+DUPLICATE_SET = "duplicate_set"  # a further column with folds.keep_duplicates_together: near-duplicates share a number
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,15 @@ class ImageTable:
 
     @cached_property
     def units(self) -> np.ndarray:
-        """Number of each row's independent unit, int64 (num_rows,): rows of one group or of the same bytes share it."""
+        """Number of each row's independent unit, int64 (num_rows,).
+
+        Rows of one group, of the same bytes, or kept together as near-duplicates share it.
+        """
         from trainers.folds import joined_groups  # here, because scikit-learn takes a second to import
 
         hashes = self.frame["sha256"].where(self.frame["sha256"].notna(), self.frame["id"])
-        return joined_groups(list(self.frame["group"]), list(hashes))
+        sets = [list(self.frame[DUPLICATE_SET].astype(object))] if DUPLICATE_SET in self.frame else []
+        return joined_groups(list(self.frame["group"]), list(hashes), *sets)
 
     def rows(self, split: str, *, fold: int | None = None, not_fold: int | None = None) -> np.ndarray:
         """Row positions (int64) of a split, of `train` also those in one fold, or in all the others."""

@@ -10,6 +10,7 @@ from scripts.command import guarded, new_app
 BENCHMARKS = {
     "data": "scripts.bench.data",
     "embed": "scripts.bench.embed",
+    "duplicates": "scripts.bench.duplicates",
     "metrics": "scripts.bench.metrics",
     "pairs": "scripts.bench.pairs",
     "pool": "scripts.bench.pool",

@@ -48,6 +48,7 @@ def prepare_step(pipeline: Pipeline) -> None:
             threads=config.compute.decode_threads,
             reuse=run_dir,
         )
+        log_event(run_dir, "started", stage="neighbours")  # what it warned of was another table
         return StageOutcome(_counts_line(result), {"warnings": result.warnings})
 
     record = pipeline.stage(stage, work)

@@ -15,6 +15,7 @@ SHOWN = ("metrics.json", "ensemble/scores.parquet", "table.parquet", "rejected.c
 def report_step(pipeline: Pipeline) -> None:
     """Bring report.html up to date."""
     from ensembles import report, report_clusters
+    from ensembles.neighbours import PAIRS_FILE
     from trainers.pixels import open_pixels
 
     config, run_dir = pipeline.config, pipeline.run_dir
@@ -24,6 +25,7 @@ def report_step(pipeline: Pipeline) -> None:
         {
             "files": {name: file_digest(run_dir / name) for name in SHOWN},
             "clusters": folder_digests(run_dir / "clusters", "*"),
+            "neighbours": file_digest(run_dir / PAIRS_FILE) if (run_dir / PAIRS_FILE).exists() else None,
             "curves": folder_digests(run_dir / "train", "curves.csv"),
             "truth": truth_digest(config.data),
             "config": config.model_dump(mode="json"),

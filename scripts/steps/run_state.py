@@ -17,7 +17,7 @@ from trainers.provenance import digest, file_digest
 from trainers.source import read_truth
 from trainers.stages import Attempt, Stage, StageOutcome, StageRecord, begin, complete, log_event
 from trainers.stopping import raise_if_asked
-from trainers.table import ImageTable
+from trainers.table import DUPLICATE_SET, ImageTable
 
 SUPERVISED = "supervised"  # the arm that does without the pool
 TABLE_COLUMNS = ("id", "path", "label", "split", "group", "fold", "sha256")
@@ -110,7 +110,8 @@ def pretrained_digest(model: ModelConfig) -> str | None:
 
 def rows_digest(table: ImageTable, rows: np.ndarray, columns: Sequence[str] = TABLE_COLUMNS) -> str:
     """A hash of table rows, in their order."""
-    frame = table.frame.iloc[rows][list(columns)].astype("string").fillna("\0")
+    columns = [*columns, *({DUPLICATE_SET} & set(table.frame.columns))]
+    frame = table.frame.iloc[rows][columns].astype("string").fillna("\0")
     return digest([table.classes, len(frame), pd.util.hash_pandas_object(frame, index=False).tolist()])
 
 
