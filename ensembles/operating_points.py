@@ -1,8 +1,8 @@
 """Precision, review load and false alarms at a prevalence other than that of the labelled rows.
 
-At recall r, precision(pi) = pi TPR / (pi TPR + (1 - pi) FPR): on the scale of log-odds the precision moves by as much as
-the prevalence does, and so do the ends of its interval. What a small prevalence needs is known negatives: at recall near
-1 there are pi x negatives of them among the false alarms that matter, and below MIN_FALSE_ALARMS nothing is said.
+At recall r, precision(pi) = pi TPR / (pi TPR + (1 - pi) FPR): on the log-odds scale the precision moves by as much as
+the prevalence does, and so do the ends of its interval. A small prevalence takes many known negatives, of which the few
+that score high are the false alarms: below pi x negatives = MIN_FALSE_ALARMS nothing is said.
 """
 
 import math
@@ -55,13 +55,16 @@ class FoundByReview:
     interval: tuple[float, float]
 
 
-def why_unknown(prevalence: float, *, num_negatives: int) -> str | None:
+def why_unknown(prevalence: float, *, num_negatives: int, measured_at: float) -> str | None:
     """Why nothing can be said at this prevalence, and what would help; None when something can.
 
-    >>> why_unknown(0.001, num_negatives=5000)
+    At the labelled rows' prevalence `measured_at` and above, nothing is asked of the negatives that their own interval
+    does not say.
+
+    >>> why_unknown(0.001, num_negatives=5000, measured_at=0.05)
     'not knowable: 5,000 labelled negatives are there, 25,000 are needed'
     """
-    if prevalence * num_negatives >= MIN_FALSE_ALARMS:
+    if prevalence >= measured_at or prevalence * num_negatives >= MIN_FALSE_ALARMS:
         return None
     needed = math.ceil(MIN_FALSE_ALARMS / prevalence - 1e-9)
     return f"not knowable: {num_negatives:,} labelled negatives are there, {needed:,} are needed"
@@ -111,7 +114,10 @@ def operating_points(
         low, high = np.clip(prevalence_interval, 1e-9, 1.0 - 1e-9)
         doubt = (float(logit(prevalence) - logit(low)), float(logit(high) - logit(prevalence)))
     columns = (band.recall, band.precision, band.low, band.high)
-    return [_point(*map(float, row), moved=float(moved), doubt=doubt, prevalence=prevalence) for row in zip(*columns)]
+    return [
+        _point(*map(float, row), moved=float(moved), doubt=doubt, prevalence=prevalence)
+        for row in zip(*columns, strict=True)
+    ]
 
 
 def _point(

@@ -29,6 +29,7 @@ COMMANDS = {
     "probe": "scripts.probe",
     "propagate": "scripts.propagate",
     "cluster": "scripts.cluster",
+    "plan": "scripts.plan",
     "augment": "scripts.augment",
     "prepare-fashion": "scripts.prepare_fashion",
 }
