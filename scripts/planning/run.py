@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from trainers.table import ImageTable
 
 SAMPLE_IMAGES = 512
+SAME_RECALL = 0.005  # a line for each of two recalls nearer than this tells the same twice
 RUN_MARKS = ("table.parquet", ".stages", "log.jsonl")
 
 
@@ -108,7 +109,7 @@ def _at_prevalences(run: _Run, named: Sequence[float]) -> dict[str, Any]:
     at_threshold = None
     if threshold is not None and run.stored.recall_guarantee["recall"] is None:
         at_threshold = float((scores[targets == 1] >= threshold).mean())
-        recalls = {recall for recall in recalls if abs(recall - at_threshold) > 5e-4} | {at_threshold}
+        recalls = {recall for recall in recalls if abs(recall - at_threshold) > SAME_RECALL} | {at_threshold}
     band, measured_at = operating_points.band_at(
         targets,
         scores,
@@ -159,7 +160,7 @@ def _pool(run: _Run) -> dict[str, Any]:
     chosen = predictions[(predictions["arm"] == run.stored.arm) & predictions["model"].isin(run.stored.blend.weights)]
     pool = fold_log_odds(chosen, run.stored.blend)
     if not pool.size:
-        reason = "there is no pool" if not len(run.table.rows("pool")) else "the pool is not scored (predict.pool)"
+        reason = "there is no pool" if not len(run.table.rows("pool")) else "it is not scored; set predict.pool: true"
         return {"estimate": None, "reason": reason}
     targets, _, log_odds, units = _oof(run)
     try:
@@ -207,7 +208,10 @@ def _budget(run: _Run, job: Job, entries: Sequence[dict[str, Any]]) -> dict[str,
         "prices": asdict(job.prices),
     }
     if laid_out.labels and entries:
-        result["review"] = _review(run, job, laid_out.labels, entries)
+        named = [entry for entry in entries if entry["of"] == "asked for"]
+        estimated = [entry for entry in entries if entry["of"] == "the pool, estimated"]
+        chosen = named or estimated or list(entries)
+        result["review"] = [_review(run, job, laid_out.labels, entry) for entry in chosen]
     result["reference"] = {
         "images": budget.REFERENCE_IMAGES,
         "budget": budget.REFERENCE_BUDGET,
@@ -219,16 +223,13 @@ def _budget(run: _Run, job: Job, entries: Sequence[dict[str, Any]]) -> dict[str,
     return result
 
 
-def _review(run: _Run, job: Job, labels: int, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What labelling so many of the highest-scored images finds, at the first prevalence named, else the pool's."""
+def _review(run: _Run, job: Job, labels: int, entry: dict[str, Any]) -> dict[str, Any]:
+    """What labelling so many of the highest-scored images finds at a prevalence."""
     import numpy as np
 
     from ensembles.operating_points import found_by_review
     from trainers.provenance import derive_seed
 
-    named = [entry for entry in entries if entry["of"] == "asked for"]
-    estimated = [entry for entry in entries if entry["of"] == "the pool, estimated"]
-    entry = (named or estimated or list(entries))[0]
     prevalence, base = entry["prevalence"], {"labels": labels, "of": entry["of"], "prevalence": entry["prevalence"]}
     if entry["refused"]:
         return base | {"refused": entry["refused"]}
@@ -350,5 +351,9 @@ def _assumptions(run: _Run, result: dict[str, Any]) -> list[str]:
             f"The rate is {own}; the price of {per_hour:g} EUR an hour must be that of a machine that is as fast. "
             "Files are read from memory in the measurement: a slow disk, a network or stops of spot machines come on "
             "top. One pass over the images; nothing is trained."
+        )
+        lines.append(
+            "How large the images and networks of the reference study were is not known here; its rate compares with "
+            "yours as far as they are alike."
         )
     return lines

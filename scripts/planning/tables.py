@@ -109,7 +109,7 @@ def _show_prevalences(console: Console, plan: Mapping[str, Any]) -> None:
         console.print(f"prevalence of the pool: not known, {escape(pool['reason'])}")
     else:
         console.print(
-            f"prevalence of the pool: [bold]{percent(pool['estimate'])}[/] ({_share(pool)}), about "
+            f"prevalence of the pool: [bold]{percent(pool['estimate'])}[/] ({span((pool['low'], pool['high']), as_percent=True)}), about "
             f"{pool['estimate'] * pool['num_images']:,.0f} of {counted(pool['num_images'], 'image')}; by a second "
             f"method {percent(pool['second_opinion'])}"
         )
@@ -142,17 +142,12 @@ def _points(points: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _share(pool: Mapping[str, Any]) -> str:
-    return f"{span((pool['low'], pool['high']), as_percent=True)}"
-
-
 def _show_budget(console: Console, budget: Mapping[str, Any]) -> None:
     if budget["measured"]:
         _show_measured(console, budget["measured"])
     title = f"{budget['images']:,} images for {budget['budget']:,.2f} EUR"
     _show_lines(console, title, budget["lines"])
-    review = budget.get("review")
-    if review is not None:
+    for review in budget.get("review", ()):
         _show_review(console, review)
     reference = budget["reference"]
     title = (
