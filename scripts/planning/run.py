@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from ensembles.pool_prevalence import PoolPrevalence
     from trainers.table import ImageTable
 
-SAMPLE_IMAGES = 512
 SAME_RECALL = 0.005  # a line for each of two recalls nearer than this tells the same twice
 RUN_MARKS = ("table.parquet", ".stages", "log.jsonl")
 
@@ -187,8 +186,13 @@ def _pool(run: _Run) -> dict[str, Any]:
 
 def _budget(run: _Run, job: Job, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     from ensembles import budget
+    from scripts.planning.measure import measure
 
-    measured = _measured(run) if job.images_per_second is None else None
+    measured = None
+    if job.images_per_second is None:
+        measured = measure(run.run_dir, run.config, run.table, arm=run.stored.arm, folds=run.stored.blend.folds)
+        if measured["decode"] is None:
+            run.notes.append("The images themselves are not here, so that reading and decoding them is not counted.")
     rate = job.images_per_second if measured is None else measured["ensemble"]
     assert rate is not None
     laid_out = budget.lay_out(
@@ -261,75 +265,6 @@ def _review(run: _Run, job: Job, labels: int, entry: dict[str, Any]) -> dict[str
         "at_random": labels * prevalence,
         "euros_per_positive": labels * job.prices.per_label / positives[0] if positives[0] else math.inf,
     }
-
-
-def _measured(run: _Run) -> dict[str, Any]:
-    """Images per second of every network, of decoding and of the whole ensemble, on this machine."""
-    import numpy as np
-
-    from trainers import speed
-    from trainers.devices import device_type
-    from trainers.scoring import load_scorer
-
-    config, blend = run.config, run.stored.blend
-    finals = {
-        model: run.run_dir / "train" / run.stored.arm / model / f"fold{folds[0]}" / "final"
-        for model, folds in blend.folds.items()
-    }
-    missing = [str(final) for final in finals.values() if not final.exists()]
-    if missing:
-        raise InputError(
-            f"{missing[0]}: the ensemble's networks are not here, so their speed cannot be measured; give it with "
-            "--images-per-second"
-        )
-    rows = np.random.default_rng(config.seed).permutation(len(run.table))[:SAMPLE_IMAGES]
-    pixels, decode = _sample(run, rows)
-    device = device_type(config.compute)
-    networks = {}
-    for model, final in finals.items():
-        networks[model] = speed.scoring_rate(
-            load_scorer(final, device=device),
-            pixels,
-            compute=config.compute,
-            batch_size=config.predict.batch_size,
-            views=config.predict.views,
-        )
-    each = [rate for model, rate in networks.items() for _ in blend.folds[model]]
-    overlapped = not speed.on_cpu(config.compute)
-    return {
-        "networks": networks,
-        "num_networks": {model: len(folds) for model, folds in blend.folds.items()},
-        "decode": decode,
-        "ensemble": speed.combined_rate(each, decode, overlapped=overlapped),
-        "overlapped": overlapped,
-        "device": device,
-        "image_size": config.data.image_size,
-        "num_views": len(config.predict.views),
-    }
-
-
-def _sample(run: _Run, rows: "np.ndarray") -> tuple["np.ndarray", float | None]:
-    """Pixels of table rows, and how fast they are read and decoded; None where only the run's own copies are here."""
-    import os
-
-    import numpy as np
-
-    from trainers.pixel_cache import read_index
-    from trainers.pixels import open_pixels
-    from trainers.speed import decoding_rate
-
-    data, threads = run.config.data, run.config.compute.decode_threads or os.cpu_count() or 1
-    index = read_index(run.run_dir / "images")
-    if index is not None:
-        origins, paths = index.frame["origin"].iloc[rows], run.table.frame["path"].iloc[rows]
-        try:
-            decode, pixels = decoding_rate(data, list(zip(origins, paths, strict=True)), threads=threads)
-        except (InputError, KeyError):
-            run.notes.append("The images themselves are not here, so that reading and decoding them is not counted.")
-        else:
-            return pixels, decode
-    store = open_pixels(run.run_dir, data, run.table)
-    return np.stack([store[int(row)] for row in rows]), None
 
 
 def _assumptions(run: _Run, result: dict[str, Any]) -> list[str]:

@@ -108,10 +108,10 @@ def _show_prevalences(console: Console, plan: Mapping[str, Any]) -> None:
     if pool["estimate"] is None:
         console.print(f"prevalence of the pool: not known, {escape(pool['reason'])}")
     else:
+        ends, positives = span((pool["low"], pool["high"]), as_percent=True), pool["estimate"] * pool["num_images"]
         console.print(
-            f"prevalence of the pool: [bold]{percent(pool['estimate'])}[/] ({span((pool['low'], pool['high']), as_percent=True)}), about "
-            f"{pool['estimate'] * pool['num_images']:,.0f} of {counted(pool['num_images'], 'image')}; by a second "
-            f"method {percent(pool['second_opinion'])}"
+            f"prevalence of the pool: [bold]{percent(pool['estimate'])}[/] ({ends}), about {positives:,.0f} of "
+            f"{counted(pool['num_images'], 'image')}; by a second method {percent(pool['second_opinion'])}"
         )
     console.print(
         f"\n[bold]Precision and review[/], from {counted(plan['num_positives'], 'positive')} and "
