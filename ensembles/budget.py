@@ -118,7 +118,7 @@ def reference_lines(*, images_per_second: float | None, price_per_hour: float) -
     rate = rounded_rate(images_per_second)
     own_hours = round(REFERENCE_IMAGES / rate / SECONDS_PER_HOUR, 2)
     euros = round(own_hours * price_per_hour, 2)
-    even = round(REFERENCE_INFERENCE / own_hours, 4)
+    even = round(REFERENCE_INFERENCE / own_hours, 2)
     return [
         *lines,
         Line("hours at this rate", f"{REFERENCE_IMAGES:,} images / {rate:,g} images/s / 3,600 s", own_hours, "hours"),

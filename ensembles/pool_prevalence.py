@@ -31,7 +31,7 @@ MAX_CHUNK = 2_000_000  # numbers in one array of a chunk of replicates, which bo
 class PoolPrevalence:
     """The estimate with its interval, and the adjusted mean of the probabilities as a second opinion.
 
-    `agrees`: the two differ by no more than resampling labels and pool explains.
+    `agrees`: it is inside the interval, or the two differ by no more than resampling labels and pool explains.
     """
 
     estimate: float
@@ -98,7 +98,7 @@ def estimate_pool_prevalence(
     drawn = np.concatenate(parts)
     low, high = _interval(estimate, drawn[:, 0], num_units, num_images, confidence)
     spread = float((drawn[:, 1] - drawn[:, 0]).std(ddof=1))
-    agrees = abs(second - estimate) <= t_multiplier(num_units, confidence) * spread
+    agrees = low <= second <= high or abs(second - estimate) <= t_multiplier(num_units, confidence) * spread
     return PoolPrevalence(estimate, low, high, second, bool(agrees), num_images, confidence)
 
 

@@ -178,8 +178,8 @@ def _pool(run: _Run) -> dict[str, Any]:
     if not found.agrees:
         run.notes.append(
             f"The pool's prevalence is {found.estimate:.3g} by the scores' likelihood and {found.second_opinion:.3g} "
-            "by their adjusted mean, further apart than chance explains: the pool differs from the labelled images by "
-            "more than its prevalence, so trust neither; label a few hundred random images of it instead."
+            "by their adjusted mean, further apart than chance explains: the pool may differ from the labelled images "
+            "by more than its prevalence. Before you rely on either, label a few hundred random images of it."
         )
     return asdict(found) | {"reason": None}
 
@@ -251,19 +251,21 @@ def _review(run: _Run, job: Job, labels: int, entry: dict[str, Any]) -> dict[str
         )
         for at in ends
     ]
-    positives = [job.images * at * own.found_share for at, own in zip(ends, found, strict=True)]
+    # rounded as it is shown, so that a pocket calculator gives the same
+    share, in_all = round(found[0].found_share, 4), round(job.images * prevalence)
+    positives = round(in_all * share)
     lows = [job.images * at * own.interval[0] for at, own in zip(ends, found, strict=True)]
     highs = [job.images * at * own.interval[1] for at, own in zip(ends, found, strict=True)]
     return base | {
         "refused": None,
         "reviewed_share": labels / job.images,
-        "found_share": found[0].found_share,
-        "positives_in_all": job.images * prevalence,
-        "positives_found": positives[0],
+        "found_share": share,
+        "positives_in_all": in_all,
+        "positives_found": positives,
         "positives_found_interval": [min(lows), min(float(labels), max(highs))],
-        "precision": positives[0] / labels,
+        "precision": positives / labels,
         "at_random": labels * prevalence,
-        "euros_per_positive": labels * job.prices.per_label / positives[0] if positives[0] else math.inf,
+        "euros_per_positive": labels * job.prices.per_label / positives if positives else math.inf,
     }
 
 

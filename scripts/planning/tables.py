@@ -176,7 +176,7 @@ def _show_lines(console: Console, title: str, lines: Sequence[Mapping[str, Any]]
     table.show_header = False
     for line in lines:
         value = line["value"]
-        shown = f"{value:,.2f}" if line["unit"] in ("EUR", "hours") else f"{value:,.10g}"
+        shown = f"{value:,.2f}" if line["unit"] in ("EUR", "EUR/hour", "hours") else f"{value:,.10g}"
         table.add_row(escape(line["name"]), f"{escape(line['arithmetic'])} =", shown, line["unit"])
     table.columns[3].justify = "left"
     console.print(table)
@@ -190,7 +190,7 @@ def _show_review(console: Console, review: Mapping[str, Any]) -> None:
     low, high = review["positives_found_interval"]
     console.print(
         f"  labelling the {review['labels']:,} images with the highest scores {at}:\n"
-        f"    {review['positives_in_all']:,.0f} positives x {review['found_share']:.3f} of them among the highest "
+        f"    {review['positives_in_all']:,.0f} positives x {review['found_share']:.4f} of them among the highest "
         f"{percent(review['reviewed_share'])} = [bold]{review['positives_found']:,.0f} positives found[/] "
         f"({low:,.0f} to {high:,.0f})\n"
         f"    {review['positives_found']:,.0f} / {review['labels']:,} labels = precision {review['precision']:.3f}, "
