@@ -60,6 +60,8 @@ def main(
         priced = gb_per_image or price_per_gb_month or price_per_label
         if (given or priced) and missing:
             raise InputError(f"to lay out a budget, {', '.join(missing)} must be given, too")
+        if bool(gb_per_image) != bool(price_per_gb_month):
+            raise InputError("storage takes both --gb-per-image and --price-per-gb-month; give the other, or neither")
         job: Job | None = None
         if images is not None and budget_eur is not None and price_per_hour is not None:
             prices = Prices(price_per_hour, price_per_gb_month, price_per_label)

@@ -3,12 +3,14 @@
 from collections.abc import Callable
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.special import expit, logit
 
 from configs.errors import InputError
 from ensembles import pool_prevalence
-from ensembles.pool_prevalence import PoolPrevalence, estimate_pool_prevalence, likeliest_prevalence
+from ensembles.blending import fit_blend
+from ensembles.pool_prevalence import PoolPrevalence, estimate_pool_prevalence, fold_log_odds, likeliest_prevalence
 from ensembles.teacher_calibration import fit_platt
 from trainers.prior import estimate_prevalence_em
 
@@ -116,3 +118,26 @@ def test_scores_without_information_and_pools_without_images_are_refused() -> No
         estimate_pool_prevalence(targets, -1.0 * targets, np.zeros((1, 5)), units=units, rng=np.random.default_rng(0))
     with pytest.raises(InputError, match="no pool images"):
         estimate_pool_prevalence(targets, 1.0 * targets, np.zeros((1, 0)), units=units, rng=np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("method", ["logits", "ranks"])
+def test_the_models_of_each_fold_speak_for_themselves(method: str) -> None:
+    rng = np.random.default_rng(8)
+    rows = []
+    for model in ("a", "b"):
+        for fold in range(2):
+            oof = [(f"t{fold}{k}", "train", "oof", k % 2) for k in range(30)]
+            pool = [(f"p{k}", "pool", "pool", pd.NA) for k in range(5)]
+            rows += [(id_, split, model, fold, kind, rng.normal(), target) for id_, split, kind, target in oof + pool]
+    columns = ["id", "split", "model", "fold", "kind", "logit", "target"]
+    predictions = pd.DataFrame(rows, columns=columns).astype({"target": "Int64"})
+    blend = fit_blend(predictions, method=method)
+    found = fold_log_odds(predictions, blend)
+    assert found.shape == (2, 5)
+    for fold in range(2):
+        own = predictions[(predictions["kind"] == "pool") & (predictions["fold"] == fold)]
+        by_model = [rows["logit"].to_numpy() for _, rows in own.sort_values("id").groupby("model")]
+        values = [blend.transformed(name, fold, logits) for name, logits in zip("ab", by_model, strict=True)]
+        mean = np.mean(values, axis=0)
+        assert found[fold] == pytest.approx(mean if method == "logits" else logit(mean))
+    assert fold_log_odds(predictions[predictions["kind"] == "oof"], blend).size == 0

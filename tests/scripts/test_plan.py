@@ -135,6 +135,7 @@ def test_the_terminal_shows_units_and_fits(run_dir: Path) -> None:
         (["--price-per-label", "5"], "--images, --budget-eur, --price-per-hour must be given"),
         (["--prevalence", "5"], "--prevalence 5: expected"),
         (["--ap", "0.5"], "--ap is for a folder of images or a config"),
+        ([*BUDGET, "--gb-per-image", "0.1"], "--price-per-gb-month"),
         ([*BUDGET, "--images-per-second", "0"], "rate of images per second above 0"),
         ([*BUDGET, "--images-per-second", "0.1"], "too small by"),
     ],
@@ -183,3 +184,14 @@ def test_folders_without_labels_or_positives_and_budgets_without_a_run_are_told(
         planned(data, *BUDGET)
     with pytest.raises(InputError, match="rate of images per second"):
         planned(data, "--rate", 0)
+
+
+def test_of_several_classes_the_rarest_is_planned_for(tmp_path: Path) -> None:
+    labels = ["common"] * 60 + ["other"] * 30 + ["rare"] * 9
+    rows = [f"i{row},i{row}.png,{label}" for row, label in enumerate(labels)]
+    (tmp_path / "table.csv").write_text("\n".join(["id,path,label", *rows]))
+    config = tmp_path / "run.yaml"
+    config.write_text(f"data: {{source: {tmp_path / 'table.csv'}}}")
+    plan = written(tmp_path, config, "--rate", 100)
+    assert (plan["counts"]["class_name"], plan["counts"]["num_positives"]) == ("rare", 9)
+    assert any("against the rest" in line for line in plan["assumptions"])
