@@ -153,13 +153,14 @@ def _too_small(
 ) -> str:
     each = compute / images + storage / images
     fitting = math.floor(euros / each)
-    remedy = f"it pays for {counted(fitting, 'image')}"
+    remedy = f"it pays for about {counted(fitting, 'image')}"
     if euros > storage:
         needed = images * prices.per_hour / (euros - storage) / SECONDS_PER_HOUR
-        remedy += f", or for all of them at {math.ceil(needed * 100) / 100:,.2f} images/s and more instead of {rate:,g}"
+        remedy += (
+            f", or for all of them at about {math.ceil(needed * 100) / 100:,.2f} images/s and more instead of {rate:,g}"
+        )
     shown = "\n".join(f"  {line.name}: {line.arithmetic} = {line.value:,g} {line.unit}" for line in lines)
-    costs = f"compute {compute:,.2f} EUR" + (f" and storage {storage:,.2f} EUR" if storage else "")
-    return (
-        f"the budget of {euros:,.2f} EUR is too small by {short:,.2f} EUR: {costs} come to "
-        f"{compute + storage:,.2f} EUR; {remedy}\n{shown}"
-    )
+    costs = f"compute takes {compute:,.2f} EUR"
+    if storage:
+        costs += f" and storage {storage:,.2f} EUR, {compute + storage:,.2f} EUR in all"
+    return f"the budget of {euros:,.2f} EUR is too small by {short:,.2f} EUR: {costs}; {remedy}\n{shown}"
