@@ -30,6 +30,7 @@ COMMANDS = {
     "propagate": "scripts.propagate",
     "cluster": "scripts.cluster",
     "neighbours": "scripts.neighbours",
+    "plan": "scripts.plan",
     "augment": "scripts.augment",
     "prepare-fashion": "scripts.prepare_fashion",
 }
