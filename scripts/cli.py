@@ -30,6 +30,7 @@ COMMANDS = {
     "propagate": "scripts.propagate",
     "cluster": "scripts.cluster",
     "augment": "scripts.augment",
+    "export": "scripts.export",
     "prepare-fashion": "scripts.prepare_fashion",
 }
 
