@@ -55,7 +55,7 @@ def blended(blend: Mapping[str, Any], logits: FoldLogits) -> np.ndarray:
                     scale=float(maps[key]["scale"]),
                 )
             elif blend["num_outputs"] > 1:
-                values = torch.log_softmax(torch.from_numpy(values), dim=1).numpy()
+                values = torch.log_softmax(torch.tensor(values), dim=1).numpy()
             part = values * (weight / len(own))
             total = part if total is None else total + part
     assert total is not None, "a blend has a model"
@@ -66,5 +66,5 @@ def probabilities_of(blend: Mapping[str, Any], scores: np.ndarray) -> np.ndarray
     """Values in [0, 1] from scores (rows, outputs), of the same shape: what the submission has."""
     if blend["method"] == "ranks":
         return scores
-    values = torch.from_numpy(np.asarray(scores, dtype=np.float64))
+    values = torch.tensor(np.asarray(scores, dtype=np.float64))
     return (torch.special.expit(values) if blend["num_outputs"] == 1 else torch.softmax(values, dim=1)).numpy()
