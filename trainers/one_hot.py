@@ -28,7 +28,7 @@ def check_one_label_column(table: Path, frame: pd.DataFrame, *, label: str | Non
         f"  classes = {columns!r}\n"
         '  frame["label"] = frame[classes].astype(float).idxmax(axis=1)\n'
         f"  frame.drop(columns=classes).to_csv({str(table)!r}, index=False)\n"
-        "(which replaces the table: keep a copy elsewhere), or keep the one column that you are after and drop the others."
+        "(which replaces the table: keep a copy elsewhere), or keep the one column that you are after, no other."
     )
 
 
