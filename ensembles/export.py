@@ -80,11 +80,12 @@ def run(
     table = read_table(run_dir / "table.parquet")
     blend = json.loads((run_dir / "ensemble" / ENSEMBLE_FILE).read_text(encoding="utf-8"))["blend"]
     check_known(blend)
-    predictions = read_predictions(run_dir / "predictions", table=table)
-    export_checks.check_blend(blend, predictions[predictions["arm"] == stored.arm], stored.scores)
+    predictions = read_predictions(run_dir / "predictions", table=table).query("arm == @stored.arm")
+    export_checks.check_blend(blend, predictions, stored.scores)
     finals = {
         (model, int(fold)): run_dir / "train" / stored.arm / model / f"fold{fold}" / "final"
         for model, folds in blend["folds"].items()
+        if model in blend["weights"]
         for fold in folds
     }
     facts = {key: read_final(final).state for key, final in finals.items()}
@@ -99,7 +100,7 @@ def run(
         "positive_label": table.positive_label,
         "images": _image_settings(data),
         "table": _table_settings(data),
-        "views": [view.model_dump() for view in predict.views],
+        "views": _views(predict, blend),
         "networks": [_network(key, own) for key, own in facts.items()],
         "own_networks": any(own["backbone"] in SMALL_NETS for own in facts.values()),
         "blend": blend,
@@ -123,7 +124,9 @@ def run(
         requirements = "".join(f"{package}=={version}\n" for package, version in config["made_with"].items())
         atomic.write_text(temporary / "requirements.txt", requirements)
         ensemble = load_ensemble(temporary, device=export_checks.device_here())
-        check = export_checks.check_images(ensemble, run_dir=run_dir, data=data, table=table, scores=stored.scores)
+        check = export_checks.check_images(
+            ensemble, run_dir=run_dir, data=data, table=table, predictions=predictions, scores=stored.scores
+        )
         atomic.write_text(temporary / "README.md", export_readme.render(config, metrics, facts, check))
         _replace(temporary, out)
     finally:
@@ -179,6 +182,14 @@ def _table_settings(data: DataConfig) -> dict[str, Any]:
         "path_column": data.columns.path,
         "path_format": None if path_format is None else path_format.text,
     }
+
+
+def _views(predict: PredictConfig, blend: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The test-time views with their weights: those of the blend, where it has its own."""
+    weights = blend.get("views") or [view.weight for view in predict.views]
+    return [
+        {"view": view.view, "weight": weight} for view, weight in zip(predict.views, weights, strict=True) if weight
+    ]
 
 
 def _network(key: tuple[str, int], facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 
 from configs.errors import InputError
 from configs.schema import DataConfig
-from ensembles.blending import score_columns
+from ensembles.blending import Blend, blend_images, score_columns
 from ensembles.portable.blend import blended, probabilities_of
 from ensembles.portable.scoring import Ensemble, read_pixels, score_pixels
 from ensembles.predictions import numbered
@@ -46,68 +46,101 @@ class ImageCheck:
 
 
 def check_blend(blend: Mapping[str, Any], predictions: pd.DataFrame, scores: pd.DataFrame) -> None:
-    """Raise InputError unless the description alone gives the stored scores of every image.
+    """Raise InputError unless the description alone gives what the project's own blend and the stored scores are.
 
-    `predictions` are those of the ensemble's arm, `scores` the columns of scores.parquet.
+    `predictions` are those of the ensemble's arm, `scores` the columns of scores.parquet. Stored scores of training
+    images are not looked at: a tuned blend has them from other weights than those that are deployed.
     """
+    logits = natural_logits(blend, predictions)
+    num_rows = min(len(own) for own in logits.values())
+    some = {key: own.to_numpy(np.float64)[:num_rows] for key, own in logits.items()}
+    _compare(
+        blend, blended(blend, some), blend_images(Blend.from_json(blend), some), [f"row {n}" for n in range(num_rows)]
+    )
+    deployed = scores[scores["kind"] != "oof"]
+    if deployed.empty:
+        return
+    columns = score_columns(blend["num_outputs"])
+    missing = [id_ for own in logits.values() for id_ in pd.Index(deployed["id"]).difference(own.index, sort=False)]
+    if missing:
+        raise InputError(f"id {missing[0]!r} has no score from every model; run `rarefind ensemble` again")
+    found = blended(blend, {key: own.loc[deployed["id"]].to_numpy(np.float64) for key, own in logits.items()})
+    ids = [f"id {id_!r}" for id_ in deployed["id"]]
+    _compare(blend, found, deployed[columns].to_numpy(np.float64), ids)
+    stored = deployed[score_columns(blend["num_outputs"], "probability")].to_numpy(np.float64)
+    _compare(blend, probabilities_of(blend, found), stored, ids)
+
+
+def natural_logits(blend: Mapping[str, Any], predictions: pd.DataFrame) -> dict[tuple[str, int], pd.DataFrame]:
+    """Logits by (model, fold) of the blend's models, indexed by id; with the blend's own weights of views, if any."""
     columns = numbered(list(predictions.columns), "logit")
-    wanted = [*score_columns(len(columns)), *score_columns(len(columns), "probability")]
-    folds = sorted(predictions["fold"].unique().tolist())
-    logits = {
-        (model, fold): rows.set_index("id")[columns]
-        for model, own in predictions.groupby("model")
+    weights = blend.get("views")
+    if weights is not None:
+        views = [predictions[[f"view_{view}_{name}" for name in columns]] for view in range(len(weights))]
+        mean = sum(
+            weight / sum(weights) * view.to_numpy(np.float64) for weight, view in zip(weights, views, strict=True)
+        )
+        predictions = predictions.assign(**dict(zip(columns, np.asarray(mean).T, strict=True)))
+    return {
+        (model, int(fold)): predictions[(predictions["model"] == model) & (predictions["fold"] == fold)].set_index(
+            "id"
+        )[columns]
+        for model, folds in blend["folds"].items()
+        if model in blend["weights"]
         for fold in folds
-        if len(rows := own[own["fold"] == fold])
     }
-    is_oof = scores["kind"] == "oof"
-    for fold in (None, *folds):
-        rows = scores[~is_oof if fold is None else is_oof & (scores["fold"] == fold)]
-        if rows.empty:
-            continue
-        ids = rows["id"]
-        known = {key: own for key, own in logits.items() if fold is None or key[1] == fold}
-        missing = [id_ for own in known.values() for id_ in pd.Index(ids).difference(own.index, sort=False)]
-        if missing:
-            raise InputError(f"id {missing[0]!r} has no score from every model; run `rarefind ensemble` again")
-        found = blended(blend, {(str(key[0]), key[1]): own.loc[ids].to_numpy(np.float64) for key, own in known.items()})
-        found = np.concatenate([found, probabilities_of(blend, found)], axis=1)
-        stored = rows[wanted].to_numpy(dtype=np.float64)
-        difference = (np.abs(found - stored) / (1.0 + np.abs(stored))).max(axis=1)
-        worst = int(difference.argmax())
-        if not difference[worst] <= MAX_BLEND_DIFFERENCE:
-            raise InputError(
-                f"id {ids.iloc[worst]!r}: the blend {blend['method']!r} as it can be exported gives "
-                f"{found[worst].tolist()}, the run has {stored[worst].tolist()}; if `rarefind ensemble` finds its "
-                "scores up to date, this blend cannot be exported: set ensemble.method to logits"
-            )
+
+
+def _compare(blend: Mapping[str, Any], found: np.ndarray, stored: np.ndarray, names: list[str]) -> None:
+    difference = (np.abs(found - stored) / (1.0 + np.abs(stored))).max(axis=1)
+    worst = int(difference.argmax())
+    if not difference[worst] <= MAX_BLEND_DIFFERENCE:
+        raise InputError(
+            f"{names[worst]}: the blend {blend['method']!r} as it can be exported gives {found[worst].tolist()}, the "
+            f"run has {stored[worst].tolist()}; if `rarefind ensemble` finds its scores up to date, this blend cannot be "
+            "exported: set ensemble.method to logits"
+        )
 
 
 def check_images(
-    ensemble: Ensemble, *, run_dir: Path, data: DataConfig, table: ImageTable, scores: pd.DataFrame
+    ensemble: Ensemble,
+    *,
+    run_dir: Path,
+    data: DataConfig,
+    table: ImageTable,
+    predictions: pd.DataFrame,
+    scores: pd.DataFrame,
 ) -> ImageCheck:
     """Read and score a few images as the exported folder does, the highest and the lowest of the run among them.
 
-    Raises InputError where a probability differs by more than MAX_DIFFERENCE from the run's.
+    They are compared with the blend of the run's logits (`predictions` of the arm). Raises InputError where a
+    probability differs by more than MAX_DIFFERENCE.
     """
+    blend = ensemble.config["blend"]
     kind = next(kind for kind in KINDS if (scores["kind"] == kind).any())
-    rows = scores[scores["kind"] == kind].sort_values(score_columns(len(_probabilities(scores)))[0], kind="stable")
+    rows = scores[scores["kind"] == kind].sort_values(score_columns(blend["num_outputs"])[0], kind="stable")
     rows = rows.iloc[np.unique(np.linspace(0, len(rows) - 1, NUM_IMAGES).round().astype(int))]
     index = read_index(run_dir / "images")
     if index is None:
         return ImageCheck(0, kind, None, "the run's images/ is gone")
     position = pd.Series(np.arange(len(table)), index=table.frame["id"])
-    roots = image_roots(data)
+    roots, logits = image_roots(data), natural_logits(blend, predictions)
     largest = 0.0
     for row in rows.to_dict("records"):
         at = int(position[row["id"]])
         path = table.frame["path"].iloc[at]
+        fold = int(row["fold"]) if kind == "oof" else None
         try:
             pixels = read_pixels(ensemble.config["images"], roots[index.frame["origin"].iloc[at]], path)
         except (UnreadableImage, KeyError) as error:
             return ImageCheck(0, kind, None, f"{path!r}: {error}")
-        score = score_pixels(ensemble, np.stack([pixels]), fold=int(row["fold"]) if kind == "oof" else None)
-        found = probabilities_of(ensemble.config["blend"], score)[0]
-        stored = np.array([row[name] for name in _probabilities(scores)])
+        found = probabilities_of(blend, score_pixels(ensemble, np.stack([pixels]), fold=fold))[0]
+        own = {
+            key: frame.loc[[row["id"]]].to_numpy(np.float64)
+            for key, frame in logits.items()
+            if fold is None or key[1] == fold
+        }
+        stored = probabilities_of(blend, blended(blend, own))[0]
         difference = float(np.abs(found - stored).max())
         if difference > MAX_DIFFERENCE:
             raise InputError(
@@ -122,7 +155,3 @@ def check_images(
 def device_here() -> str:
     """Where the run most likely made its scores."""
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _probabilities(scores: pd.DataFrame) -> list[str]:
-    return numbered(list(scores.columns), "probability")

@@ -12,8 +12,12 @@ import torch
 from configs.errors import InputError
 from ensembles.portable.ranks import rank_in_map
 
-KNOWN_KEYS = {"method", "weights", "folds", "num_outputs", "quantile_maps"}
-METHODS = ("logits", "ranks")
+METHODS = ("logits", "ranks", "probabilities", "powers", "stacking")
+KNOWN_KEYS = {
+    "method", "weights", "folds", "num_outputs", "quantile_maps", "calibrations", "power", "slope", "intercept",
+    "views",
+}  # fmt: skip
+TINY = float(np.finfo(np.float64).tiny)
 
 FoldLogits = Mapping[tuple[str, int], np.ndarray]
 
@@ -36,35 +40,57 @@ def check_known(blend: Mapping[str, Any]) -> None:
 def blended(blend: Mapping[str, Any], logits: FoldLogits) -> np.ndarray:
     """Scores (rows, outputs) of images from the natural logits (rows, outputs) of each model's fold models.
 
-    Of a model some fold models may be left out, as for an image that the others were trained on. Raises ValueError
-    when a model has none.
+    The logits are the mean over test-time views, with the weights `views` where the blend has them. Of a model some
+    fold models may be left out, as for an image that the others were trained on. Raises ValueError when a model has
+    none.
     """
     total: np.ndarray | None = None
-    maps = {(entry["model"], int(entry["fold"])): entry for entry in blend["quantile_maps"]}
     for model, weight in blend["weights"].items():
         own = sorted(key for key in logits if key[0] == model)
         if not own:
             raise ValueError(f"no logits of model {model!r}")
         for key in own:
-            values = np.asarray(logits[key], dtype=np.float64)
-            if blend["method"] == "ranks":
-                values = rank_in_map(
-                    values,
-                    knots=np.array(maps[key]["logits"]),
-                    ranks=np.array(maps[key]["ranks"]),
-                    scale=float(maps[key]["scale"]),
-                )
-            elif blend["num_outputs"] > 1:
-                values = torch.log_softmax(torch.tensor(values), dim=1).numpy()
-            part = values * (weight / len(own))
+            part = _transformed(blend, key, np.asarray(logits[key], dtype=np.float64)) * (weight / len(own))
             total = part if total is None else total + part
     assert total is not None, "a blend has a model"
-    return total
+    return _finished(blend, total)
 
 
 def probabilities_of(blend: Mapping[str, Any], scores: np.ndarray) -> np.ndarray:
     """Values in [0, 1] from scores (rows, outputs), of the same shape: what the submission has."""
-    if blend["method"] == "ranks":
-        return scores
-    values = torch.tensor(np.asarray(scores, dtype=np.float64))
-    return (torch.special.expit(values) if blend["num_outputs"] == 1 else torch.softmax(values, dim=1)).numpy()
+    if blend["num_outputs"] > 1:
+        return torch.softmax(torch.tensor(scores), dim=1).numpy()
+    return _sigmoid(scores) if blend["method"] in ("logits", "stacking") else scores
+
+
+def _transformed(blend: Mapping[str, Any], key: tuple[str, int], logits: np.ndarray) -> np.ndarray:
+    """What is averaged."""
+    method, several = blend["method"], blend["num_outputs"] > 1
+    if method == "ranks":
+        found = next(m for m in blend["quantile_maps"] if (m["model"], int(m["fold"])) == key)
+        return rank_in_map(
+            logits, knots=np.array(found["logits"]), ranks=np.array(found["ranks"]), scale=float(found["scale"])
+        )
+    if method in ("logits", "stacking"):
+        return torch.log_softmax(torch.tensor(logits), dim=1).numpy() if several else logits
+    calibration = blend.get("calibrations", {}).get(key[0])
+    if calibration is not None:
+        logits = calibration["slope"] * logits + np.asarray(calibration["intercept"])
+    probabilities = torch.softmax(torch.tensor(logits), dim=1).numpy() if several else _sigmoid(logits)
+    return probabilities ** blend["power"] if method == "powers" else probabilities
+
+
+def _finished(blend: Mapping[str, Any], means: np.ndarray) -> np.ndarray:
+    """The scores from the weighted means."""
+    method, power = blend["method"], blend.get("power", 1.0)
+    if method == "stacking":
+        return blend["slope"] * means + blend["intercept"]
+    if method not in ("probabilities", "powers"):
+        return means
+    if blend["num_outputs"] > 1:
+        return np.log(np.maximum(means, TINY)) / power
+    return means ** (1.0 / power)
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return torch.special.expit(torch.tensor(logits)).numpy()

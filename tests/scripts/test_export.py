@@ -328,9 +328,12 @@ def change_ensemble(run: Path, **blend: Any) -> None:
 @pytest.mark.parametrize(
     ("blend", "message"),
     [
-        ({"method": "stacking"}, "the blend 'stacking'.*cannot be scored outside of rarefind; .*logits, ranks"),
+        ({"method": "median"}, "the blend 'median'.*cannot be scored outside of rarefind; .*logits, ranks"),
         ({"temperatures": {"small_resnet": 2.0}}, "has temperatures, which cannot be scored outside of rarefind"),
-        ({"weights": {"small_resnet": 0.6, "test_efficientnet": 0.4}}, "the blend 'ranks' as it can be exported gives"),
+        (
+            {"weights": {"small_resnet": 0.6, "test_efficientnet": 0.4}},
+            "id '.*: the blend 'ranks' as it can be exported gives",
+        ),
     ],
 )
 def test_a_blend_that_the_folder_would_not_score_alike_is_refused(
