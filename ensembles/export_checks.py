@@ -97,8 +97,8 @@ def _compare(blend: Mapping[str, Any], found: np.ndarray, stored: np.ndarray, na
     if not difference[worst] <= MAX_BLEND_DIFFERENCE:
         raise InputError(
             f"{names[worst]}: the blend {blend['method']!r} as it can be exported gives {found[worst].tolist()}, the "
-            f"run has {stored[worst].tolist()}; if `rarefind ensemble` finds its scores up to date, this blend cannot be "
-            "exported: set ensemble.method to logits"
+            f"run has {stored[worst].tolist()}; if `rarefind ensemble` finds its scores up to date, this blend cannot "
+            "be exported: set ensemble.method to logits"
         )
 
 

@@ -24,13 +24,13 @@ COMMANDS = {
     "pseudo-label": "scripts.pseudo_label",
     "ensemble": "scripts.ensemble",
     "submit": "scripts.submit",
+    "export": "scripts.export",
     "report": "scripts.report",
     "embed": "scripts.embed",
     "probe": "scripts.probe",
     "propagate": "scripts.propagate",
     "cluster": "scripts.cluster",
     "augment": "scripts.augment",
-    "export": "scripts.export",
     "prepare-fashion": "scripts.prepare_fashion",
 }
 
