@@ -4,13 +4,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint install clean
+.PHONY: demo test simulations lint install clean
 
 demo: install
 	@$(BIN)/python -m scripts.demo
 
 test: install
 	@$(BIN)/python -m pytest
+
+simulations: install
+	@$(BIN)/python -m pytest tests/simulations --full
 
 lint: install
 	@$(BIN)/python -m ruff format --check .

@@ -14,6 +14,7 @@ import pandas as pd
 from scipy.special import expit, log_softmax, logit, softmax
 
 from configs.errors import InputError, listed
+from ensembles.portable.ranks import rank_in_map
 from ensembles.predictions import numbered
 from trainers.metrics import one_vs_rest_log_odds
 
@@ -51,13 +52,7 @@ class QuantileMap:
 
     def __call__(self, logits: np.ndarray) -> np.ndarray:
         """Ranks in (0, 1) of any finite logits, of the same shape."""
-        values = np.asarray(logits, dtype=np.float64)
-        above = np.maximum(values - self.logits[-1], 0.0) / self.scale
-        below = np.maximum(self.logits[0] - values, 0.0) / self.scale
-        ranks = np.interp(values, self.logits, self.ranks)
-        ranks = np.where(above > 0, 1.0 - (1.0 - self.ranks[-1]) / (1.0 + above), ranks)
-        ranks = np.where(below > 0, self.ranks[0] / (1.0 + below), ranks)
-        return ranks.clip(np.finfo(np.float64).tiny, np.nextafter(1.0, 0.0))
+        return rank_in_map(logits, knots=self.logits, ranks=self.ranks, scale=self.scale)
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers, which `from_json` reads back to the same map."""

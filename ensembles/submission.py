@@ -6,7 +6,7 @@ scores that differ stay different and in order.
 
 import unicodedata
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
@@ -45,11 +45,15 @@ class SubmissionResult:
 
 @dataclass(frozen=True)
 class SampleLayout:
-    """What a sample submission prescribes: its columns and ids in their order, and the output in each target column."""
+    """What a sample submission prescribes: its columns and ids in their order, and the output in each target column.
+
+    `written` are the ids as the sample has them, `ids` those of the test images they name.
+    """
 
     id_column: str
     columns: list[str]
     ids: list[str]
+    written: list[str]
     outputs: dict[str, int]
 
 
@@ -61,6 +65,7 @@ def has_test(table: ImageTable, rejected: pd.DataFrame | None = None) -> bool:
 def match_sample(table: ImageTable, rejected: pd.DataFrame, submit: SubmitConfig) -> SampleLayout:
     """The layout of `submit.sample`, which needs no scores, so that it can be checked before there are any.
 
+    An id of the sample that no test image has may be the name or the path of its file, as `0017.jpg` for `0017`.
     Raises InputError when the sample has other columns than fit, or other ids than the test images; unreadable ones
     may be in it or not.
     """
@@ -73,13 +78,14 @@ def match_sample(table: ImageTable, rejected: pd.DataFrame, submit: SubmitConfig
         sheet = read_sheet(path, text_columns=(id_column,))
     columns = [str(name) for name in sheet.frame.columns]
     outputs = _outputs_of(path, id_column, [name for name in columns if name != id_column], table)
-    ids = sheet.frame[id_column].astype(str)
+    written = sheet.frame[id_column].astype(str)
     readable = pd.Index(table.frame["id"].iloc[table.rows("test")], dtype=object)
     unreadable = pd.Index(rejected.loc[rejected["split"] == "test", "id"], dtype=object)
-    rows_of = dict(zip(ids, sheet.rows, strict=True))
+    ids = _ids_of_files(written, readable.append(unreadable), table, rejected)
+    rows_of = dict(zip(written, sheet.rows, strict=True))
     problems = [
         f"row {row}, id {id!r}: there is an earlier row with this id"
-        for row, id in zip(np.array(sheet.rows)[ids.duplicated()], ids[ids.duplicated()], strict=True)
+        for row, id in zip(np.array(sheet.rows)[ids.duplicated()], written[ids.duplicated()], strict=True)
     ]
     strangers = pd.Index(ids).difference(readable.append(unreadable), sort=False)
     problems += [f"row {rows_of[id]}, id {id!r}: no test image" for id in strangers]
@@ -92,7 +98,7 @@ def match_sample(table: ImageTable, rejected: pd.DataFrame, submit: SubmitConfig
             f"{path}: {counted(len(problems), 'difference')} between the sample's {len(ids)} ids and the "
             f"{len(readable)} test images; check data.test and submit.sample{hint}\n{listed(problems)}"
         )
-    return SampleLayout(id_column, columns, ids.tolist(), outputs)
+    return SampleLayout(id_column, columns, ids.tolist(), written.tolist(), outputs)
 
 
 def run(
@@ -118,13 +124,14 @@ def run(
         values = pd.concat([values, unseen])
     if submit.sample is not None:
         sample = match_sample(table, rejected, submit)
-        id_column, frame = sample.id_column, _filled(sample, values)
+        id_column, frame, ids = sample.id_column, _filled(sample, values), sample.ids
     else:
         id_column = submit.id_column
         names = [submit.target_column] if table.is_binary else table.classes
         if id_column in names:
             raise InputError(f"two columns of the submission would be called {id_column!r}; change submit.id_column")
         frame = values.set_axis(names, axis="columns").rename_axis(id_column).reset_index()
+        ids = frame[id_column].tolist()
     _check_writable(frame, id_column)
     path = out / SUBMISSION_FILE
     # as text, because a reader of the file must get the very same floats
@@ -133,7 +140,7 @@ def run(
         for name in frame.columns
     }
     write_csv(path, pd.DataFrame(texts))
-    lowest = [id for id in frame[id_column] if id in set(unreadable)]
+    lowest = [id for id in ids if id in set(unreadable)]
     return SubmissionResult(path, len(frame), list(frame.columns), lowest)
 
 
@@ -210,9 +217,23 @@ def _filled(sample: SampleLayout, values: pd.DataFrame) -> pd.DataFrame:
     rows = values.loc[sample.ids]
     return pd.DataFrame(
         {
-            name: sample.ids if name == sample.id_column else rows.iloc[:, sample.outputs[name]].to_numpy()
+            name: sample.written if name == sample.id_column else rows.iloc[:, sample.outputs[name]].to_numpy()
             for name in sample.columns
         }
+    )
+
+
+def _ids_of_files(written: pd.Series, known: pd.Index, table: ImageTable, rejected: pd.DataFrame) -> pd.Series:
+    """The ids that a sample names: as they are where a test image has them, else by the name or path of its file."""
+    test = table.frame.iloc[table.rows("test")]
+    files: dict[str, set[str]] = {}
+    for frame in (test, rejected[rejected["split"] == "test"]):
+        for id, path in zip(frame["id"], frame["path"], strict=True):
+            for name in {path, PurePosixPath(path).name}:
+                files.setdefault(name, set()).add(id)
+    is_known = set(known)
+    return written.map(
+        lambda text: text if text in is_known or len(files.get(text, ())) != 1 else next(iter(files[text]))
     )
 
 

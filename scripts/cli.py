@@ -24,6 +24,7 @@ COMMANDS = {
     "pseudo-label": "scripts.pseudo_label",
     "ensemble": "scripts.ensemble",
     "submit": "scripts.submit",
+    "export": "scripts.export",
     "report": "scripts.report",
     "embed": "scripts.embed",
     "probe": "scripts.probe",

@@ -20,6 +20,7 @@ from trainers.decode import UnreadableImage, open_header
 from trainers.folders import KINDS, is_idx_folder, list_images, read_class_folders, read_idx_folder
 from trainers.guess_columns import ID_NAMES, Columns, ImageFiles, guess_columns
 from trainers.idx import idx_shape
+from trainers.one_hot import check_one_label_column
 from trainers.paths import split_idx_path
 from trainers.sheet import is_sheet, read_sheet
 from trainers.source import Source, image_roots, read_source, rows_labelled
@@ -154,7 +155,7 @@ def _guess_tables(folder: Path, tables: list[Path]) -> _Guess:
     if guess.sample_submission is not None:
         header = [str(name) for name in read_sheet(guess.sample_submission).frame.columns]
         guess.lines.append(f"{guess.sample_submission.name}: the submission gets its columns, {', '.join(header)}.")
-        hint = header[1] if len(header) > 1 else None
+        hint = header[1] if len(header) == 2 else None  # several columns are the classes
         sample_id = header[0]
     paths, _ = list_images(folder)
     files = ImageFiles(paths)
@@ -170,6 +171,7 @@ def _guess_tables(folder: Path, tables: list[Path]) -> _Guess:
         )
     main = max(labelled, key=lambda path: (_is_named(path.stem, TRAIN_NAMES), len(frames[path])))
     columns = found[main]
+    check_one_label_column(main, frames[main], label=columns.label)
     if columns.id is None:
         raise InputError(_why_no_id(main, sample_id=sample_id, label=columns.label))
     _use_columns(guess, main, folder, columns, frames[main])

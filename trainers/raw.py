@@ -1,10 +1,7 @@
 """The raw images of an input by (origin, path): bytes, content hash, and pixels at the working size."""
 
 import hashlib
-import os
-import stat
 import threading
-import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +12,9 @@ from configs.errors import InputError
 from configs.schema import DataConfig
 from trainers.decode import DecodedImage, UnreadableImage, decode_image, fit_pixels
 from trainers.idx import read_idx_images
+from trainers.image_bytes import read_image_bytes
 from trainers.paths import split_idx_path
 from trainers.source import image_roots
-
-BYTES_PER_PIXEL = 8  # of 16-bit RGBA, uncompressed: no image of `max_pixels` needs more
-HEADER_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -50,7 +45,7 @@ class RawImages:
         idx = split_idx_path(path)
         if idx is not None:
             return self._read_idx(self._roots[origin] / idx[0], idx[1])
-        data = self._read_file(self._roots[origin], path)
+        data = read_image_bytes(self._roots[origin], path, max_pixels=self._data.max_pixels)
         return RawImage(data, hashlib.sha256(data).hexdigest())
 
     def decode(self, raw: RawImage) -> DecodedImage:
@@ -68,23 +63,6 @@ class RawImages:
             max_pixels=data.max_pixels,
         )
 
-    def _read_file(self, root: Path, path: str) -> bytes:
-        largest = self._data.max_pixels * BYTES_PER_PIXEL + HEADER_BYTES
-        try:
-            status = (root / path).stat()
-            if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for without end
-                kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
-                raise UnreadableImage(f"it is {kind}, not a file")
-            if status.st_size > largest:
-                raise UnreadableImage(
-                    f"the file has {status.st_size:,} bytes, more than an image of data.max_pixels can need"
-                )
-            return (root / path).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            raise UnreadableImage(f"file not found{_why_not_found(root, path)}") from None
-        except OSError as error:
-            raise UnreadableImage(f"the file cannot be read: {error.strerror}") from None
-
     def _read_idx(self, path: Path, number: int) -> RawImage:
         with self._lock:
             images = self._idx_files.get(path)
@@ -101,13 +79,3 @@ class RawImages:
         digest = hashlib.sha256(f"{pixels.shape[0]}x{pixels.shape[1]}:".encode())
         digest.update(pixels.data)
         return RawImage(pixels, digest.hexdigest())
-
-
-def _why_not_found(root: Path, path: str) -> str:
-    if "\\" in path:
-        return " (the path is written with backslashes; use /)"
-    # macOS and zip files made there write an accented letter as the letter and its accent (NFD), tables as one (NFC).
-    for form, same in (("NFC", unicodedata.normalize("NFC", path)), ("NFD", unicodedata.normalize("NFD", path))):
-        if same != path and os.path.exists(root / same):  # noqa: PTH110 - Path's raises for a name that is too long
-            return f"; there is one whose name looks the same, but in Unicode form {form}; write the path in that form"
-    return ""

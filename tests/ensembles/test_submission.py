@@ -247,3 +247,34 @@ def test_run_without_a_test_set_has_none_and_submission_says_how_to_get_one(tmp_
     assert submission.has_test(table, ONE_REJECTED)
     with pytest.raises(InputError, match=r"data\.test"):
         submit(tmp_path, table)
+
+
+def named_by_files(table, paths):
+    frame = table.frame.copy()
+    frame.loc[frame["split"] == "test", "path"] = paths
+    return ImageTable(frame, table.classes, table.positive_label)
+
+
+def test_ids_of_the_sample_may_be_the_names_or_paths_of_the_files_and_are_kept_so(tmp_path):
+    ids = ("007", "008", "left/009")
+    table = named_by_files(make_run(tmp_path, test_ids=ids), ["test/007.jpg", "test/008.jpg", "test/left/009.jpg"])
+    rejected = pd.DataFrame([["010", "test/010.jpg", "", "cut", "test"]], columns=NONE_REJECTED.columns)
+    sample = write_sample(tmp_path, [["009.jpg", 0], ["test/007.jpg", 0], ["008", 0], ["010.jpg", 0]])
+    result = submit(tmp_path, table, rejected=rejected, sample=sample, unreadable="lowest")
+    _, *rows = written(tmp_path)
+    expected = probabilities(tmp_path)
+    assert [row[0] for row in rows] == ["009.jpg", "test/007.jpg", "008", "010.jpg"]
+    assert [float(value) for _, value in rows[:3]] == [expected["left/009"], expected["007"], expected["008"]]
+    assert float(rows[3][1]) == min(expected.values()) and result.lowest == ["010"]
+
+
+def test_a_file_name_that_two_test_images_have_names_neither(tmp_path):
+    table = named_by_files(make_run(tmp_path, test_ids=("a/1", "b/1")), ["a/1.jpg", "b/1.jpg"])
+    with pytest.raises(InputError, match=r"row 2, id '1.jpg': no test image"):
+        submit(tmp_path, table, sample=write_sample(tmp_path, [["1.jpg", 0], ["b/1.jpg", 0]]))
+
+
+def test_an_id_is_never_taken_for_the_file_of_another(tmp_path):
+    table = named_by_files(make_run(tmp_path, test_ids=("a", "b")), ["b", "a"])
+    submit(tmp_path, table, sample=write_sample(tmp_path, [["a", 0], ["b", 0]]))
+    assert {id: float(value) for id, value in written(tmp_path)[1:]} == probabilities(tmp_path)

@@ -3,15 +3,19 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from configs.errors import InputError
 from configs.load import load_config
 from configs.schema import FoldsConfig
+from ensembles.submission import match_sample
 from scripts.init import main
+from scripts.steps.run_state import read_rejected
 from trainers.prepare import run
 from trainers.source import read_source
+from trainers.table import read_table
 
 
 def pictures(folder, *names, size=(40, 30), mode="RGB"):
@@ -265,3 +269,44 @@ def test_the_command_runs_on_its_own(tmp_path):
         path.write_bytes(b"")
     failed = subprocess.run([*command, "--force"], capture_output=True, text=True, check=False)
     assert failed.returncode == 2 and "none of the 25 images looked at can be read" in failed.stderr
+
+
+def test_a_sample_without_a_test_table_may_name_the_files_of_the_test_folder(tmp_path, capsys):
+    """As in competitions that give train.csv, train_images, test_images and a sample submission, and no test.csv."""
+    folder = tmp_path / "leaves"
+    pictures(folder / "train_images", *(f"{number:03d}.jpg" for number in range(20)))
+    pictures(folder / "test_images", *(f"9{number:02d}.jpg" for number in range(5)))
+    table(folder, "train.csv", "image_id,label", [f"{number:03d}.jpg,{int(number % 4 == 0)}" for number in range(20)])
+    table(folder, "sample_submission.csv", "image_id,label", [f"9{number:02d}.jpg,0" for number in range(5)])
+    config = initialised(tmp_path, folder)
+    assert config.data.test == folder / "test_images"
+    result = runs(config, tmp_path / "run")
+    assert result.splits["test"] == 5 and result.num_rejected == 0
+    prepared = read_table(tmp_path / "run" / "table.parquet")
+    layout = match_sample(prepared, read_rejected(tmp_path / "run"), config.submit)
+    assert layout.ids == [f"9{number:02d}" for number in range(5)]
+    assert layout.written == [f"9{number:02d}.jpg" for number in range(5)]
+
+
+def test_a_label_spread_over_a_column_per_class_is_told_with_the_remedy(tmp_path):
+    folder = tmp_path / "lesions"
+    pictures(folder / "train", *(f"{number:03d}.jpg" for number in range(12)))
+    classes = ["MEL", "NV", "BCC"]
+    rows = [f"{number:03d},{','.join(str(float(number % 3 == c)) for c in range(3))}" for number in range(12)]
+    table(folder, "train.csv", f"image,{','.join(classes)}", rows)
+    table(folder, "sample_submission.csv", f"image,{','.join(classes)}", ["900,0,0,0"])
+    with pytest.raises(InputError, match=r"spread over 3 columns of 0 and 1 \(MEL, NV, BCC\)") as told:
+        initialised(tmp_path, folder)
+    remedy = "\n".join(line.strip() for line in str(told.value).splitlines()[1:5])
+    exec(remedy, {"pandas": pd})  # what it says to do, done
+    config = initialised(tmp_path, folder)
+    assert config.data.positive_label is None
+    assert runs(config, tmp_path / "run").labelled == {"MEL": 4, "NV": 4, "BCC": 4}
+
+
+def test_a_column_that_is_called_like_a_label_is_one_beside_other_columns_of_0_and_1(tmp_path):
+    folder = tmp_path / "data"
+    pictures(folder / "train", *(f"{number:03d}.jpg" for number in range(12)))
+    rows = [f"{number:03d},{int(number % 3 == 0)},{int(number % 3 > 0)}" for number in range(12)]
+    table(folder, "train.csv", "image,target,male", rows)
+    assert initialised(tmp_path, folder).data.columns.label == "target"

@@ -1,22 +1,11 @@
 """Coverage of the intervals over repeated draws from a population whose average precision is known."""
 
 import numpy as np
-from scipy.optimize import brentq
+import pytest
 from scipy.stats import norm
 
+from tests.simulations.populations import population_ap, shift_for, targets_of
 from trainers.intervals import average_precision_interval, share_interval
-from trainers.paired import paired_difference
-
-
-def population_ap(shift, prevalence):
-    """AP of positives N(shift, 1) among negatives N(0, 1), by quadrature."""
-    x = np.linspace(-8.0, 14.0, 8001)
-    true, false = prevalence * norm.sf(x, shift), (1 - prevalence) * norm.sf(x)
-    return np.trapezoid(true / (true + false + 1e-300) * norm.pdf(x, shift), x)
-
-
-def shift_for(ap, prevalence):
-    return brentq(lambda shift: population_ap(shift, prevalence) - ap, 0.0, 9.0)
 
 
 def percentile_interval(targets, scores, rng, replicates=200):
@@ -29,36 +18,45 @@ def percentile_interval(targets, scores, rng, replicates=200):
     return np.quantile(average_precision_from_counts(*counts), [0.025, 0.975])
 
 
-def test_interval_covers_where_the_percentile_bootstrap_does_not():
-    rng = np.random.default_rng(0)
-    num_positives, num_negatives, ap, draws = 20, 380, 0.94, 250
-    shift = shift_for(ap, num_positives / 400)
-    targets = np.repeat([1, 0], [num_positives, num_negatives])
-    ours = percentile = 0
-    for _ in range(draws):
-        scores = rng.normal(size=400) + shift * targets
-        found = average_precision_interval(targets, scores, replicates=200, rng=rng)
-        ours += found.low <= ap <= found.high
-        low, high = percentile_interval(targets, scores, rng)
-        percentile += low <= ap <= high
-    assert ours / draws >= 0.93
-    assert percentile / draws < 0.91  # the control
+SHORT = [(20, 0.94), (20, 0.35), (59, 0.6)]
 
 
-def test_interval_is_not_wider_than_it_needs_to_be():
-    rng = np.random.default_rng(1)
-    shift = shift_for(0.6, 59 / 1125)
-    targets = np.repeat([1, 0], [59, 1066])
+@pytest.mark.parametrize("ap", [0.35, 0.6, 0.8, 0.94])
+@pytest.mark.parametrize(("num_positives", "num_negatives"), [(20, 380), (59, 1066), (293, 5000)])
+def test_interval_covers_the_true_average_precision(num_positives, num_negatives, ap, size):
+    if (num_positives, ap) not in SHORT:
+        size.only_in_full()
+    rng = np.random.default_rng(num_positives)
+    targets, draws = targets_of(num_positives, num_negatives), size.draws(250, 2000)
+    shift = shift_for(ap, targets.mean())
     covered = 0
-    for _ in range(200):
-        found = average_precision_interval(targets, rng.normal(size=1125) + shift * targets, replicates=200, rng=rng)
-        covered += found.low <= 0.6 <= found.high
-    assert 0.905 <= covered / 200 <= 0.99
+    for _ in range(draws):
+        found = average_precision_interval(
+            targets, rng.normal(size=len(targets)) + shift * targets, replicates=200, rng=rng
+        )
+        covered += found.low <= ap <= found.high
+    slack = size.slack(draws)
+    assert 0.935 - slack <= covered / draws <= min(0.985 + slack, 0.999)
 
 
-def test_interval_by_group_covers_where_the_one_by_image_does_not():
+def test_percentile_interval_of_few_positives_does_not_cover(size):
+    """The control."""
+    rng = np.random.default_rng(0)
+    targets, draws = targets_of(20, 380), size.draws(250, 2000)
+    shift = shift_for(0.94, targets.mean())
+    covered = 0
+    for _ in range(draws):
+        low, high = percentile_interval(targets, rng.normal(size=400) + shift * targets, rng)
+        covered += low <= 0.94 <= high
+    assert covered / draws < 0.91
+
+
+@pytest.mark.parametrize("patients", [(30, 400), (60, 540)])
+def test_interval_by_group_covers_where_the_one_by_image_does_not(patients, size):
+    if patients == (60, 540):
+        size.only_in_full()
     rng = np.random.default_rng(2)
-    patients, images, draws = (30, 400), 5, 100
+    images, draws = 5, size.draws(100, 1000)
     groups = np.repeat(np.arange(sum(patients)), images)
     targets = np.repeat(np.repeat([1, 0], patients), images)
     shift = shift_for(0.6, patients[0] / sum(patients))
@@ -72,21 +70,6 @@ def test_interval_by_group_covers_where_the_one_by_image_does_not():
         by_image += single.low <= 0.6 <= single.high
     assert by_group / draws >= 0.9
     assert by_image / draws < 0.85  # the control
-
-
-def test_paired_difference_of_equally_good_scorings_contains_zero_and_unpaired_intervals_are_wasteful():
-    rng = np.random.default_rng(3)
-    targets = np.repeat([1, 0], [59, 1066])
-    covered, widths, separate = 0, [], []
-    for _ in range(100):
-        shared = rng.normal(size=1125)
-        first, second = (0.9 * shared + 0.436 * rng.normal(size=1125) + 1.9 * targets for _ in range(2))
-        found = paired_difference(targets, first, second, replicates=200, rng=rng)
-        covered += found.low <= 0.0 <= found.high
-        widths.append(found.sd)
-        separate.append(average_precision_interval(targets, first, replicates=200, rng=rng).sd * 2**0.5)
-    assert covered / 100 >= 0.9
-    assert np.mean(widths) < 0.75 * np.mean(separate)
 
 
 def test_interval_with_negatives_of_few_groups_covers():
