@@ -1,4 +1,4 @@
-"""The file of `rarefind tune`: which fields of the config are searched, how trials are judged, and when they are given up.
+"""The file of `rarefind tune`: which fields of the config are searched, how trials are judged and when given up.
 
 The whole space is checked before the first trial: every end of every field, alone and together with those of others,
 must be a config that `rarefind run` would take.
@@ -312,7 +312,7 @@ def check_space(plan: TuningPlan, file: Path) -> None:
     """Raise InputError where an end of the space, or a combination of ends, is no valid config."""
     plan.config()
     problems: dict[str, str] = {}
-    for chosen in (*_single_ends(plan.tuning), *_corners(plan.tuning)):
+    for chosen in (*ends(plan.tuning), *_corners(plan.tuning)):
         try:
             config = plan.config(chosen)
             _check_trial(plan.tuning, config)
@@ -351,7 +351,7 @@ def rung_steps(pruning: PruningConfig, config: RunConfig) -> list[int]:
     return lengths
 
 
-def _single_ends(tuning: TuningConfig) -> Iterator[dict[str, Any]]:
+def ends(tuning: TuningConfig) -> Iterator[dict[str, Any]]:
     """Each end of each field by itself, with the fields that its conditions ask for."""
     for key in tuning.ordered:
         for end in tuning.space[key].ends:

@@ -25,6 +25,7 @@ COMMANDS = {
     "ensemble": "scripts.ensemble",
     "submit": "scripts.submit",
     "report": "scripts.report",
+    "tune": "scripts.tune",
     "embed": "scripts.embed",
     "probe": "scripts.probe",
     "propagate": "scripts.propagate",

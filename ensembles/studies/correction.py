@@ -64,9 +64,7 @@ def bias_corrected(
     return Corrected(float(observed[winner]), corrected, winner, shares, int(usable.sum()))
 
 
-def _resampled(
-    folds: Sequence[FoldScores], replicates: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def _resampled(folds: Sequence[FoldScores], replicates: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """AP (several classes: macro) of each trial on the rows drawn and on those left out: two (trials, replicates)."""
     labels, groups = folds[0].targets, group_codes(folds[0].groups, len(folds[0].targets))
     assert all(np.array_equal(fold.ids, folds[0].ids) for fold in folds), "trials have the same rows"

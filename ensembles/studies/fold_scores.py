@@ -15,6 +15,7 @@ from trainers.paired import resample
 from trainers.resampling import Groups
 
 REPLICATES = 400
+FULL = "full"  # the rung of trainings of full length
 
 
 @dataclass(frozen=True)

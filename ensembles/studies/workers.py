@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Literal
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -22,6 +23,7 @@ from trainers.stopping import raise_if_asked
 MAX_FAILURES = 5  # one after the other, before a worker takes the mistake for everybody's
 WAIT_SECONDS = 1.0
 
+Direction = Literal["minimize", "maximize"]
 Objective = Callable[[optuna.Trial], float | Sequence[float]]
 
 
@@ -46,7 +48,9 @@ class _Turn:
     resources: ExitStack = field(default_factory=ExitStack)
 
 
-def open_study(store: Store, name: str, directions: Sequence[str], pruner: optuna.pruners.BasePruner) -> optuna.Study:
+def open_study(
+    store: Store, name: str, directions: Sequence[Direction], pruner: optuna.pruners.BasePruner
+) -> optuna.Study:
     """The study of that name, begun if there is none."""
     with store.seat():
         return optuna.create_study(
@@ -143,16 +147,17 @@ def build_sampler(name: str, *, seed: int, startup_trials: int, conditional: boo
     Raises ValueError for an unknown name.
     """
 
+    def seed_of(number: int) -> int:
+        return derive_seed(seed, number) % 2**32
+
     def tpe(number: int) -> BaseSampler:
         # Grouped, so that fields that are not always searched are modelled together with the others, too.
-        return TPESampler(
-            seed=derive_seed(seed, number), n_startup_trials=startup_trials, multivariate=True, group=conditional
-        )
+        return TPESampler(seed=seed_of(number), n_startup_trials=startup_trials, multivariate=True, group=conditional)
 
     samplers: dict[str, Callable[[int], BaseSampler]] = {
         "tpe": tpe,
-        "random": lambda number: RandomSampler(seed=derive_seed(seed, number)),
-        "grid": lambda number: BruteForceSampler(seed=derive_seed(seed, number)),
+        "random": lambda number: RandomSampler(seed=seed_of(number)),
+        "grid": lambda number: BruteForceSampler(seed=seed_of(number)),
     }
     if name not in samplers:
         raise ValueError(f"unknown sampler {name!r}; there are {', '.join(samplers)}")
