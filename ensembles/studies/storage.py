@@ -71,7 +71,7 @@ class JournalStore:
     def __init__(self, folder: Path, *, retries: int) -> None:
         self.folder = folder / "locks"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.retry = RetryHeartbeatStaleTrialCallback(max_retry=retries)
+        self.retry = _retrying(retries)
         journal = folder / JOURNAL
         lock = _JournalLock(journal, self.folder / "journal.lock")
         lock.acquire()  # which mends a torn end before anything is read
@@ -92,9 +92,10 @@ class JournalStore:
         path.unlink(missing_ok=True)  # the trial is told by now, and nobody asks for its lock again
 
     def fail_dead(self, study: optuna.Study) -> None:
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if not _is_held(self._lock_of(trial.number)):
-                fail_and_retry(study, trial.number, self.retry)
+        free = [trial.number for trial in _running(study) if not _is_held(self._lock_of(trial.number))]
+        # Looked at again: one that ended between the two looks has let go of its lock, after it was told.
+        for number in {trial.number for trial in _running(study)}.intersection(free):
+            fail_and_retry(study, number, self.retry)
 
     def _lock_of(self, number: int) -> Path:
         return self.folder / f"trial-{number}.lock"
@@ -110,7 +111,7 @@ class PostgresStore:
         from sqlalchemy.exc import SQLAlchemyError
 
         self.url = "postgresql+psycopg://" + url.partition("://")[2]
-        self.retry = RetryHeartbeatStaleTrialCallback(max_retry=retries)
+        self.retry = _retrying(retries)
         self.key = crc32(study_name.encode("utf-8"))
         try:
             # A connection of its own, which does not wait for one that a heartbeat uses, and is checked before use.
@@ -149,10 +150,22 @@ class PostgresStore:
 
 
 def fail_and_retry(study: optuna.Study, number: int, retry: RetryHeartbeatStaleTrialCallback) -> None:
-    """Fail a trial that was interrupted, and queue another one with the same values."""
-    with suppress(UpdateFinishedTrialError, ValueError):  # failed in the meantime
+    """Fail a trial that was interrupted, and queue another one with the same values. With the seat held."""
+    with suppress(UpdateFinishedTrialError, ValueError):  # failed by the error that interrupted it
         study.tell(number, state=TrialState.FAIL)
-    retry(study, study.get_trials(deepcopy=True)[number])
+    trials = study.get_trials(deepcopy=True)
+    if trials[number].state == TrialState.FAIL and number not in repeated(trials):
+        retry(study, trials[number])
+
+
+def _running(study: optuna.Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+
+def _retrying(retries: int) -> RetryHeartbeatStaleTrialCallback:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return RetryHeartbeatStaleTrialCallback(max_retry=retries)
 
 
 def place_of(trial: FrozenTrial) -> int:

@@ -136,7 +136,8 @@ def _take_turn(
             pass  # its heartbeat was not heard for too long, and another worker has begun it anew
         except BaseException:  # a stop, a full disk: the trial is no worse for it
             if turn.number is not None:
-                fail_and_retry(study, turn.number, store.retry)
+                with store.seat():
+                    fail_and_retry(study, turn.number, store.retry)
             raise
     return 0
 
