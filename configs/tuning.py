@@ -176,6 +176,8 @@ class TuningConfig(Section):
         problems = [*self._fields_not_searched(), *self._wrong_conditions()]
         if self.objective.second != "none" and "pruning" in self.model_fields_set and self.pruning.method != "none":
             problems.append("pruning: with a second objective no trial is behind for certain; set pruning.method: none")
+        if self.prunes == "hyperband" and (steps := [key for key in self.space if key.endswith("train.steps")]):
+            problems.append(f"pruning: hyperband sets the steps itself; {steps[0]} cannot be searched")
         if self.sampler == "grid" and (endless := [key for key, field in self.space.items() if field.size is None]):
             problems.append(f"sampler: grid needs choices, integers or steps; {', '.join(endless)} is a range")
         if problems:

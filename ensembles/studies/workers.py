@@ -135,6 +135,7 @@ def _take_turn(
         except UpdateFinishedTrialError:
             pass  # its heartbeat was not heard for too long, and another worker has begun it anew
         except BaseException:  # a stop, a full disk: the trial is no worse for it
+            seat.close()
             if turn.number is not None:
                 with store.seat():
                     fail_and_retry(study, turn.number, store.retry)

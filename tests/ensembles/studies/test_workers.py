@@ -178,7 +178,7 @@ def test_the_same_mistake_in_every_trial_ends_the_worker(tmp_path: Path) -> None
     def fails(trial: optuna.Trial) -> float:
         raise InputError("no such backbone")
 
-    with pytest.raises(InputError, match="5 trials failed one after the other(.|\n)*no such backbone"):
+    with pytest.raises(InputError, match=r"5 trials failed one after the other(.|\n)*no such backbone"):
         work(study_of(store), store, fails, Limits(100), sampler=SAMPLER)
 
 
