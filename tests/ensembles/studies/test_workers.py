@@ -15,7 +15,7 @@ from ensembles.studies.storage import JournalStore, Store, open_store, place_of,
 from ensembles.studies.workers import Limits, build_sampler, open_study, work
 from trainers.stopping import Stopped
 
-SPAWN = multiprocessing.get_context("spawn")
+FORK = multiprocessing.get_context("fork")  # which need not import everything again
 NUM_WORKERS = 8
 
 
@@ -52,7 +52,7 @@ def serve(url: str | None, folder: Path, limits: Limits, hang: Path | None) -> N
 
 
 def start(url: str | None, folder: Path, limits: Limits, hang: Path | None = None) -> BaseProcess:
-    process = SPAWN.Process(target=serve, args=(url, folder, limits, hang))
+    process = FORK.Process(target=serve, args=(url, folder, limits, hang))
     process.start()
     return process
 
