@@ -1,5 +1,6 @@
 """What a study found: study.json, the values of its best trial, and what that is worth once luck is taken off."""
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from ensembles.studies.storage import place_of, repeated
 
 RESULT_FILE = "study.json"
 WORDS = {"COMPLETE": "complete", "PRUNED": "given up", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
+GOOD_TRIALS = 0.25  # share of the trials whose values are compared with those of all
 NUM_IMPORTANCES = 10  # complete trials before importances are worth a look
 
 
@@ -141,5 +143,10 @@ def _importances(study: optuna.Study, complete: Sequence[FrozenTrial]) -> dict[s
     values = {trial.values[0] for trial in complete}
     if len(complete) < NUM_IMPORTANCES or len(values) < 2:
         return {}
-    importances = optuna.importance.get_param_importances(study, target=lambda trial: trial.values[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it looks for low values, and that it is experimental
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=GOOD_TRIALS)
+        importances = optuna.importance.get_param_importances(
+            study, evaluator=evaluator, target=lambda trial: -trial.values[0]
+        )
     return {key: float(value) for key, value in importances.items() if np.isfinite(value)}

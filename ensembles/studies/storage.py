@@ -170,13 +170,17 @@ def _retrying(retries: int) -> RetryHeartbeatStaleTrialCallback:
 
 def place_of(trial: FrozenTrial) -> int:
     """The trial's number, or that of the interrupted one that it repeats: its folder is the same."""
-    original = RetryHeartbeatStaleTrialCallback.retried_trial_number(trial)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        original = RetryHeartbeatStaleTrialCallback.retried_trial_number(trial)
     return trial.number if original is None else original
 
 
 def repeated(trials: list[FrozenTrial]) -> set[int]:
     """Numbers of interrupted trials that another one repeats."""
-    return {number for trial in trials for number in RetryHeartbeatStaleTrialCallback.retry_history(trial)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return {number for trial in trials for number in RetryHeartbeatStaleTrialCallback.retry_history(trial)}
 
 
 class _JournalLock(JournalFileOpenLock):

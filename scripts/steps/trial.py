@@ -152,7 +152,8 @@ class TrialObjective:
 
     def _donors(self) -> list[Path]:
         """Other runs of this study, and that of the config as it is."""
-        trials = sorted((self.folder / "trials").glob("*/.stages"))
+        keeps = self.tuning.keep == "networks"  # else one could be deleted while it is linked
+        trials = sorted((self.folder / "trials").glob("*/.stages")) if keeps else []
         return [self.folder / "prepared", self.base.run_dir, *(path.parent for path in trials)]
 
     def _run(
