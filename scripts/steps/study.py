@@ -12,6 +12,7 @@
 
 import multiprocessing
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,13 +78,14 @@ def run_study(call: Call, *, workers: int = 1) -> "StudyResult":
     return write_result(call)
 
 
-def work_on(call: Call) -> None:
-    """Be one worker of the study."""
+def work_on(call: Call, *, is_helper: bool = False) -> None:
+    """Be one worker of the study; a helper leaves it to the first process to tell of the images."""
     from ensembles.studies.workers import Limits, build_sampler, work
 
     plan = call.plan()
     tuning = plan.tuning
-    store, study, objective = _opened(plan, call)
+    with without_lines() if is_helper else nullcontext():
+        store, study, objective = _opened(plan, call)
     work(
         study,
         store,
@@ -239,7 +241,7 @@ def _serve(call: Call, threads: int, lifeline: Any) -> None:
     try:
         with stopping.stoppable(quietly=True):
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and passes it on as SIGTERM
-            work_on(call)
+            work_on(call, is_helper=True)
     except stopping.Stopped as stop:
         raise SystemExit(stop.exit_code) from None
     except InputError as error:
