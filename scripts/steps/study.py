@@ -21,7 +21,7 @@ from rich.markup import escape
 
 from configs.errors import InputError, counted, listed
 from configs.load import dump_config
-from configs.tuning import TuningPlan, load_plan, rung_steps
+from configs.tuning_plan import TuningPlan, load_plan, rung_steps
 from scripts.steps.run_state import CONSOLE
 from scripts.steps.trial import TrialObjective, groups_of, without_lines
 from trainers import atomic

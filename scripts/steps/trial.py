@@ -16,7 +16,7 @@ import pandas as pd
 
 from configs.errors import InputError
 from configs.schema import ModelConfig
-from configs.tuning import TuningPlan, ends, rung_steps
+from configs.tuning_plan import TuningPlan, ends, rung_steps
 from scripts.steps.predict import natural_logits, predict_step, scoring_inputs
 from scripts.steps.prepare import prepare_step
 from scripts.steps.pretrain import pretrain_step

@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from configs.errors import InputError
-from configs.tuning import TuningPlan, ends, load_plan, rung_steps
+from configs.tuning_plan import TuningPlan, ends, load_plan, rung_steps
 
 BASE = {"name": "t", "models": [{"backbone": "a"}, {"backbone": "b"}], "train": {"steps": 900, "lr": 0.001}}
 LR = {"train.lr": {"low": 1e-4, "high": 1e-2, "log": True}}
