@@ -1,4 +1,4 @@
-"""A study as it was asked for: its space checked end by end, before the first trial, against the config that it tunes."""
+"""A study as it was asked for: its space checked end by end against the config that it tunes, before any trial."""
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
