@@ -157,7 +157,7 @@ def _overridden(values: dict[str, Any], text: str) -> dict[str, Any]:
     if isinstance(value, str) and (key in PATH_FIELDS or is_weights):
         value = _plain_path(Path(value).absolute())
     if isinstance(value, list) and key in ("models", "embed.networks", "pseudo.voices"):
-        value = [_absolute_weights(network, Path.cwd()) for network in value]
+        value = [absolute_weights(network, Path.cwd()) for network in value]
     path = key.split(".")
     if path[0] == "models" and len(path) > 1 and "models" not in values:
         values = {**values, "models": [model.model_dump() for model in RunConfig().models]}
@@ -186,16 +186,16 @@ def _absolute_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
             values = merged(values, {section: {key: _plain_path(folder / inner[key])}})
     models = values.get("models")
     if isinstance(models, list):
-        values = {**values, "models": [_absolute_weights(model, folder) for model in models]}
+        values = {**values, "models": [absolute_weights(model, folder) for model in models]}
     pretrain = values.get("pretrain")
     distill = pretrain.get("distill") if isinstance(pretrain, dict) else None
     if isinstance(distill, dict) and "teacher" in distill:
-        teacher = _absolute_weights(distill["teacher"], folder)
+        teacher = absolute_weights(distill["teacher"], folder)
         values = merged(values, {"pretrain": {"distill": {"teacher": teacher}}})
     for section, key in (("embed", "networks"), ("pseudo", "voices")):
         inner = values.get(section)
         if isinstance(inner, dict) and isinstance(inner.get(key), list):
-            networks = [_absolute_weights(network, folder) for network in inner[key]]
+            networks = [absolute_weights(network, folder) for network in inner[key]]
             values = {**values, section: {**inner, key: networks}}
     return values
 
@@ -206,7 +206,8 @@ def _plain_path(path: Path) -> str:
     return plain if os.path.realpath(plain) == os.path.realpath(path) else str(path)
 
 
-def _absolute_weights(model: Any, folder: Path) -> Any:
+def absolute_weights(model: Any, folder: Path) -> Any:
+    """A network's settings with its file of weights, if it has one, relative to `folder`."""
     weights = model.get("pretrained") if isinstance(model, dict) else None
     if isinstance(weights, str) and weights.endswith(WEIGHT_SUFFIXES):
         return {**model, "pretrained": _plain_path(folder / weights)}

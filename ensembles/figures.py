@@ -7,7 +7,7 @@ light and in dark. No text of the user goes into an SVG: names stand in the page
 import base64
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,6 +179,14 @@ def score_figure(
         axes.minorticks_off()
         axes.grid(visible=False, axis="x")
         return _inline(figure, "Scores of positives and negatives")
+
+
+def draw(paint: Callable[[Axes], None], *, name: str, label: str, width: float = 4.3, height: float = 2.6) -> Markup:
+    """What `paint` draws on axes of that size (inches); `name` keeps ids apart on the page, `label` is read aloud."""
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure, axes = _axes(width=width, height=height)
+        paint(axes)
+        return _inline(figure, label)
 
 
 def thumbnail_side(num_images: int, channels: int) -> int:

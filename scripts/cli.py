@@ -26,6 +26,7 @@ COMMANDS = {
     "submit": "scripts.submit",
     "export": "scripts.export",
     "report": "scripts.report",
+    "tune": "scripts.tune",
     "embed": "scripts.embed",
     "probe": "scripts.probe",
     "propagate": "scripts.propagate",

@@ -61,10 +61,13 @@ def train_step(pipeline: Pipeline) -> None:
         train_arms(pipeline, config.semi_arms)  # after those whose features make their clusters
 
 
-def train_arms(pipeline: Pipeline, arms: Sequence[str], *, inner_holdout: bool = False) -> None:
+def train_arms(
+    pipeline: Pipeline, arms: Sequence[str], *, inner_holdout: bool = False, folds: Sequence[int] | None = None
+) -> None:
     """Bring the fold models of the arms up to date, and print a line for each that had to be trained.
 
-    With `inner_holdout` those are trained that teach a fold's students, and leave `pseudo.inner_holdout` out.
+    With `inner_holdout` those are trained that teach a fold's students, and leave `pseudo.inner_holdout` out. `folds`
+    are the only ones to be trained.
     """
     from trainers.supervised import run, setting_warnings
 
@@ -76,12 +79,12 @@ def train_arms(pipeline: Pipeline, arms: Sequence[str], *, inner_holdout: bool =
         pipeline.warn([f"{named}: {warning}" for warning in warnings], stage="train")
     works = [
         _FoldModel(pipeline, table, arm, model, fold, inner_holdout=inner_holdout)
-        for arm, model, fold in product(arms, config.models, range(table.num_folds))
+        for arm, model, fold in product(arms, config.models, range(table.num_folds) if folds is None else folds)
     ]
     names = list(dict.fromkeys(work.name for work in works))
     to_do = unfinished(pipeline, works)
     if to_do:
-        _try_backbones(config, table)
+        try_backbones(config, table)
         _say_why_again(run_dir, to_do)
         CONSOLE.print(f"[bold]train[/]     {_plan_line(config, table, names, works, to_do)}")
     trained: list[tuple[_FoldModel, StageRecord]] = []
@@ -225,7 +228,7 @@ def _fold_data(table: ImageTable, fold: int, inner: np.ndarray | None = None) ->
     return FoldData(learnt, table.targets[learnt], held, table.targets[held], table.num_outputs)
 
 
-def _try_backbones(config: RunConfig, table: ImageTable) -> None:
+def try_backbones(config: RunConfig, table: ImageTable) -> None:
     """Build every network once, so that a wrong one is told before the first is trained for hours."""
     from trainers.backbones import build_backbone
     from trainers.semi.columns import widen_classifier

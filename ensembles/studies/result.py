@@ -1,0 +1,152 @@
+"""What a study found: study.json, the values of its best trial, and what that is worth once luck is taken off."""
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pandas as pd
+import scipy.stats
+from optuna.trial import FrozenTrial, TrialState
+
+from configs.errors import InputError
+from configs.tuning import TuningConfig
+from ensembles.studies.correction import Corrected, bias_corrected
+from ensembles.studies.fold_scores import FULL, read_trials
+from ensembles.studies.search import best_trial, complete_trials, is_feasible
+from ensembles.studies.storage import place_of, repeated
+
+RESULT_FILE = "study.json"
+WORDS = {"COMPLETE": "complete", "PRUNED": "given up", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
+GOOD_TRIALS = 0.25  # share of the trials whose values are compared with those of all
+NUM_IMPORTANCES = 10  # complete trials before importances are worth a look
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """A study that has ended, or what there is of it.
+
+    `importances` are shares of the spread of AP over trials that a searched field explains (PED-ANOVA), the largest
+    first; `second` names the second objective.
+    """
+
+    name: str
+    trials: list[FrozenTrial]
+    best: FrozenTrial
+    corrected: Corrected
+    sd: float
+    importances: dict[str, float] = field(default_factory=dict)
+    second: str = "none"
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95% of the corrected value, from the bootstrap sd of the winner's AP: other images, the same networks."""
+        half = float(scipy.stats.norm.ppf(0.975)) * self.sd
+        return max(0.0, self.corrected.corrected - half), min(1.0, self.corrected.corrected + half)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Trials by how they ended; interrupted ones that were begun anew are not counted."""
+        again = repeated(self.trials)
+        return dict(Counter(WORDS[trial.state.name] for trial in self.trials if trial.number not in again))
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """Why trials failed, and how many."""
+        again = repeated(self.trials)
+        failed = [trial for trial in self.trials if trial.state == TrialState.FAIL and trial.number not in again]
+        return dict(
+            Counter(str(trial.user_attrs.get("reason", "its worker died, again and again")) for trial in failed)
+        )
+
+    @property
+    def front(self) -> list[FrozenTrial]:
+        """With a second objective the trials that no other beats in both, the highest AP first; else the best one."""
+        if self.second == "none":
+            return [self.best]
+        sign = -1.0 if self.second == "seconds" else 1.0
+        pairs = [(t.values[0], sign * t.values[1], t) for t in self.trials if is_complete(t) and is_feasible(t)]
+        front = [
+            trial
+            for ap, other, trial in pairs
+            if not any(a >= ap and o >= other and (a > ap or o > other) for a, o, _ in pairs)
+        ]
+        return sorted(front, key=lambda trial: -trial.values[0])
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures as plain values."""
+        return {
+            "study": self.name,
+            "trials": self.counts,
+            "failures": self.failures,
+            "best": {
+                "trial": self.best.number,
+                "values": self.best.params,
+                "fold_aps": self.best.user_attrs["fold_aps"],
+            },
+            "naive_ap": self.corrected.naive,
+            "corrected_ap": self.corrected.corrected,
+            "optimism": self.corrected.optimism,
+            "corrected_ap_ci": list(self.interval),
+            "ap_sd": self.sd,
+            "best_share": float(self.corrected.shares[self.corrected.winner]),
+            "replicates": self.corrected.replicates,
+            "importances": self.importances,
+            "second": self.second,
+            "front": [
+                {"trial": trial.number, "values": trial.params, "objectives": trial.values} for trial in self.front
+            ],
+        }
+
+
+def is_complete(trial: FrozenTrial) -> bool:
+    """Whether the trial has a score."""
+    return trial.state == TrialState.COMPLETE
+
+
+def evaluate(
+    study: optuna.Study,
+    tuning: TuningConfig,
+    folder: Path,
+    *,
+    num_folds: int,
+    groups: pd.Series | None,
+    seed: int,
+) -> StudyResult:
+    """Judge the study's best trial on the scores in `folder`; raises InputError when no trial has a score."""
+    trials = study.get_trials(deepcopy=False)
+    complete, best = complete_trials(study), best_trial(study)
+    if best is None:
+        infeasible = sum(is_complete(trial) for trial in trials)
+        why = f"the {infeasible} that are complete break the constraints" if infeasible else "none is complete"
+        raise InputError(f"{study.study_name}: no trial to choose: {why}")
+    # By value, so that the winner here is the winner there: equal ones in the order of their numbers.
+    scores = read_trials(folder, [place_of(trial) for trial in complete], FULL, num_folds=num_folds, groups=groups)
+    corrected = bias_corrected(scores, replicates=tuning.replicates, rng=np.random.default_rng(seed))
+    return StudyResult(
+        study.study_name,
+        trials,
+        complete[corrected.winner],
+        corrected,
+        float(complete[corrected.winner].user_attrs["ap_sd"]),
+        _importances(study, complete),
+        tuning.objective.second,
+    )
+
+
+def _importances(study: optuna.Study, complete: Sequence[FrozenTrial]) -> dict[str, float]:
+    """Nothing from few trials, or where all have the same AP."""
+    values = {trial.values[0] for trial in complete}
+    if len(complete) < NUM_IMPORTANCES or len(values) < 2:
+        return {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it looks for low values, and that it is experimental
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=GOOD_TRIALS)
+        importances = optuna.importance.get_param_importances(
+            study, evaluator=evaluator, target=lambda trial: -trial.values[0]
+        )
+    return {key: float(value) for key, value in importances.items() if np.isfinite(value)}

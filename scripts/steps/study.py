@@ -1,0 +1,291 @@
+"""A study from its first trial to its best config: workers, and what they leave in the study's folder.
+
+<run>/tune/
+  journal.log        the Optuna study, unless it is in PostgreSQL
+  prepared/          the images that trials share
+  trials/<number>/   run folders of the trials
+  scores/            out-of-fold scores of the trials, one file per fold
+  study.json         figures: naive and corrected AP, trials by how they ended
+  best.yaml          the config with the best values, which `rarefind run` takes
+  report.html        history, importances and slices, one file
+"""
+
+import multiprocessing
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+
+from configs.errors import InputError, counted, listed
+from configs.load import dump_config
+from configs.tuning_plan import TuningPlan, load_plan, rung_steps
+from scripts.steps.run_state import CONSOLE
+from scripts.steps.trial import TrialObjective, groups_of, without_lines
+from trainers import atomic
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.trial import FrozenTrial
+
+    from ensembles.studies.result import StudyResult
+    from ensembles.studies.storage import Store
+    from ensembles.studies.workers import Direction
+
+BEST_FILE = "best.yaml"
+# Settings of the study that may change while it runs.
+NOT_COMPARED = {"config", "trials", "retries", "replicates", "keep", "heartbeat_seconds", "patience_seconds", "study"}
+NOT_JUDGED = {"name", "out", "metrics", "submit", "report", "compute", "embed", "probe"}
+
+
+@dataclass(frozen=True)
+class Call:
+    """A study as the command line asks for it; plain values, which travel to other processes."""
+
+    path: Path
+    space: Path | None
+    given: tuple[str, ...]
+    storage: str | None
+    trials: int | None
+    worker_trials: int | None
+
+    def plan(self) -> TuningPlan:
+        """The checked plan."""
+        plan = load_plan(self.path, self.space, self.given)
+        if self.trials is None:
+            return plan
+        return TuningPlan(plan.tuning.model_copy(update={"trials": self.trials}), plan.path, plan.given)
+
+
+def run_study(call: Call, *, workers: int = 1) -> "StudyResult":
+    """Work on the study until it has its trials, write what was found, and say it; raises InputError."""
+    plan = call.plan()
+    base = plan.config()
+    if base.data.source is None:
+        raise InputError("data.source is not set: name the table or folder with your labelled images")
+    tuning, folder = plan.tuning, plan.folder
+    CONSOLE.print(
+        f"[bold]tune[/]      {escape(plan.study_name)}: {counted(tuning.num_trials, 'trial')} over "
+        f"{counted(len(tuning.space), 'setting')} ({', '.join(tuning.space)})  [dim]{escape(str(folder))}[/]"
+    )
+    if workers > 1:
+        _opened(plan, call)  # so that what is wrong is told once
+        _work_side_by_side(call, workers)
+    else:
+        work_on(call)
+    return write_result(call)
+
+
+def work_on(call: Call, *, is_helper: bool = False) -> None:
+    """Be one worker of the study; a helper leaves it to the first process to tell of the images."""
+    from ensembles.studies.workers import Limits, build_sampler, work
+
+    plan = call.plan()
+    tuning = plan.tuning
+    with without_lines() if is_helper else nullcontext():
+        store, study, objective = _opened(plan, call)
+    work(
+        study,
+        store,
+        objective,
+        Limits(tuning.num_trials, call.worker_trials),
+        sampler=build_sampler(
+            tuning.sampler,
+            seed=tuning.seed,
+            startup_trials=tuning.startup_trials,
+            conditional=any(field.when for field in tuning.space.values()),
+        ),
+        told=_say_trial,
+        waiting=lambda running: CONSOLE.print(
+            f"          waiting for {counted(running, 'trial')} of other workers (Ctrl-C loses nothing)"
+        ),
+    )
+
+
+def write_result(call: Call) -> "StudyResult":
+    """Write study.json, best.yaml and report.html, and say what the best trial is worth."""
+    from ensembles.studies.page import write_page
+    from ensembles.studies.result import RESULT_FILE, evaluate
+    from trainers.table import read_table
+
+    plan = call.plan()
+    tuning, folder = plan.tuning, plan.folder
+    with without_lines():
+        _, study, _ = _opened(plan, call)
+    table = read_table(folder / "prepared" / "table.parquet")
+    result = evaluate(study, tuning, folder, num_folds=table.num_folds, groups=groups_of(table), seed=tuning.seed)
+    chosen = result.best.params
+    config = plan.config(chosen, f"name={plan.config().name}-tuned")
+    atomic.write_json(folder / RESULT_FILE, result.to_json())
+    command = f"rarefind run {folder / BEST_FILE}"
+    header = (
+        f"# Best of the study {plan.study_name}, trial {result.best.number}: naive AP {result.corrected.naive:.3f}, "
+        f"corrected {result.corrected.corrected:.3f}\n"
+        + "".join(f"#   {key}: {value}\n" for key, value in chosen.items())
+    )
+    atomic.write_text(folder / BEST_FILE, header + dump_config(config))
+    write_page(folder / "report.html", result, tuning, command=command)
+    _say_result(result, folder, command, num_trials=tuning.num_trials)
+    return result
+
+
+def _opened(plan: TuningPlan, call: Call) -> "tuple[Store, optuna.Study, TrialObjective]":
+    import optuna
+
+    from ensembles.studies.storage import open_store, quiet
+    from ensembles.studies.workers import open_study
+
+    quiet()
+    tuning, config, folder = plan.tuning, plan.config(), plan.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    store = open_store(
+        call.storage,
+        folder,
+        plan.study_name,
+        retries=tuning.retries,
+        heartbeat_seconds=tuning.heartbeat_seconds,
+        patience_seconds=tuning.patience_seconds,
+    )
+    pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
+    if tuning.prunes == "hyperband":
+        lengths = rung_steps(tuning.pruning, config)
+        pruner = optuna.pruners.HyperbandPruner(
+            min_resource=lengths[0], max_resource=lengths[-1], reduction_factor=tuning.pruning.reduction
+        )
+    second: dict[str, list[Direction]] = {"none": [], "seconds": ["minimize"], "recall": ["maximize"]}
+    try:
+        study = open_study(store, plan.study_name, ["maximize", *second[tuning.objective.second]], pruner)
+    except ValueError as error:  # directions
+        raise InputError(f"{plan.study_name}: {error}; choose another name with `study`") from None
+    objective = TrialObjective(plan)
+    with store.seat():
+        _check_same(study, plan)
+        table = objective.prepare()
+        if not study.get_trials(deepcopy=False):
+            objective.try_networks(table)
+    return store, study, objective
+
+
+def _check_same(study: "optuna.Study", plan: TuningPlan) -> None:
+    """A study goes on only with the settings it was begun with: trials of others cannot be compared."""
+    now = {
+        "config": plan.config().model_dump(mode="json", exclude=NOT_JUDGED),
+        "study": plan.tuning.model_dump(mode="json", exclude=NOT_COMPARED),
+    }
+    before = study.user_attrs.get("settings")
+    if before is None:
+        study.set_user_attr("settings", now)
+        second = plan.tuning.objective.second
+        study.set_metric_names(["out-of-fold AP", *([] if second == "none" else [second])])
+        return
+    differences = list(_differences(before, now))
+    if differences:
+        raise InputError(
+            f"{study.study_name}: this study was begun with other settings, and its trials cannot be compared with "
+            f"these\n{listed(differences)}\nSet them back, or begin another study: set `name` or `out`"
+        )
+
+
+def _differences(before: Any, now: Any, at: str = "") -> Iterator[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            yield from _differences(before.get(key), now.get(key), f"{at}.{key}" if at else key)
+    elif before != now:
+        yield f"{at.partition('.')[2]}: begun with {before}, now {now}"
+
+
+def _work_side_by_side(call: Call, workers: int) -> None:
+    """Workers of this machine, each with its share of the cores."""
+    import torch
+
+    from trainers.processes import end_processes, why_it_ended
+
+    threads = max(1, torch.get_num_threads() // workers)
+    context = multiprocessing.get_context("spawn")
+    held, lifelines = zip(*(context.Pipe() for _ in range(workers)), strict=True)
+    processes = [
+        context.Process(target=_serve, args=(call, threads, lifeline), name=f"worker {number}")
+        for number, lifeline in enumerate(lifelines, start=1)
+    ]
+    try:
+        for process, lifeline in zip(processes, lifelines, strict=True):
+            process.start()
+            lifeline.close()
+        for process in processes:
+            process.join()
+    finally:
+        end_processes([process for process in processes if process.pid is not None])
+        for end in held:
+            end.close()
+    lost = [process for process in processes if process.exitcode]
+    if len(lost) == workers:
+        raise why_it_ended(lost[0].exitcode or 0, what=lost[0].name, advice="use fewer --workers")
+    for process in lost:
+        CONSOLE.print(f"[yellow]warning:[/] {process.name} ended early; its trial was begun anew by another one")
+
+
+def _serve(call: Call, threads: int, lifeline: Any) -> None:
+    """What a worker process does."""
+    import signal
+    import sys
+
+    import torch
+
+    from trainers import stopping
+    from trainers.processes import end_with_parent
+
+    end_with_parent(lifeline)
+    torch.set_num_threads(threads)
+    try:
+        with stopping.stoppable(quietly=True):
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and passes it on as SIGTERM
+            work_on(call, is_helper=True)
+    except stopping.Stopped as stop:
+        raise SystemExit(stop.exit_code) from None
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None
+
+
+def _say_trial(trial: "FrozenTrial") -> None:
+    """One line: how the trial ended, what it reached, and its values."""
+    values = "  ".join(f"{key}={_short(value)}" for key, value in trial.params.items())
+    attributes = trial.user_attrs
+    state = trial.state.name
+    if state == "COMPLETE":
+        seconds = f"{attributes['seconds']:.0f} s"
+        ended = f"AP {trial.values[0]:.3f} ± {attributes['ap_sd']:.3f}  {seconds:>6}"
+        broken = [name for name, value in trial.constraints.items() if value > 0]
+        ended += f"  breaks {', '.join(broken)}" if broken else ""
+    else:
+        what = {"PRUNED": "given up", "FAIL": "failed"}.get(state, state.lower())
+        ended = f"{what}: {attributes.get('reason', 'another worker has begun it anew')}"
+    CONSOLE.print(f"[bold]trial[/] {trial.number:>3}  {escape(ended)}  [dim]{escape(values)}[/]")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _say_result(result: "StudyResult", folder: Path, command: str, *, num_trials: int) -> None:
+    corrected = result.corrected
+    ended = ", ".join(f"{count} {state}" for state, count in result.counts.items())
+    low, high = result.interval
+    share = corrected.shares[corrected.winner]
+    for reason, count in result.failures.items():
+        CONSOLE.print(f"[yellow]failed[/]    {counted(count, 'trial')}: {escape(reason)}")
+    CONSOLE.print(
+        f"[bold]best[/]      trial {result.best.number} of {ended}: AP {corrected.naive:.3f} as seen, "
+        f"[bold]{corrected.corrected:.3f}[/] [{low:.3f}, {high:.3f}] corrected for the choice "
+        f"({-corrected.optimism:+.3f})".replace("[0", r"\[0").replace("[1", r"\[1")
+    )
+    CONSOLE.print(f"          it is the best in {share:.0%} of the resamples of the images")
+    for key, value in result.best.params.items():
+        CONSOLE.print(f"          {escape(key)}: {escape(_short(value))}")
+    running = result.counts.get("running", 0)
+    if running or sum(result.counts.values()) < num_trials:
+        CONSOLE.print(f"          {sum(result.counts.values())} of {num_trials} trials begun; the same command goes on")
+    CONSOLE.print(f"[bold]report[/]    {escape(str(folder / 'report.html'))}")
+    CONSOLE.print(f"[bold]next[/]      {escape(command)}")

@@ -1,0 +1,192 @@
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from wsgiref.util import setup_testing_defaults
+
+import optuna
+import pandas as pd
+import pytest
+import yaml
+from optuna.trial import TrialState
+
+from configs.errors import InputError
+from configs.load import load_config
+from ensembles.studies.fold_scores import FULL, read_trials
+from ensembles.studies.storage import JOURNAL, JournalStore
+from scripts.pipeline import run_pipeline
+from scripts.steps import trial as trial_step
+from scripts.steps.study import Call, run_study
+from trainers.digits import DigitsSplit, write_digits
+from trainers.metrics import average_precision
+
+LR = {"train.lr": {"low": 1e-3, "high": 1e-2, "log": True}}
+NETWORKS = [{"backbone": name} for name in ("test_resnet", "test_efficientnet", "test_vit")]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A config of a run on a few digits, in the folder where it is run."""
+    monkeypatch.chdir(tmp_path)
+    write_digits(tmp_path / "digits", split=DigitsSplit(train=(16, 64), pool=(4, 20), test=(4, 20)))
+    config = {
+        "name": "tiny",
+        "data": {"source": "digits/table.csv", "positive_label": "eight", "image_size": 16, "channels": 1},
+        "folds": {"num_folds": 2},
+        "augment": {"policy": "light"},
+        "models": NETWORKS[:1],
+        "train": {"steps": 4, "batch_size": 16, "log_every_steps": 2, "eval_every_steps": 4},
+        "metrics": {"replicates": 200},
+        "compute": {"device": "cpu", "workers": 0, "side_by_side": 1},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    return tmp_path
+
+
+def call_of(folder: Path, space: dict[str, Any], *given: str, **settings: Any) -> Call:
+    settings = {"replicates": 200, "pruning": {"method": "none"}, **settings}
+    (folder / "space.yaml").write_text(yaml.safe_dump({**settings, "space": space}))
+    return Call(folder / "config.yaml", folder / "space.yaml", given, None, None, None)
+
+
+def study_of(folder: Path) -> optuna.Study:
+    store = JournalStore(folder / "runs/tiny/tune", retries=3)
+    return optuna.load_study(study_name="tiny-tune", storage=store.storage)
+
+
+def trained(folder: Path) -> int:
+    """Trainings that really ran in all trials."""
+    logs = (folder / "runs/tiny/tune/trials").glob("*/log.jsonl")
+    events = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
+    return sum(event["event"] == "finished" and event["stage"].startswith("train/") for event in events)
+
+
+def test_a_study_ends_with_a_config_that_runs_and_is_worth_what_it_says(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = run_study(call_of(folder, LR, trials=3))
+    tune = folder / "runs/tiny/tune"
+    written = json.loads((tune / "study.json").read_text())
+    assert written["trials"] == {"complete": 3}
+    assert written["naive_ap"] == max(trial.value or 0 for trial in study_of(folder).trials)
+    assert written["optimism"] == pytest.approx(written["naive_ap"] - written["corrected_ap"])
+    page = (tune / "report.html").read_text()
+    assert not re.search(r"https?:|src=(?!\"data:)|@import", page)
+    assert "train.lr" in page
+    said = capsys.readouterr().out
+    assert f"{written['corrected_ap']:.3f}" in said
+    assert "rarefind run runs/tiny/tune/best.yaml" in said
+    config = load_config(tune / "best.yaml")
+    assert config.name == "tiny-tuned"
+    assert config.train.lr == result.best.params["train.lr"]
+    run_dir = run_pipeline(config, until="predict").run_dir
+    scores = pd.read_parquet(run_dir / "predictions")
+    oof = scores[scores["kind"] == "oof"]
+    aps = [average_precision(own["target"].astype(int), own["logit"]) for _, own in oof.groupby("fold")]
+    assert sum(aps) / 2 == pytest.approx(written["naive_ap"], abs=1e-9)
+
+
+def test_the_same_command_goes_on_and_trains_nothing_again(folder: Path) -> None:
+    run_study(call_of(folder, LR, trials=1))
+    first = study_of(folder).trials
+    run_study(call_of(folder, LR, trials=2))
+    assert [trial.params for trial in study_of(folder).trials[:1]] == [trial.params for trial in first]
+    assert trained(folder) == 4
+    run_study(call_of(folder, LR, trials=2))
+    assert trained(folder) == 4
+
+
+def test_other_settings_are_not_mixed_into_a_study(folder: Path) -> None:
+    run_study(call_of(folder, LR, trials=1))
+    with pytest.raises(InputError, match=r"train.steps: begun with 4, now 5"):
+        run_study(call_of(folder, LR, "train.steps=5", trials=1))
+
+
+def test_networks_of_pairs_are_trained_once(folder: Path) -> None:
+    """Three pairs of three networks on two folds: 6 trainings, not 12."""
+    run_study(call_of(folder, {"models": {"pairs_of": NETWORKS}}, sampler="grid"))
+    trials = study_of(folder).trials
+    assert sorted(trial.params["models"] for trial in trials) == [
+        "test_efficientnet + test_vit", "test_resnet + test_efficientnet", "test_resnet + test_vit",
+    ]  # fmt: skip
+    assert trained(folder) == 6
+    assert len({trial.value for trial in trials}) > 1
+
+
+def test_a_trial_without_a_finite_loss_fails_with_its_reason(folder: Path) -> None:
+    choices = {"choices": [1e30, 0.003]}
+    run_study(call_of(folder, {"train.lr": choices}, "train.clip_norm=0", "train.optimizer=sgd", sampler="grid"))
+    states = {trial.params["train.lr"]: trial for trial in study_of(folder).trials}
+    assert states[1e30].state == TrialState.FAIL
+    assert "loss" in states[1e30].user_attrs["reason"]
+    assert states[1e30].values is None
+    assert states[0.003].state == TrialState.COMPLETE
+
+
+def test_a_trial_far_behind_is_given_up_after_its_first_fold(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The networks' scores are drawn: the first trial's are good, the second's the wrong way round."""
+    real = trial_step.judge_fold
+
+    def judged(pipeline: Any, table: Any, fold: int) -> Any:
+        scores = real(pipeline, table, fold)
+        sign = 1.0 if pipeline.config.name == "0" else -1.0
+        return replace(scores, scores=sign * scores.targets[:, None].astype(float))
+
+    monkeypatch.setattr(trial_step, "judge_fold", judged)
+    run_study(call_of(folder, LR, trials=2, pruning={"method": "folds"}))
+    first, second = study_of(folder).trials
+    assert (first.state, second.state) == (TrialState.COMPLETE, TrialState.PRUNED)
+    assert "on 1 of 2 folds" in second.user_attrs["reason"]
+    assert list(second.intermediate_values) == [1]
+    assert trained(folder) == 3
+
+
+def test_hyperband_begins_with_short_trainings(folder: Path) -> None:
+    pruning = {"method": "hyperband", "min_steps": 2, "reduction": 2}
+    run_study(call_of(folder, LR, trials=3, pruning=pruning))
+    trials = study_of(folder).trials
+    assert all(list(trial.intermediate_values) in ([2], [2, 4]) for trial in trials)
+    assert any(trial.state == TrialState.COMPLETE for trial in trials)
+
+
+def test_constraints_and_a_second_objective(folder: Path) -> None:
+    settings = {"objective": {"second": "seconds"}, "constraints": {"max_seconds": 1000}}
+    result = run_study(call_of(folder, LR, trials=2, **settings))
+    study = study_of(folder)
+    assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MINIMIZE"]
+    assert all(trial.constraints == {"max_seconds": trial.values[1] - 1000} for trial in study.trials)
+    assert result.best.values[0] == max(trial.values[0] for trial in study.trials)
+    assert result.front[0].values[0] == result.best.values[0]
+
+
+def test_no_trial_that_keeps_the_constraints_is_told(folder: Path) -> None:
+    with pytest.raises(InputError, match="the 1 that are complete break the constraints"):
+        run_study(call_of(folder, LR, trials=1, constraints={"max_seconds": 1e-6}))
+
+
+def test_students_of_the_pool_are_judged(folder: Path) -> None:
+    run_study(call_of(folder, {"pseudo.loss_weight": {"choices": [0.5, 1.0]}}, "pool.arm=pseudo", trials=1))
+    (trial,) = study_of(folder).trials
+    assert trial.state == TrialState.COMPLETE, trial.user_attrs
+    scores = read_trials(folder / "runs/tiny/tune", [0], FULL, num_folds=2, groups=None)[0]
+    table = pd.read_parquet(folder / "runs/tiny/tune/prepared/table.parquet")
+    assert {id for fold in scores for id in fold.ids} == set(table.loc[table["split"] == "train", "id"])
+
+
+def test_two_workers_share_a_study(folder: Path) -> None:
+    run_study(call_of(folder, LR, trials=3), workers=2)
+    assert [trial.state for trial in study_of(folder).trials] == [TrialState.COMPLETE] * 3
+
+
+def test_the_dashboard_opens_the_study(folder: Path) -> None:
+    dashboard = pytest.importorskip("optuna_dashboard")
+    run_study(call_of(folder, LR, trials=1))
+    journal = folder / "runs/tiny/tune" / JOURNAL
+    app = dashboard.wsgi(optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(journal))))
+    answers: list[str] = []
+    environ: dict[str, Any] = {"PATH_INFO": "/api/studies"}
+    setup_testing_defaults(environ)
+    body = b"".join(app(environ, lambda status, *rest: answers.append(status)))
+    assert answers == ["200 OK"]
+    assert "tiny-tune" in body.decode()
