@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from configs.ensembling import EnsembleConfig
 from configs.errors import InputError
-from configs.schema import EnsembleConfig, GuaranteeConfig
+from configs.schema import GuaranteeConfig
 from ensembles.blending import Blend, blend_scores, fit_blend, score_columns
 from ensembles.predictions import prediction_files, prediction_metadata, read_predictions
 from ensembles.thresholds import RecallThreshold, certified_threshold, estimated_threshold
