@@ -20,6 +20,7 @@ from ensembles.blending import Blend, blend_scores, fit_logits, score_columns
 from ensembles.ensemble import StoredEnsemble, read_ensemble
 from ensembles.predictions import read_predictions
 from ensembles.scoring_figures import at_threshold, binary_figures, class_figures, mean_of_defined
+from ensembles.tuning import read_tuning
 from trainers import metrics as metric
 from trainers.atomic import write_json
 from trainers.paired import paired_difference
@@ -81,6 +82,7 @@ def run(
             "arm": stored.arm,
             "method": stored.blend.method,
             "weights": stored.blend.weights,
+            "tuning": read_tuning(ensemble),
             "threshold": stored.threshold,
             "recall_guarantee": stored.recall_guarantee,
             **oof["ensemble"],
