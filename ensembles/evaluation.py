@@ -162,7 +162,7 @@ class _Judge:
 
     def scale_warnings(self, stored: StoredEnsemble) -> list[str]:
         """A line when the fold models' scores are on different scales, which hurts only rows of different folds."""
-        if not self.table.is_binary or stored.blend.method == "ranks":
+        if not self.table.is_binary or stored.blend.method != "logits":
             return []
         rows, targets = self._rows("oof", stored.scores)
         ranks = rows.groupby(rows["fold"].to_numpy(dtype=np.int64))["score"].rank(pct=True).to_numpy()

@@ -102,13 +102,13 @@ def ensemble_step(pipeline: Pipeline) -> None:
         ),
         evaluate,
     )
-    tuned = read_tuning(run_dir / "ensemble")
-    if tuned is not None:
-        CONSOLE.print(f"[bold]blend[/]     {escape(tuned['reason'])}")
     if len(verdict["arms"]) > 1:
         CONSOLE.print(f"[bold]gate[/]      {escape(verdict['reason'])}")
     if len(verdict["arms"]) > 2:
         _say_arms(verdict)
+    tuned = read_tuning(run_dir / "ensemble")
+    if tuned is not None:
+        CONSOLE.print(f"[bold]blend[/]     {escape(tuned['reason'])}")
     pipeline.say("ensemble", [blended, record], "metrics.json", summary=record.summary)
 
 
