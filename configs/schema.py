@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from configs.clustering import ClusterConfig
+from configs.ensembling import EnsembleConfig
 from configs.networks import EmbedConfig, NetworkConfig, ProbeConfig
 from configs.pool import PoolConfig, PseudoConfig
 from configs.pretraining import PretrainConfig
@@ -196,15 +197,6 @@ class PredictConfig(Section):
     )
     batch_size: Count = Field(256, description="images per forward pass when scoring")
     pool: bool = Field(True, description="score the pool too")
-
-
-class EnsembleConfig(Section):
-    """How the models' scores become one."""
-
-    method: Literal["logits", "ranks"] = Field(
-        "logits",
-        description="equal-weight mean of logits, or (two classes only) of ranks through out-of-fold quantile maps",
-    )
 
 
 class MetricsConfig(Section):

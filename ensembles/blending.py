@@ -1,12 +1,13 @@
-"""Blend the scores of several models: the equal-weight mean of logits, or (two classes) of ranks through quantile maps.
+"""Blend the scores of several models: a weighted mean of logits, probabilities, their powers or ranks, or stacking.
 
 A training row has one out-of-fold score per model; any other row has one per fold model, and their mean is the model's
 score. Ranks are never taken within the batch to be scored: each fold model has a map from its logit to its rank among
-its own out-of-fold logits, so that one image alone gets the score that it would get among a thousand.
+its own out-of-fold logits, so that one image alone gets the score that it would get among a thousand. Equal weights
+are fitted here (`fit_blend`); `ensembles.tuning` searches others.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,12 @@ from scipy.special import expit, log_softmax, logit, softmax
 
 from configs.errors import InputError, listed
 from ensembles.portable.ranks import rank_in_map
-from ensembles.predictions import numbered
+from ensembles.predictions import numbered, view_columns
+from ensembles.teacher_calibration import Calibration
 from trainers.metrics import one_vs_rest_log_odds
 
 NUM_KNOTS = 257
+TINY = float(np.finfo(np.float64).tiny)
 
 
 @dataclass(frozen=True)
@@ -67,49 +70,104 @@ class QuantileMap:
 class Blend:
     """How the models' logits become one score; `weights` sum to 1, `folds` are each model's fold models.
 
-    `maps` has the quantile map of each (model, fold); it is empty where logits are averaged.
+    A score is the weighted mean over models, of the mean over their fold models, of what the method makes of a logit:
+
+    - `logits`: the logit, in multi-class work the log-softmax;
+    - `ranks` (two classes): the rank by `maps`, which has the quantile map of each (model, fold);
+    - `probabilities`: the probability, of the calibrated logit where the model has a temperature in `calibrations`;
+    - `powers`: the probability to `power`, and the mean to 1 / `power` (the power mean);
+    - `stacking` (two classes): the logit, and of the mean `slope` * mean + `intercept` (a logistic regression).
+
+    Multi-class scores are on a log scale for every method. `views` are weights of the test-time views, in the order of
+    `predict.views`, that take the place of those configured; None where these hold.
     """
 
     method: str
     weights: dict[str, float]
     folds: dict[str, list[int]]
     num_outputs: int
-    maps: dict[tuple[str, int], QuantileMap]
+    maps: dict[tuple[str, int], QuantileMap] = field(default_factory=dict)
+    calibrations: dict[str, Calibration] = field(default_factory=dict)
+    power: float = 1.0
+    slope: float = 1.0
+    intercept: float = 0.0
+    views: list[float] | None = None
 
     def transformed(self, model: str, fold: int, logits: np.ndarray) -> np.ndarray:
-        """What is averaged, from natural logits (rows, outputs): logits, log-softmax or ranks."""
-        if self.maps:
+        """What is averaged, from natural logits (rows, outputs): logits, log-softmax, probabilities or ranks."""
+        if self.method == "ranks":
             return self.maps[model, fold](logits)
-        return logits if self.num_outputs == 1 else log_softmax(logits, axis=1)
+        if self.method in ("logits", "stacking"):
+            return logits if self.num_outputs == 1 else log_softmax(logits, axis=1)
+        calibrated = self.calibrations[model](logits) if model in self.calibrations else logits
+        probabilities = expit(calibrated) if self.num_outputs == 1 else softmax(calibrated, axis=1)
+        return probabilities**self.power if self.method == "powers" else probabilities
+
+    def finished(self, means: np.ndarray) -> np.ndarray:
+        """The scores from the weighted means of what `transformed` gives, (rows, outputs); never turns an order."""
+        if self.method == "stacking":
+            return self.slope * means + self.intercept
+        if self.method not in ("probabilities", "powers"):
+            return means
+        if self.num_outputs > 1:
+            return np.log(np.maximum(means, TINY)) / self.power
+        return means ** (1.0 / self.power)
 
     def probabilities(self, scores: np.ndarray) -> np.ndarray:
-        """Values in [0, 1] from scores (rows, outputs): sigmoid or softmax of the mean logits, or the mean rank."""
-        if self.maps:
-            return scores
-        return expit(scores) if self.num_outputs == 1 else softmax(scores, axis=1)
+        """Values in [0, 1] from scores (rows, outputs): sigmoid or softmax of those on a log scale, else the score."""
+        if self.num_outputs > 1:
+            return softmax(scores, axis=1)
+        return expit(scores) if self.method in ("logits", "stacking") else scores
 
     def class_scores(self, scores: np.ndarray) -> np.ndarray:
         """Scores that rank rows within each output, for AP: (rows, outputs) -> (rows, outputs)."""
         return scores if self.num_outputs == 1 else one_vs_rest_log_odds(scores)
 
+    def described(self) -> dict[str, Any]:
+        """Method, weights, and what else was chosen; without what `transformed` needs."""
+        settings: dict[str, Any] = {"method": self.method, "weights": self.weights}
+        if self.method == "powers":
+            settings["power"] = self.power
+        if self.calibrations:
+            settings["temperatures"] = {model: 1.0 / own.slope for model, own in self.calibrations.items()}
+        if self.views is not None:
+            settings["views"] = self.views
+        return settings
+
     def to_json(self) -> dict[str, Any]:
-        """Plain values, which `from_json` reads back to the same blend."""
+        """Plain values, which `from_json` reads back to the same blend; what a method does not use is left out."""
         maps = [
             {"model": model, "fold": fold, **quantile_map.to_json()}
             for (model, fold), quantile_map in self.maps.items()
         ]
-        return {
+        value = {
             "method": self.method,
             "weights": self.weights,
             "folds": self.folds,
             "num_outputs": self.num_outputs,
             "quantile_maps": maps,
         }
+        if self.method == "powers":
+            value["power"] = self.power
+        if self.method == "stacking":
+            value |= {"slope": self.slope, "intercept": self.intercept}
+        if self.calibrations:
+            value["calibrations"] = {model: asdict(own) for model, own in self.calibrations.items()}
+        if self.views is not None:
+            value["views"] = self.views
+        return value
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Blend":
         maps = {(entry["model"], int(entry["fold"])): QuantileMap.from_json(entry) for entry in value["quantile_maps"]}
-        return cls(value["method"], dict(value["weights"]), dict(value["folds"]), int(value["num_outputs"]), maps)
+        optional: dict[str, Any] = {key: value[key] for key in ("power", "slope", "intercept", "views") if key in value}
+        for model, own in value.get("calibrations", {}).items():
+            intercept = own["intercept"]
+            own = Calibration(own["slope"], tuple(intercept) if isinstance(intercept, list) else intercept)
+            optional.setdefault("calibrations", {})[model] = own
+        return cls(
+            value["method"], dict(value["weights"]), dict(value["folds"]), int(value["num_outputs"]), maps, **optional
+        )
 
 
 def fit_logits(predictions: pd.DataFrame) -> Blend:
@@ -149,15 +207,17 @@ def fit_blend(predictions: pd.DataFrame, *, method: str) -> Blend:
 def blend_scores(blend: Blend, predictions: pd.DataFrame) -> pd.DataFrame:
     """One row per image of an arm's prediction table: id, split, kind, fold (NA unless oof), score[_k], target.
 
-    Raises InputError when an image has no score from one of the models.
+    Models that are not in the blend have no say. Raises InputError when an image has no score from one of the others,
+    and when the blend weighs test-time views and the table does not have their logits.
     """
     columns = numbered(list(predictions.columns), "logit")
+    predictions = predictions[predictions["model"].isin(blend.weights)]
     scores = score_columns(len(columns))
     values = np.empty((len(predictions), len(columns)))
     share = np.empty(len(predictions))
     is_oof = (predictions["kind"] == "oof").to_numpy()
     model, fold = predictions["model"].to_numpy(), predictions["fold"].to_numpy()
-    logits = predictions[columns].to_numpy(dtype=np.float64)
+    logits = logits_of_views(predictions, blend.views)
     for name, number in _blocks(predictions):
         rows = (model == name) & (fold == number)
         values[rows] = blend.transformed(name, number, logits[rows])
@@ -175,19 +235,47 @@ def blend_scores(blend: Blend, predictions: pd.DataFrame) -> pd.DataFrame:
     # of the rows of an image everything else is the same, but for the fold
     images = predictions.drop_duplicates("id")[["id", "split", "kind", "fold", "target"]].reset_index(drop=True)
     images["fold"] = images["fold"].astype("Int64").where(images["kind"] == "oof")
-    blended = total.loc[images["id"], scores].reset_index(drop=True)
+    blended = pd.DataFrame(blend.finished(total.loc[images["id"], scores].to_numpy()), columns=scores)
     return pd.concat([images.drop(columns="target"), blended, images["target"]], axis=1)
 
 
 def blend_images(blend: Blend, logits: Mapping[tuple[str, int], np.ndarray]) -> np.ndarray:
-    """Scores (rows, outputs) of new images from every fold model's natural logits, {(model, fold): (rows, outputs)}."""
+    """Scores (rows, outputs) of new images from every fold model's natural logits, {(model, fold): (rows, outputs)}.
+
+    Where the blend has weights of views (`Blend.views`), the logits are the views' mean with these.
+    """
     expected = {(model, fold) for model, folds in blend.folds.items() for fold in folds}
     if set(logits) != expected:
         raise ValueError(f"expected logits of {sorted(expected)}, got {sorted(logits)}")
-    return sum(
+    means = sum(
         (
             blend.weights[model] / len(blend.folds[model]) * blend.transformed(model, fold, logits[model, fold])
             for model, fold in sorted(logits)
+        ),
+        start=np.zeros(()),
+    )
+    return blend.finished(means)
+
+
+def logits_of_views(predictions: pd.DataFrame, views: Sequence[float] | None) -> np.ndarray:
+    """Natural logits (rows, outputs) of a prediction table: as they are, or the views' mean with other weights.
+
+    Raises InputError when the table does not have the logits of as many views.
+    """
+    columns = numbered(list(predictions.columns), "logit")
+    if views is None:
+        return predictions[columns].to_numpy(dtype=np.float64)
+    wanted = [view_columns(number, len(columns)) for number in range(len(views))]
+    missing = [name for names in wanted for name in names if name not in predictions.columns]
+    if missing:
+        raise InputError(
+            f"the blend weighs {len(views)} test-time views, and the predictions have no column {missing[0]}; run "
+            "`rarefind predict` again"
+        )
+    return sum(
+        (
+            weight / sum(views) * predictions[names].to_numpy(dtype=np.float64)
+            for weight, names in zip(views, wanted, strict=True)
         ),
         start=np.zeros(()),
     )

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from configs.ensembling import EnsembleConfig
 from configs.errors import InputError
-from configs.schema import EnsembleConfig, GuaranteeConfig
+from configs.schema import GuaranteeConfig
 from ensembles.blending import Blend, blend_scores, fit_blend, score_columns
 from ensembles.predictions import prediction_files, prediction_metadata, read_predictions
 from ensembles.thresholds import RecallThreshold, certified_threshold, estimated_threshold
+from ensembles.tuning import Tuning
 from ensembles.wording import exact_percent
 from trainers.atomic import write_json, write_parquet
 from trainers.guarantee import missing_guarantee, positive_units
@@ -57,9 +59,11 @@ def run(
     config: EnsembleConfig,
     guarantee: GuaranteeConfig,
     out: Path,
+    tuning: Tuning | None = None,
 ) -> EnsembleResult:
     """Blend the models of `arm` found in the `predictions` folder and write both files below `out`.
 
+    The blend is that of `tuning` if it is adopted; the scores of training rows are then its cross-fitted ones.
     Raises InputError when the arm has no predictions or they do not fit together or to the table.
     """
     everything = read_predictions(predictions, table=table)
@@ -67,8 +71,12 @@ def run(
     if chosen.empty:
         known = ", ".join(sorted(everything["arm"].unique()))
         raise InputError(f"{predictions}: no predictions of arm {arm!r}; there are those of: {known}")
-    blend = fit_blend(chosen, method=config.method)
-    scores = _in_table_order(blend_scores(blend, chosen), table)
+    if tuning is not None and tuning.blend is not None:
+        blend = tuning.blend
+        scores = _in_table_order(tuning.cross_fitted(blend_scores(blend, chosen)), table)
+    else:
+        blend = fit_blend(chosen, method=config.method)
+        scores = _in_table_order(blend_scores(blend, chosen), table)
     columns = score_columns(blend.num_outputs)
     probabilities = pd.DataFrame(
         blend.probabilities(scores[columns].to_numpy()), columns=score_columns(blend.num_outputs, "probability")
@@ -169,9 +177,8 @@ def _provenance(folder: Path, chosen: pd.DataFrame, scores: pd.DataFrame) -> dic
 
 def _summary(arm: str, blend: Blend, scores: pd.DataFrame, threshold: RecallThreshold) -> str:
     num_folds = sum(len(folds) for folds in blend.folds.values())
-    line = (
-        f"{len(scores)} images, mean {blend.method} of {len(blend.weights)} models ({num_folds} fold models), arm {arm}"
-    )
+    how = "stacking" if blend.method == "stacking" else f"mean {blend.method}"
+    line = f"{len(scores)} images, {how} of {len(blend.weights)} models ({num_folds} fold models), arm {arm}"
     if threshold.threshold is None:
         return line
     if threshold.recall is None:

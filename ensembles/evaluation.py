@@ -20,6 +20,7 @@ from ensembles.blending import Blend, blend_scores, fit_logits, score_columns
 from ensembles.ensemble import StoredEnsemble, read_ensemble
 from ensembles.predictions import read_predictions
 from ensembles.scoring_figures import at_threshold, binary_figures, class_figures, mean_of_defined
+from ensembles.tuning import read_tuning
 from trainers import metrics as metric
 from trainers.atomic import write_json
 from trainers.paired import paired_difference
@@ -81,6 +82,7 @@ def run(
             "arm": stored.arm,
             "method": stored.blend.method,
             "weights": stored.blend.weights,
+            "tuning": read_tuning(ensemble),
             "threshold": stored.threshold,
             "recall_guarantee": stored.recall_guarantee,
             **oof["ensemble"],
@@ -160,7 +162,7 @@ class _Judge:
 
     def scale_warnings(self, stored: StoredEnsemble) -> list[str]:
         """A line when the fold models' scores are on different scales, which hurts only rows of different folds."""
-        if not self.table.is_binary or stored.blend.method == "ranks":
+        if not self.table.is_binary or stored.blend.method != "logits":
             return []
         rows, targets = self._rows("oof", stored.scores)
         ranks = rows.groupby(rows["fold"].to_numpy(dtype=np.int64))["score"].rank(pct=True).to_numpy()

@@ -2,8 +2,9 @@
 
 Columns: id, split, arm, model, fold, kind (oof | holdout | pool | test), logit (multi-class: logit_0, logit_1, ...),
 target (class number in the image table's order, binary 0 or 1; null = unknown). The logits are at the natural
-prevalence. A labelled training row is scored by the one fold model that has not seen it (`oof`), all other rows by
-every fold model.
+prevalence. With several test-time views those of each are there, too: view_0_logit, view_1_logit, ... (multi-class:
+view_0_logit_0, ...), in the order of `predict.views`. A labelled training row is scored by the one fold model that has
+not seen it (`oof`), all other rows by every fold model.
 """
 
 from collections.abc import Sequence
@@ -35,6 +36,20 @@ def logit_columns(num_outputs: int) -> list[str]:
     return ["logit"] if num_outputs == 1 else [f"logit_{column}" for column in range(num_outputs)]
 
 
+def view_columns(view: int, num_outputs: int) -> list[str]:
+    """Names of the logit columns of one test-time view.
+
+    >>> view_columns(1, 1)
+    ['view_1_logit']
+    """
+    return [f"view_{view}_{column}" for column in logit_columns(num_outputs)]
+
+
+def num_views(columns: Sequence[str]) -> int:
+    """Test-time views whose logits are among `columns`; 0 where only their mean is."""
+    return len({column.split("_")[1] for column in columns if column.startswith("view_") and "_logit" in column})
+
+
 def numbered(columns: Sequence[str], name: str) -> list[str]:
     """`name`, or `name_0`, `name_1`, ... in the order of their numbers, among `columns`."""
     if name in columns:
@@ -54,9 +69,11 @@ def write_predictions(
     fold: int,
     log_odds_shift: Sequence[float] = (),
     kinds: Sequence[str] | None = None,
+    view_logits: np.ndarray | None = None,
 ) -> None:
     """Write what the model of one fold gave for the table's `rows`: logits (rows, outputs) at the natural prevalence.
 
+    `view_logits` (rows, views, outputs) are those of each test-time view, of which `logits` are the mean.
     `kinds` is each row's kind (default: by its split); `log_odds_shift` is what was taken off the raw logits, kept as
     provenance. Raises ValueError for logits that are not finite and for training rows of another fold, which the
     model has been trained on.
@@ -79,6 +96,9 @@ def write_predictions(
     columns = {"id": chosen["id"], "split": chosen["split"], "arm": arm, "model": model, "fold": fold, "kind": kind}
     logit_frame = pd.DataFrame(values, columns=logit_columns(values.shape[1]))
     frame = pd.concat([pd.DataFrame(columns).reset_index(drop=True), logit_frame], axis=1)
+    if view_logits is not None:
+        for number in range(view_logits.shape[1]):
+            frame[view_columns(number, values.shape[1])] = view_logits[:, number]
     frame["target"] = targets
     metadata = {
         "arm": arm,
@@ -125,7 +145,9 @@ def read_predictions(folder: Path, *, table: ImageTable | None = None) -> pd.Dat
         wanted = ", ".join(expected if logits else [*KEY_COLUMNS, "logit", "target"])
         raise InputError(f"{folder}: expected the columns {wanted} in every file, got\n{listed(problems)}")
     _check_rows(files, frames, logits)
-    predictions = pd.concat(frames, ignore_index=True)[expected]
+    # views that only some files have are of an earlier config
+    views = [view_columns(number, len(logits)) for number in range(min(num_views(list(f.columns)) for f in frames))]
+    predictions = pd.concat(frames, ignore_index=True)[[*expected, *(name for names in views for name in names)]]
     repeated = predictions[predictions.duplicated(KEYS)]
     if len(repeated):
         raise InputError(

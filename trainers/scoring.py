@@ -47,8 +47,31 @@ def load_scorer(folder: Path, *, device: torch.device | str) -> Scorer:
     return Scorer(model, mean, std, np.asarray(facts["log_odds_shift"], dtype=np.float64), facts)
 
 
-@torch.inference_mode()
 def score_rows(
+    model: nn.Module,
+    pixels: Pixels,
+    rows: np.ndarray,
+    *,
+    views: Sequence[ViewConfig] = PLAIN_VIEW,
+    **settings: Any,
+) -> np.ndarray:
+    """Logits of the given table rows, float64 (rows, outputs): the weighted mean over the views.
+
+    `settings` and errors are those of `score_views`.
+    """
+    return mean_of_views(score_views(model, pixels, rows, views=views, **settings), views)
+
+
+def mean_of_views(logits: np.ndarray, views: Sequence[ViewConfig]) -> np.ndarray:
+    """The weighted mean (rows, outputs) of logits (rows, views, outputs)."""
+    if len(views) == 1:
+        return logits[:, 0]
+    weights = np.array([view.weight for view in views])
+    return np.tensordot(logits, weights / weights.sum(), axes=([1], [0]))
+
+
+@torch.inference_mode()
+def score_views(
     model: nn.Module,
     pixels: Pixels,
     rows: np.ndarray,
@@ -63,15 +86,14 @@ def score_rows(
     size_setting: str = "predict.batch_size",
     after_batch: Callable[[], object] | None = None,
 ) -> np.ndarray:
-    """Logits of the given table rows, float64 (rows, outputs): the weighted mean over the views. Leaves the mode as is.
+    """Logits of each test-time view of the given table rows, float64 (rows, views, outputs). Leaves the mode as is.
 
     `description` names the progress bar; empty = none. `after_batch` is called between batches and may raise. Raises
     ValueError when there are no rows, OutOfMemory naming `size_setting`, InputError when a loader process dies.
     """
     if not len(rows):
-        raise ValueError("score_rows: there are no rows to score")
+        raise ValueError("score_views: there are no rows to score")
     device = mean.device
-    total_weight = sum(view.weight for view in views)
     loader = scoring_loader(
         ScoringImages(pixels, rows), batch_size=batch_size, workers=workers, pin=device.type == "cuda"
     )
@@ -87,7 +109,7 @@ def score_rows(
             for images in loader:
                 inputs = to_input(images.to(device, non_blocking=True), mean, std)
                 with autocast():
-                    logits = sum(model(VIEWS[view.view](inputs)).float() * view.weight for view in views) / total_weight
+                    logits = torch.stack([model(VIEWS[view.view](inputs)).float() for view in views], dim=1)
                 batches.append(logits.cpu())
                 bar.advance(len(images))
                 if after_batch is not None:

@@ -8,6 +8,7 @@ from scripts.command import guarded, new_app
 
 # name -> module with its `main`
 BENCHMARKS = {
+    "blend": "scripts.bench.blend",
     "data": "scripts.bench.data",
     "embed": "scripts.bench.embed",
     "duplicates": "scripts.bench.duplicates",

@@ -24,6 +24,7 @@ def ensemble_step(pipeline: Pipeline) -> None:
     """Bring ensemble/ and metrics.json up to date."""
     from ensembles import ensemble, evaluation, gate
     from ensembles.predictions import read_predictions
+    from ensembles.tuning import read_tuning, tune_arm
 
     config, run_dir = pipeline.config, pipeline.run_dir
     table = read_table(run_dir / "table.parquet")
@@ -39,12 +40,21 @@ def ensemble_step(pipeline: Pipeline) -> None:
     }
 
     def blend(partial: Path) -> StageOutcome:
+        everything = read_predictions(predictions, table=table)
         verdict = gate.run(
-            read_predictions(predictions, table=table),
+            everything,
             table=table,
             pool=config.pool,
             metrics=config.metrics,
             scored=config.predict.pool,
+            seed=config.seed,
+            out=partial / "ensemble",
+        )
+        tuning = tune_arm(
+            everything[everything["arm"] == verdict.arm],
+            table=table,
+            config=config.ensemble,
+            metrics=config.metrics,
             seed=config.seed,
             out=partial / "ensemble",
         )
@@ -55,6 +65,7 @@ def ensemble_step(pipeline: Pipeline) -> None:
             config=config.ensemble,
             guarantee=config.guarantee,
             out=partial / "ensemble",
+            tuning=tuning,
         )
         return StageOutcome(result.summary, {})
 
@@ -95,6 +106,9 @@ def ensemble_step(pipeline: Pipeline) -> None:
         CONSOLE.print(f"[bold]gate[/]      {escape(verdict['reason'])}")
     if len(verdict["arms"]) > 2:
         _say_arms(verdict)
+    tuned = read_tuning(run_dir / "ensemble")
+    if tuned is not None:
+        CONSOLE.print(f"[bold]blend[/]     {escape(tuned['reason'])}")
     pipeline.say("ensemble", [blended, record], "metrics.json", summary=record.summary)
 
 

@@ -53,6 +53,7 @@ def keep_predictions_of(pipeline: Pipeline, arms: Sequence[str]) -> None:
 
 def _predict_one(pipeline: Pipeline, table: ImageTable, arm: str, model: ModelConfig, fold: int) -> StageRecord:
     from ensembles.predictions import write_predictions
+    from trainers.scoring import mean_of_views
 
     rows, kinds = _rows_to_score(table, fold, pool=_scores_pool(pipeline.config, arm))
     output = f"predictions/{arm}/{model.name}/fold{fold}.parquet"
@@ -60,13 +61,17 @@ def _predict_one(pipeline: Pipeline, table: ImageTable, arm: str, model: ModelCo
     stage = Stage(f"predict/{arm}/{model.name}/fold{fold}", scoring_inputs(pipeline, table, final, rows), (output,))
 
     def work(partial: Path) -> StageOutcome:
-        logits, shift = natural_logits(pipeline, table, final, rows, description=f"score {model.name} fold {fold}")
+        by_view, shift = natural_view_logits(
+            pipeline, table, final, rows, description=f"score {model.name} fold {fold}"
+        )
+        views = pipeline.config.predict.views
         write_predictions(
             partial / output,
             table=table,
             rows=rows,
             kinds=kinds,
-            logits=logits,
+            logits=mean_of_views(by_view, views),
+            view_logits=by_view if len(views) > 1 else None,
             arm=arm,
             model=model.name,
             fold=fold,
@@ -80,7 +85,9 @@ def _predict_one(pipeline: Pipeline, table: ImageTable, arm: str, model: ModelCo
 def scoring_inputs(pipeline: Pipeline, table: ImageTable, final: Path, rows: np.ndarray) -> dict[str, Any]:
     """What the scores of rows by the network in a `final/` folder depend on."""
     config = pipeline.config
+    several_views = {"per_view": True} if len(config.predict.views) > 1 else {}
     return {
+        **several_views,
         "weights": file_digest(final / "manifest.json"),
         "views": [view.model_dump() for view in config.predict.views],
         "pixels": pixel_settings(config.data),
@@ -92,14 +99,24 @@ def natural_logits(
     pipeline: Pipeline, table: ImageTable, final: Path, rows: np.ndarray, *, description: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits (rows, outputs) at the natural prevalence by the network in a `final/` folder, and what was taken off."""
+    from trainers.scoring import mean_of_views
+
+    by_view, shift = natural_view_logits(pipeline, table, final, rows, description=description)
+    return mean_of_views(by_view, pipeline.config.predict.views), shift
+
+
+def natural_view_logits(
+    pipeline: Pipeline, table: ImageTable, final: Path, rows: np.ndarray, *, description: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same for each test-time view, (rows, views, outputs)."""
     from trainers.devices import device_type, num_workers
     from trainers.pixels import open_pixels
-    from trainers.scoring import load_scorer, score_rows
+    from trainers.scoring import load_scorer, score_views
 
     config = pipeline.config
     # In float32: with eight bits of bf16 a third of the scores would be ties.
     scorer = load_scorer(final, device=device_type(config.compute))
-    logits = score_rows(
+    logits = score_views(
         scorer.model,
         open_pixels(pipeline.run_dir, config.data, table),
         rows,

@@ -28,6 +28,7 @@ def tiny_config(folder: Path, out: Path, *changes: Mapping[str, Any]) -> RunConf
         "augment": {"policy": "light"},
         "models": [{"backbone": name} for name in MODELS],
         "train": {"steps": 8, "batch_size": 16, "warmup_steps": 1, "lr": 0.003, "log_every_steps": 4},
+        "ensemble": {"tune": False},  # has tests of its own
         "metrics": {"top_k": [10], "replicates": 200},
         "report": {"num_thumbnails": 4},
         "compute": {"device": "cpu"},
