@@ -1,5 +1,6 @@
 """What propagated labels are worth: scores like those of a model, in the prediction table, and their figures."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ NOTHING = np.empty(0, dtype=np.int64)
 
 
 def write_propagation(
-    features: np.ndarray,
+    features: np.ndarray | Sequence[np.ndarray],
     *,
     name: str,
     table: ImageTable,
@@ -30,18 +31,19 @@ def write_propagation(
     predictions: Path,
     figures: Path,
 ) -> dict[str, Any]:
-    """Spread the labels over the graph of `features` (num_images, dim), fold by fold.
+    """Spread the labels over the graph of `features` (num_images, dim), or of those of each fold, fold by fold.
 
     Writes <predictions>/propagation/<name>/fold<k>.parquet and the JSON file `figures`, which is returned: figures of
     the labelled rows out of fold and, where the `truth` knows them, of the pool's, by their mean over the folds; the
     shares of the classes that the pool is put into, and of its images that a label reached (means over the folds).
     """
-    graphs = FoldGraphs(features, table, config, seed=seed)
+    one_graph = FoldGraphs(features, table, config, seed=seed) if isinstance(features, np.ndarray) else None
     kinds = {"holdout": table.rows("holdout"), "test": table.rows("test"), "pool": table.rows("pool")}
     out_of_fold = np.empty((len(table), table.num_outputs))
     pool, balances, reached = np.zeros((len(kinds["pool"]), table.num_outputs)), [], []
     for fold in range(table.num_folds):
         rows = {"oof": table.rows("train", fold=fold), **kinds}
+        graphs = one_graph or FoldGraphs(features[fold], table, config, seed=seed)
         opinions = graphs.opinions(fold, rows, without=NOTHING)
         write_predictions(
             predictions / PROPAGATION / name / f"fold{fold}.parquet",
@@ -73,7 +75,7 @@ def write_propagation(
             "balance": dict(zip(table.classes, np.mean(balances, axis=0), strict=True)),
             "reached": float(np.mean(reached)),
             "settings": config.model_dump(),
-            "dim": features.shape[1],
+            "dim": (features if isinstance(features, np.ndarray) else features[0]).shape[1],
         }
     )
     write_json(figures, result)

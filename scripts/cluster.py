@@ -1,15 +1,31 @@
 """`rarefind cluster`."""
 
+from typing import Annotated
+
+import typer
+
 from scripts.arguments import ConfigArgument, OverridesArgument, RestartOption
 from scripts.command import run_command
 
 
-def main(config: ConfigArgument, overrides: OverridesArgument = None, restart: RestartOption = False) -> None:
+def main(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare",
+            help="instead compare clusters, propagated labels, pseudo-labels and the trained networks, on one table",
+        ),
+    ] = False,
+    restart: RestartOption = False,
+) -> None:
     """Clusters of frozen features, found without labels and judged with them (and embed, if that is not done)."""
     from configs.load import load_config
     from scripts.pipeline import run_pipeline
 
-    run_pipeline(load_config(config, overrides or ()), until="cluster", restart=restart)
+    until = "compare-learners" if compare else "cluster"
+    run_pipeline(load_config(config, overrides or ()), until=until, restart=restart)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from configs.load import WEIGHT_SUFFIXES, dump_config
 from configs.networks import NetworkConfig
 from configs.schema import RunConfig
 from scripts.steps.cluster import cluster_step
+from scripts.steps.compare_learners import compare_learners_step
 from scripts.steps.embed import embed_step, networks_to_embed
 from scripts.steps.ensemble import ensemble_step
 from scripts.steps.neighbours import neighbours_step
@@ -47,7 +48,12 @@ STORIES = (
     {"prepare": prepare_step, "neighbours": neighbours_step},
     *(
         {"prepare": prepare_step, "embed": embed_step, name: step}
-        for name, step in {"probe": probe_step, "cluster": cluster_step, "propagate": propagate_step}.items()
+        for name, step in {
+            "probe": probe_step,
+            "cluster": cluster_step,
+            "propagate": propagate_step,
+            "compare-learners": compare_learners_step,
+        }.items()
     ),
 )
 

@@ -26,7 +26,7 @@ from configs.pool_study import LabelSpreading, Rival, SelfTraining
 from configs.schema import ModelConfig, RunConfig
 from configs.study import run_name
 from ensembles.blending import score_columns
-from scripts.bench.classic_learners import MAX_ITERATIONS, UNLABELLED
+from ensembles.classic_learners import MAX_ITERATIONS, UNLABELLED
 from scripts.bench.pool_figures import Figures, judged, known_rows
 from scripts.steps.run_state import SUPERVISED, pixel_settings, rows_digest, train_folder
 from trainers import atomic, embedding

@@ -15,7 +15,7 @@ from trainers.stages import Stage
 from trainers.table import ImageTable
 
 # Commands that no label judges, and those that take the features of each fold from the network without its labels.
-WITHOUT_LABELS, FOLD_BY_FOLD = {"embed", "neighbours"}, {"probe"}
+WITHOUT_LABELS, FOLD_BY_FOLD = {"embed", "neighbours"}, {"probe", "propagate", "compare-learners"}
 TRAINED_COLUMNS = ("sha256", "label", "fold")  # what a training's record knows its rows by
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from configs.networks import FrozenNetworkConfig
+from configs.networks import EmbeddedNetworkConfig
 from configs.schema import RunConfig
 from ensembles.predictions import PROPAGATION
 from ensembles.wording import exact_percent, number, percent, span
@@ -41,21 +41,22 @@ def current_predictions(pipeline: Pipeline, table: ImageTable) -> set[Path]:
     return {run_dir / output for stage in stages if stage and finished(run_dir, stage) for output in stage.outputs}
 
 
-def _figures_file(network: FrozenNetworkConfig) -> str:
+def _figures_file(network: EmbeddedNetworkConfig) -> str:
     return f"propagation/{network.name}.json"
 
 
-def _stage(config: RunConfig, table: ImageTable, network: FrozenNetworkConfig) -> Stage | None:
+def _stage(config: RunConfig, table: ImageTable, network: EmbeddedNetworkConfig) -> Stage | None:
     """None without embeddings."""
-    from trainers.embedding import outputs, read_facts
+    from trainers.embedding_files import fold_name, outputs, read_facts
 
-    if not (config.run_dir / outputs(network.name)[1]).exists():
+    names = [fold_name(network.name, k) for k in range(table.num_folds)] if network.each_fold else [network.name]
+    if not all((config.run_dir / outputs(name)[1]).exists() for name in names):
         return None
     scores = [f"predictions/{PROPAGATION}/{network.name}/fold{fold}.parquet" for fold in range(table.num_folds)]
     return Stage(
         f"propagate/{network.name}",
         {
-            "embeddings": read_facts(config.run_dir, network.name)["sha256"],
+            "embeddings": [read_facts(config.run_dir, name)["sha256"] for name in names],
             "rows": rows_digest(table, np.arange(len(table))),
             "propagate": config.propagate.model_dump(mode="json"),
             "metrics": config.metrics.model_dump(),
@@ -67,9 +68,9 @@ def _stage(config: RunConfig, table: ImageTable, network: FrozenNetworkConfig) -
     )
 
 
-def _propagate(pipeline: Pipeline, table: ImageTable, network: FrozenNetworkConfig) -> StageRecord:
+def _propagate(pipeline: Pipeline, table: ImageTable, network: EmbeddedNetworkConfig) -> StageRecord:
     from ensembles.propagation_scores import write_propagation
-    from trainers.embedding import open_embeddings
+    from trainers.embedding_files import open_embeddings, open_fold_embeddings
 
     config = pipeline.config
     stage = _stage(config, table, network)
@@ -77,7 +78,7 @@ def _propagate(pipeline: Pipeline, table: ImageTable, network: FrozenNetworkConf
 
     def work(partial: Path) -> StageOutcome:
         figures = write_propagation(
-            open_embeddings(config.run_dir, network.name, table),
+            (open_fold_embeddings if network.each_fold else open_embeddings)(config.run_dir, network.name, table),
             name=network.name,
             table=table,
             config=config.propagate,

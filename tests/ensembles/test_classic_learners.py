@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 from sklearn.semi_supervised import LabelSpreading
 
 from configs.errors import InputError
-from scripts.bench.classic_learners import (
+from ensembles.classic_learners import (
     UNLABELLED,
     ClassicResult,
     dense_bytes,

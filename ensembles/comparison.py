@@ -1,0 +1,213 @@
+"""Ways of using a pool without training on it, beside the trained networks: the same folds, features and rows for all.
+
+A learner of fold k gets the features of labelled rows and pool, and the labels outside fold k; what it says of fold k
+is judged, and of the pool, where the truth is known, its mean over the folds. Settings are chosen by out-of-fold AP.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import adjusted_rand_score, f1_score
+
+from configs.propagation import PropagateConfig
+from ensembles import classic_learners as classic
+from ensembles.classic_learners import UNLABELLED
+from ensembles.fold_graphs import FoldGraphs
+from ensembles.heads import HEADS, TrainingPart
+from trainers import metrics as metric
+from trainers.metrics import one_vs_rest_log_odds
+from trainers.provenance import derive_seed
+from trainers.table import ImageTable
+
+RBF_ROWS = 5000  # scikit-learn's dense matrices of more take minutes and gigabytes
+NOTHING = np.empty(0, dtype=np.int64)
+Setting = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Opinions:
+    """Probabilities (rows, classes) of the training rows, out of fold, and of pool rows; `pool_rows` are table rows."""
+
+    oof: np.ndarray
+    pool: np.ndarray
+    pool_rows: np.ndarray
+
+
+def _rbf(features: np.ndarray, targets: np.ndarray, *, width: float, alpha: float) -> classic.ClassicResult:
+    """With gamma = 1 / (width x the median squared distance of some pairs)."""
+    rng = np.random.default_rng(0)
+    one, other = (features[rng.integers(len(features), size=2000)] for _ in range(2))
+    median = float(np.median(((one - other) ** 2).sum(axis=1)))
+    return classic.label_spreading(features, targets, kernel="rbf", gamma=1 / (width * median), alpha=alpha)
+
+
+def _logistic(features: np.ndarray, targets: np.ndarray) -> classic.ClassicResult:
+    known = targets != UNLABELLED
+    counts = np.bincount(targets[known])
+    part = TrainingPart(counts, [str(label) for label in range(len(counts))], features.shape[1], seed=0)
+    regression = HEADS["logistic"](part).fit(features[known], targets[known])
+    return classic.ClassicResult(regression.predict_proba(features), 0.0, True)
+
+
+# name -> learner of (features, targets), and the settings that are tried
+CLASSIC: dict[str, tuple[Callable[..., classic.ClassicResult], list[dict[str, Any]]]] = {
+    "majority label of clusters": (
+        classic.majority_of_clusters,
+        [{"num_clusters": n, "seed": 0} for n in (20, 100, 400)],
+    ),
+    "scikit-learn propagation, knn": (classic.label_propagation, [{"n_neighbors": 11}, {"n_neighbors": 31}]),
+    "scikit-learn spreading, knn": (
+        classic.label_spreading,
+        [{"n_neighbors": k, "alpha": alpha} for k in (11, 31) for alpha in (0.2, 0.8)],
+    ),
+    "scikit-learn spreading, rbf": (_rbf, [{"width": width, "alpha": 0.2} for width in (0.03, 0.1)]),
+    "pseudo-labels above a confidence": (classic.self_training, [{"threshold": 0.75}, {"threshold": 0.95}]),
+    "logistic regression, labels alone": (_logistic, [{}]),
+}
+OURS: dict[str, list[dict[str, Any]]] = {
+    "rarefind propagation": [{"method": "propagation"}],
+    "rarefind spreading": [{"alpha": alpha} for alpha in (0.2, 0.5, 0.8)],
+}
+METHODS = (*CLASSIC, *OURS)
+
+
+def settings_of(method: str) -> Sequence[Setting]:
+    """What is tried of a method."""
+    return CLASSIC[method][1] if method in CLASSIC else OURS[method]
+
+
+def setting_name(setting: Setting) -> str:
+    """A setting as it is shown.
+
+    >>> setting_name({"n_neighbors": 11, "alpha": 0.2, "seed": 0})
+    'n_neighbors 11, alpha 0.2'
+    """
+    return ", ".join(f"{key} {value}" for key, value in setting.items() if key != "seed")
+
+
+def opinions(
+    method: str,
+    setting: Setting,
+    features: Sequence[np.ndarray],
+    table: ImageTable,
+    propagate: PropagateConfig,
+    *,
+    seed: int,
+) -> Opinions:
+    """What a method says with one setting; `features` are for each fold those of all table rows, (num_images, dim).
+
+    scikit-learn's rbf kernel gets all labelled rows and as many of the pool as there is room for, drawn by the seed.
+    Raises InputError when a fold has all labels of a class.
+    """
+    pool = table.rows("pool")
+    if method in OURS:
+        return _by_graph(setting, features, table, propagate, pool, seed=seed)
+    if "rbf" in method:
+        room = max(0, RBF_ROWS - len(table.rows("train")))
+        rng = np.random.default_rng(derive_seed(seed, "comparison"))
+        pool = np.sort(rng.permutation(pool)[:room])
+    learner = partial(CLASSIC[method][0], **setting)
+    train = table.rows("train")
+    rows = np.concatenate([train, pool])
+    oof = np.empty((len(train), len(table.classes)))
+    mean = np.zeros((len(pool), len(table.classes)))
+    folds = table.frame["fold"].iloc[train].to_numpy(dtype=np.int64)
+    for fold in range(table.num_folds):
+        targets = np.concatenate([np.where(folds == fold, UNLABELLED, table.targets[train]), np.full(len(pool), -1)])
+        values = _unit(np.asarray(features[fold][rows]))
+        probabilities = learner(values, targets).probabilities
+        held = folds == fold
+        oof[held] = probabilities[: len(train)][held]
+        mean += probabilities[len(train) :] / table.num_folds
+    return Opinions(oof, mean, pool)
+
+
+def _by_graph(
+    setting: Setting,
+    features: Sequence[np.ndarray],
+    table: ImageTable,
+    propagate: PropagateConfig,
+    pool: np.ndarray,
+    *,
+    seed: int,
+) -> Opinions:
+    config = PropagateConfig.model_validate({**propagate.model_dump(), **setting})
+    train = table.rows("train")
+    place = np.full(len(table), -1)
+    place[train] = np.arange(len(train))
+    oof, mean = np.empty((len(train), len(table.classes))), np.zeros((len(pool), len(table.classes)))
+    graphs: dict[int, FoldGraphs] = {}  # of equal features the neighbours are searched once
+    for fold in range(table.num_folds):
+        key = id(features[fold])
+        if key not in graphs:
+            graphs = {key: FoldGraphs(features[fold], table, config, seed=seed)}
+        held = table.rows("train", fold=fold)
+        found = graphs[key].opinions(fold, {"oof": held, "pool": pool}, without=NOTHING)
+        oof[place[held]] = _probabilities(found.logits["oof"])
+        mean += _probabilities(found.logits["pool"]) / table.num_folds
+    return Opinions(oof, mean, pool)
+
+
+def figures(targets: np.ndarray, probabilities: np.ndarray, *, is_binary: bool) -> dict[str, Any]:
+    """How good probabilities (rows, classes) are of rows with known targets, and the classes that they are put into.
+
+    `ap` is of the positive class, or macro; the class of a row is the most probable one.
+    """
+    predicted = probabilities.argmax(axis=1)
+    values = ranking(probabilities, is_binary=is_binary)
+    classes = np.arange(probabilities.shape[1])
+    ap = (
+        metric.average_precision(targets, values[:, 0])
+        if is_binary
+        else float(np.nanmean(metric.per_class_average_precision(targets, values)))
+    )
+    return {
+        "ap": ap,
+        "accuracy": metric.accuracy(targets, predicted),
+        "macro_f1": float(f1_score(targets, predicted, labels=classes, average="macro", zero_division=0.0)),
+        "recall": metric.per_class_recall(targets, predicted, num_classes=len(classes)).tolist(),
+        "ari": float(adjusted_rand_score(targets, predicted)),
+        "balance": (np.bincount(predicted, minlength=len(classes)) / len(predicted)).tolist(),
+        "true_balance": (np.bincount(targets, minlength=len(classes)) / len(targets)).tolist(),
+        **(
+            {
+                "recall_at_precision_0.9": metric.recall_at_precision(targets, values[:, 0], 0.9),
+                "precision_at_recall_0.9": metric.precision_at_recall(targets, values[:, 0], 0.9),
+            }
+            if is_binary
+            else {}
+        ),
+    }
+
+
+def ranking(probabilities: np.ndarray, *, is_binary: bool) -> np.ndarray:
+    """Scores (rows, outputs) that rank rows within each output."""
+    logs = np.log(np.maximum(probabilities, 1e-300))
+    return logs[:, 1:] - logs[:, :1] if is_binary else one_vs_rest_log_odds(logs)
+
+
+def accuracy_difference(
+    targets: np.ndarray, one: np.ndarray, other: np.ndarray, *, z: float = 1.96
+) -> tuple[float, float, float]:
+    """Accuracy of one prediction less that of another on the same rows, with its 95% interval (paired, normal)."""
+    gain = (one == targets).astype(np.float64) - (other == targets)
+    half = z * gain.std(ddof=1) / np.sqrt(len(gain))
+    return float(gain.mean()), float(gain.mean() - half), float(gain.mean() + half)
+
+
+def _unit(features: np.ndarray) -> np.ndarray:
+    """Length 1, so that the Euclidean distances that scikit-learn takes order rows as the cosine does."""
+    norms = np.linalg.norm(features, axis=1, keepdims=True)
+    return features / np.where(norms > 0, norms, 1)
+
+
+def _probabilities(logits: np.ndarray) -> np.ndarray:
+    from scipy.special import expit, softmax
+
+    if logits.shape[1] > 1:
+        return np.asarray(softmax(logits, axis=1))
+    positive = expit(logits)
+    return np.concatenate([1 - positive, positive], axis=1)

@@ -1,0 +1,330 @@
+"""`rarefind cluster --compare`: ways of using the pool on the same features and folds, beside the trained networks.
+
+Each method works on the features of one network in a process of its own, which tells its time and memory, and is a
+stage, so that a comparison that was interrupted goes on.
+"""
+
+import multiprocessing
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from configs.errors import InputError
+from configs.networks import EmbeddedNetworkConfig
+from configs.schema import RunConfig
+from ensembles.wording import number, percent
+from scripts.steps.embed import networks_to_embed
+from scripts.steps.run_state import CONSOLE, Pipeline, rows_digest, truth_of
+from trainers import atomic
+from trainers.provenance import code_version
+from trainers.stages import Stage, StageOutcome, StageRecord
+from trainers.table import ImageTable, read_table
+
+if TYPE_CHECKING:
+    from ensembles.comparison import Opinions
+
+FOLDER = "comparison"
+COMPARISON_FILE = f"{FOLDER}/comparison.json"
+
+
+def compare_learners_step(pipeline: Pipeline) -> None:
+    """Bring comparison/ up to date and show it."""
+    from ensembles import comparison
+
+    config, run_dir = pipeline.config, pipeline.run_dir
+    table = read_table(run_dir / "table.parquet")
+    entries: list[dict[str, Any]] = []
+    found: dict[str, Opinions] = {}
+    records = []
+    for network in networks_to_embed(config):
+        for method in comparison.METHODS:
+            record = _learn(pipeline, table, network, method)
+            records.append(record)
+            entry, name = record.facts, f"{method} on {network.name}"
+            found[name] = _read(run_dir / _output(network.name, method), table)
+            entries.append({"name": name, "method": method, "features": network.name, **entry})
+    for arm, own in _trained(config, table).items():
+        found[arm] = own
+        entries.append({"name": arm, "method": f"networks, {arm}", "features": "", "setting": "", "trained": True})
+    result = _judged(config, table, entries, found)
+    atomic.write_json(run_dir / COMPARISON_FILE, result)
+    pipeline.say("compare", records, COMPARISON_FILE, summary=f"{len(entries)} ways of using the same labels")
+    for kind in ("oof", "pool"):
+        if any(kind in entry for entry in result["entries"]):
+            Console(highlight=False).print(_shown(result, kind, table))
+    CONSOLE.print(f"[dim]{escape(_legend(table))}[/]")
+    for line in result["verdicts"]:
+        CONSOLE.print(escape(line))
+
+
+def _legend(table: ImageTable) -> str:
+    share = (
+        f"recall: of {table.classes[1]!r} among the rows taken for it; share: of the pool taken for it"
+        if table.is_binary
+        else "share: of the class whose share of the pool is farthest from the truth"
+    )
+    return (
+        f"settings are the best of those tried by out-of-fold AP, sec. and GB those of one setting and of the process; "
+        f"{share}; recalls per class and all settings: {COMPARISON_FILE}"
+    )
+
+
+def _output(network: str, method: str) -> str:
+    return f"{FOLDER}/{network}/{method.replace(' ', '-').replace(',', '')}.parquet"
+
+
+def _learn(pipeline: Pipeline, table: ImageTable, network: EmbeddedNetworkConfig, method: str) -> StageRecord:
+    """Bring the opinions of one method on the features of one network up to date, for the best of its settings."""
+    from trainers.embedding_files import fold_name, read_facts
+
+    config, output = pipeline.config, _output(network.name, method)
+    names = [fold_name(network.name, k) if network.each_fold else network.name for k in range(table.num_folds)]
+    stage = Stage(
+        output.removesuffix(".parquet"),
+        {
+            "method": method,
+            "embeddings": [read_facts(config.run_dir, name)["sha256"] for name in names],
+            "rows": rows_digest(table, np.concatenate([table.rows("train"), table.rows("pool")])),
+            "propagate": config.propagate.model_dump(mode="json"),
+            "seed": config.seed,
+            "code_version": code_version(),
+        },
+        (output,),
+    )
+
+    def work(partial: Path) -> StageOutcome:
+        CONSOLE.print(f"[dim]{escape(method)} on {escape(network.name)}[/]")
+        facts = _in_a_process(config, names, method, partial / output)
+        return StageOutcome(f"{method}: {facts['setting'] or 'one setting'}", facts, seconds=facts["seconds_in_all"])
+
+    return pipeline.stage(stage, work)
+
+
+def _in_a_process(config: RunConfig, names: Sequence[str], method: str, output: Path) -> dict[str, Any]:
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(sender, config, names, method, output), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        facts: dict[str, Any] = receiver.recv()
+    except EOFError:
+        process.join()
+        raise InputError(
+            f"{method}: its process ended with exit code {process.exitcode}; without a message above, memory may have "
+            "run out: compare fewer images"
+        ) from None
+    process.join()
+    if "problem" in facts:
+        raise InputError(facts["problem"])
+    return facts
+
+
+def _work(sender: Any, config: RunConfig, names: Sequence[str], method: str, output: Path) -> None:
+    """All settings of a method; the opinions of the best, by out-of-fold AP, are written."""
+    import resource
+
+    from ensembles import comparison
+    from trainers.embedding_files import open_embeddings
+
+    table = read_table(config.run_dir / "table.parquet")
+    opened = {name: open_embeddings(config.run_dir, name, table) for name in dict.fromkeys(names)}
+    features = [opened[name] for name in names]
+    labelled = table.targets[table.rows("train")]
+    best, best_ap, facts, begun = None, -1.0, {}, time.perf_counter()
+    try:
+        for setting in comparison.settings_of(method):
+            started = time.perf_counter()
+            found = comparison.opinions(method, setting, features, table, config.propagate, seed=config.seed)
+            seconds = time.perf_counter() - started
+            ap = comparison.figures(labelled, found.oof, is_binary=table.is_binary)["ap"]
+            if ap > best_ap:
+                best, best_ap = found, ap
+                facts = {"setting": comparison.setting_name(setting), "seconds": round(seconds, 2)}
+    except InputError as error:
+        sender.send({"problem": str(error)})
+        return
+    assert best is not None
+    _write(output, table, best)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    tried = len(comparison.settings_of(method))
+    sender.send(
+        {
+            **facts,
+            "num_settings": tried,
+            "gigabytes": round(memory / 1e9, 2),
+            "seconds_in_all": round(time.perf_counter() - begun, 2),
+        }
+    )
+
+
+def _write(output: Path, table: ImageTable, found: "Opinions") -> None:
+    rows = np.concatenate([table.rows("train"), found.pool_rows])
+    columns = [f"probability_{number}" for number in range(len(table.classes))]
+    frame = pd.DataFrame(np.concatenate([found.oof, found.pool]), columns=columns)
+    frame.insert(0, "id", table.frame["id"].to_numpy()[rows])
+    atomic.write_parquet(output, frame.assign(kind=np.repeat(["oof", "pool"], [len(found.oof), len(found.pool)])))
+
+
+def _read(path: Path, table: ImageTable) -> "Opinions":
+    from ensembles.comparison import Opinions
+
+    frame = pd.read_parquet(path)
+    parts = {kind: frame[frame["kind"] == kind] for kind in ("oof", "pool")}
+    columns = [f"probability_{number}" for number in range(len(table.classes))]
+    pool = parts["pool"]
+    rows = pd.Index(table.frame["id"]).get_indexer(pool["id"])
+    return Opinions(parts["oof"][columns].to_numpy(), pool[columns].to_numpy(), rows)
+
+
+def _trained(config: RunConfig, table: ImageTable) -> dict[str, "Opinions"]:
+    """The equal-weight ensembles of the arms that are trained, where their scores are of these rows and folds."""
+    from ensembles.blending import blend_scores, fit_logits, score_columns
+    from ensembles.comparison import Opinions
+    from ensembles.predictions import PROPAGATION, prediction_files, read_predictions
+
+    folder = config.run_dir / "predictions"
+    if not prediction_files(folder):
+        return {}
+    try:
+        everything = read_predictions(folder, table=table)
+    except InputError as error:
+        CONSOLE.print(f"[yellow]note:[/] the trained networks are left out: {escape(str(error).partition(chr(10))[0])}")
+        return {}
+    ids = table.frame["id"]
+    result = {}
+    for arm, own in everything.groupby("arm", sort=True):
+        if arm == PROPAGATION:
+            continue
+        blend = fit_logits(own)
+        scores = blend_scores(blend, own).set_index("id")
+        probabilities = pd.DataFrame(
+            blend.probabilities(scores[score_columns(blend.num_outputs)].to_numpy(dtype=np.float64)), index=scores.index
+        )
+        if table.is_binary:
+            probabilities = pd.DataFrame({0: 1 - probabilities[0], 1: probabilities[0]})
+        pool = table.rows("pool")[ids.iloc[table.rows("pool")].isin(scores.index).to_numpy()]
+        result[str(arm)] = Opinions(
+            probabilities.loc[ids.iloc[table.rows("train")]].to_numpy(),
+            probabilities.loc[ids.iloc[pool]].to_numpy(),
+            pool,
+        )
+    return result
+
+
+def _judged(
+    config: RunConfig, table: ImageTable, entries: Sequence[dict[str, Any]], found: dict[str, "Opinions"]
+) -> dict[str, Any]:
+    from ensembles import comparison
+    from ensembles.evaluation import json_safe, known_targets
+
+    truth = truth_of(config.data)
+    if truth is not None:
+        truth = truth[truth["id"].isin(table.frame["id"].iloc[table.rows("pool")])]
+    known = known_targets(table, truth, ())
+    labelled = known[table.rows("train")]
+    judged = []
+    for entry in entries:
+        own = found[entry["name"]]
+        blocks = {"oof": comparison.figures(labelled, own.oof, is_binary=table.is_binary)}
+        targets = known[own.pool_rows]
+        if (targets >= 0).any():
+            blocks["pool"] = comparison.figures(
+                targets[targets >= 0], own.pool[targets >= 0], is_binary=table.is_binary
+            ) | {"num_rows": int((targets >= 0).sum())}
+        judged.append({**entry, **blocks})
+    return json_safe(
+        {
+            "classes": table.classes,
+            "num_labelled": len(labelled),
+            "entries": judged,
+            "verdicts": _verdicts(config, table, judged, found, known),
+            "seed": config.seed,
+            "code_version": code_version(),
+        }
+    )
+
+
+def _verdicts(
+    config: RunConfig,
+    table: ImageTable,
+    judged: Sequence[dict[str, Any]],
+    found: dict[str, "Opinions"],
+    known: np.ndarray,
+) -> list[str]:
+    """The best trained ensemble against the best of the others, each chosen by out-of-fold AP, on the same rows."""
+    from ensembles import comparison
+    from trainers.paired import paired_difference
+    from trainers.provenance import derive_seed
+
+    best = {
+        trained: max(
+            (entry for entry in judged if bool(entry.get("trained")) == trained),
+            key=lambda entry: entry["oof"]["ap"],
+            default=None,
+        )
+        for trained in (True, False)
+    }
+    network, other = best[True], best[False]
+    if network is None or other is None:
+        return ["No network is trained yet: `rarefind run CONFIG`, then compare again."]
+    train = table.rows("train")
+    sides = [comparison.ranking(found[one["name"]].oof, is_binary=table.is_binary) for one in (network, other)]
+    gain = paired_difference(
+        known[train],
+        *sides,
+        groups=table.units[train],
+        replicates=config.metrics.replicates,
+        confidence=config.metrics.confidence,
+        rng=np.random.default_rng(derive_seed(config.seed, "comparison")),
+    )
+    name = "AP" if table.is_binary else "macro AP"
+    against = f"{network['method']}, less {other['name']} ({other['setting']})"
+    lines = [f"Out of fold, {name} of {against}: {gain.estimate:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]."]
+    one, two = found[network["name"]], found[other["name"]]
+    shared = np.intersect1d(one.pool_rows, two.pool_rows)
+    shared = shared[known[shared] >= 0]
+    if len(shared):
+        predicted = [own.pool[np.searchsorted(own.pool_rows, shared)].argmax(axis=1) for own in (one, two)]
+        difference = comparison.accuracy_difference(known[shared], *predicted)
+        lines.append("On the pool, accuracy of the same: {:+.4f} [{:+.4f}, {:+.4f}].".format(*difference))
+    return lines
+
+
+def _shown(result: dict[str, Any], kind: str, table: ImageTable) -> Table:
+    """A line per way, the best first: out of fold with time and memory, or of the pool with what it is taken for."""
+    shown = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    shown.add_column("labelled, out of fold" if kind == "oof" else "the pool, by its truth", overflow="fold")
+    headings = ["AP" if table.is_binary else "macro\nAP"]
+    headings += ["recall\nat P .9", "prec.\nat R .9"] if table.is_binary else []
+    headings += ["accur.", "macro\nF1", "recall" if table.is_binary else "lowest\nrecall"]
+    headings += ["sec.", "GB"] if kind == "oof" else ["ARI", "share" if table.is_binary else "share\noff by"]
+    for heading in headings:
+        shown.add_column(heading, justify="right", no_wrap=True)
+    several = len({entry["features"] for entry in result["entries"] if entry["features"]}) > 1
+    for entry in sorted((own for own in result["entries"] if kind in own), key=lambda own: -own[kind]["ap"]):
+        cells = _cells(entry, kind, is_binary=table.is_binary)
+        shown.add_row(escape(entry["name"] if several else entry["method"]), *cells)
+    return shown
+
+
+def _cells(entry: dict[str, Any], kind: str, *, is_binary: bool) -> list[str]:
+    figures = entry[kind]
+    recalls = [recall for recall in figures["recall"] if recall is not None]
+    cells = [number(figures["ap"])]
+    cells += [number(figures[key]) for key in ("recall_at_precision_0.9", "precision_at_recall_0.9") if key in figures]
+    cells += [number(figures["accuracy"]), number(figures["macro_f1"])]
+    cells.append(number(figures["recall"][1] if is_binary else min(recalls)))
+    if kind == "oof":
+        timed = "seconds" in entry
+        return cells + ([f"{entry['seconds']:.1f}", f"{entry['gigabytes']:.1f}"] if timed else ["", ""])
+    off = np.array(figures["balance"]) - np.array(figures["true_balance"])
+    share = percent(figures["balance"][1]) if is_binary else f"{100 * off[np.abs(off).argmax()]:+.1f}%"
+    return [*cells, number(figures["ari"]), share]

@@ -1,0 +1,100 @@
+"""`rarefind cluster --compare`: every way of using the pool judged on the same rows, beside the trained networks."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from sklearn.metrics import average_precision_score
+
+from configs.schema import RunConfig
+from ensembles import comparison
+from scripts.pipeline import run_pipeline
+from tests.scripts.tiny_runs import fresh, tiny_config
+from trainers.digits import DigitsSplit, write_digits
+from trainers.table import read_table
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("digits")
+    write_digits(folder, split=DigitsSplit(train=(12, 60), pool=(10, 50), test=(3, 9)))
+    return folder
+
+
+def config_of(folder: Path, out: Path, **changes: Any) -> RunConfig:
+    own = {
+        "data": {"truth": str(folder / "truth.csv")},
+        "models": [{"backbone": "test_resnet"}],
+        "train": {"steps": 4},
+        "embed": {"networks": [{"backbone": "test_efficientnet"}]},
+        "propagate": {"graph": {"num_neighbours": 5}},
+    }
+    return tiny_config(folder, out, own, changes)
+
+
+def test_all_ways_on_one_table_and_after_training_the_networks(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_of(data, tmp_path)
+    run_dir = tmp_path / "tiny"
+    pipeline = run_pipeline(config, until="compare-learners")
+    assert len([name for name in fresh(pipeline) if name.startswith("comparison/")]) == len(comparison.METHODS)
+    told = capsys.readouterr().out
+    assert "labelled, out of fold" in told and "the pool, by its truth" in told
+    assert "No network is trained yet" in told
+    assert fresh(run_pipeline(config, until="compare-learners")) == []
+
+    run_pipeline(config)
+    assert fresh(run_pipeline(config, until="compare-learners")) == []
+    told = capsys.readouterr().out
+    assert "Out of fold, AP of networks, supervised, less " in told
+    assert "On the pool, accuracy of the same: " in told
+    result = json.loads((run_dir / "comparison" / "comparison.json").read_text())
+    entries = {entry["name"]: entry for entry in result["entries"]}
+    assert set(entries) == {"supervised", *(f"{name} on test_efficientnet" for name in comparison.METHODS)}
+    table = read_table(run_dir / "table.parquet")
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    assert entries["supervised"]["oof"]["ap"] == pytest.approx(metrics["ensemble"]["ap"])
+    truth = pd.read_csv(data / "truth.csv", dtype=str).set_index("id")["label"]
+    for method in comparison.METHODS:
+        stem = method.replace(" ", "-").replace(",", "")
+        frame = pd.read_parquet(run_dir / "comparison" / "test_efficientnet" / f"{stem}.parquet")
+        entry = entries[f"{method} on test_efficientnet"]
+        pool = frame[frame["kind"] == "pool"]
+        ap = average_precision_score(truth.loc[pool["id"]] == "eight", pool["probability_1"])
+        assert entry["pool"]["ap"] == pytest.approx(ap)
+        assert len(frame) - len(pool) == len(table.rows("train"))
+        assert entry["gigabytes"] > 0.05
+
+
+def test_no_label_of_a_fold_speaks_for_it(data: Path, tmp_path: Path) -> None:
+    """Other labels in one fold: what every method says of that fold stays, what it says of the others does not."""
+    config = config_of(data, tmp_path)
+    run_pipeline(config, until="embed")
+    table = read_table(tmp_path / "tiny" / "table.parquet")
+    from trainers.embedding_files import open_embeddings
+
+    features = [open_embeddings(tmp_path / "tiny", "test_efficientnet", table)] * table.num_folds
+    train = table.rows("train")
+    own = table.frame["fold"].iloc[train].to_numpy() == 1
+    labels = table.frame["label"].to_numpy(dtype=object).copy()
+    labels[train[own]] = labels[train[own]][::-1]
+    changed = type(table)(table.frame.assign(label=labels), table.classes, table.positive_label)
+    for method in comparison.METHODS:
+        setting = comparison.settings_of(method)[0]
+        before, after = (
+            comparison.opinions(method, setting, features, each, config.propagate, seed=0) for each in (table, changed)
+        )
+        assert (before.oof[own] == after.oof[own]).all(), method
+        assert (before.oof[~own] != after.oof[~own]).any(), method
+
+
+def test_features_of_each_fold(data: Path, tmp_path: Path) -> None:
+    config = config_of(data, tmp_path)
+    run_pipeline(config)
+    own = config_of(data, tmp_path, embed={"networks": [{"trained": "train/supervised/test_resnet"}]})
+    pipeline = run_pipeline(own, until="compare-learners")
+    assert len([name for name in fresh(pipeline) if name.startswith("comparison/")]) == len(comparison.METHODS)
+    assert "propagate/train-supervised-test_resnet" in fresh(run_pipeline(own, until="propagate"))
