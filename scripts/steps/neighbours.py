@@ -67,11 +67,11 @@ def _embeddings(run_dir: Path, table: ImageTable) -> tuple[dict[str, np.ndarray]
 
     features, digests, unused = {}, {}, []
     for path in sorted((run_dir / FOLDER).glob("*.npy")):
-        if path.stem.endswith(f".{TRANSFORMED}"):  # read in place of the network's own, by its name
+        if path.stem.endswith(f".{TRANSFORMED}"):  # made of the features beside it
             continue
         try:
-            features[path.stem] = open_embeddings(run_dir, path.stem, table)
-            digests[path.stem] = read_facts(run_dir, path.stem)["sha256"]
+            features[path.stem] = open_embeddings(run_dir, path.stem, table, own=True)
+            digests[path.stem] = read_facts(run_dir, path.stem, own=True)["sha256"]
         except InputError as error:
             unused.append(f"{error}; until then they give no candidates")
     return features, digests, unused
