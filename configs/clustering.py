@@ -26,9 +26,11 @@ class ClusterConfig(Section):
         "auto), because a rare class has no cluster of its own among few",
     )
     candidates: list[SeveralClusters] = Field(
-        default=[5, 10, 20, 50], min_length=1, description="numbers of clusters that are tried where none is given"
+        default=[5, 10, 20, 50], min_length=1, description="numbers of clusters that auto tries"
     )
-    l2: bool = Field(True, description="first bring every image's features to length 1, so that angles count")
+    normalise: bool = Field(
+        True, description="first bring the features of an image to (L2) length 1, so that angles count"
+    )
     pca: Annotated[float, Field(gt=0.0)] | None = Field(
         50.0, description="then reduce to so many principal components, or below 1 to a share of variance; null = none"
     )

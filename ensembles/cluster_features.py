@@ -26,7 +26,7 @@ class Reduced:
 
 
 def reduced(features: np.ndarray, settings: ClusterConfig, *, ids: np.ndarray, name: str, seed: int) -> Reduced:
-    """The features (rows, dim) as `settings` (l2, pca, whiten) want them; `features` may be mapped from a file.
+    """The features (rows, dim) as `settings` (normalise, pca, whiten) want them; `features` may be mapped from a file.
 
     Principal components are those of a random sample of rows where there are many. Raises InputError for features
     that are not finite, naming the `ids`, and where there is nothing to tell images apart.
@@ -34,10 +34,10 @@ def reduced(features: np.ndarray, settings: ClusterConfig, *, ids: np.ndarray, n
     num_rows, dim = features.shape
     _check(features, ids, name)
     if settings.pca is None and not settings.whiten:
-        return Reduced(_lengths_one(features[:], settings.l2), {"dims": dim, "variance": 1.0, **_kept(settings)})
+        return Reduced(_lengths_one(features[:], settings.normalise), {"dims": dim, "variance": 1.0, **_kept(settings)})
     rng = np.random.default_rng(derive_seed(seed, "cluster", "pca"))
     rows = np.sort(rng.choice(num_rows, min(num_rows, PCA_ROWS), replace=False))
-    sample = _lengths_one(features[rows], settings.l2)
+    sample = _lengths_one(features[rows], settings.normalise)
     if float(np.ptp(sample, axis=0).max()) <= SAME * float(np.abs(sample).max()):
         raise _all_equal(num_rows, name)
     most = min(len(sample), dim)
@@ -50,7 +50,7 @@ def reduced(features: np.ndarray, settings: ClusterConfig, *, ids: np.ndarray, n
     del sample
     values = np.empty((num_rows, dims), np.float32)
     for start in range(0, num_rows, BLOCK_ROWS):
-        block = _lengths_one(features[start : start + BLOCK_ROWS], settings.l2)
+        block = _lengths_one(features[start : start + BLOCK_ROWS], settings.normalise)
         values[start : start + BLOCK_ROWS] = pca.transform(block)[:, :dims]
     share = float(pca.explained_variance_ratio_[:dims].sum())
     return Reduced(values, {"dims": dims, "variance": min(share, 1.0), **_kept(settings)})
@@ -92,4 +92,4 @@ def _lengths_one(block: np.ndarray, wanted: bool) -> np.ndarray:
 
 
 def _kept(settings: ClusterConfig) -> dict[str, Any]:
-    return {"l2": settings.l2, "whiten": settings.whiten}
+    return {"normalise": settings.normalise, "whiten": settings.whiten}

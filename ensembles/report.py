@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from configs.errors import counted
 from configs.load import dump_config
@@ -82,21 +82,21 @@ def run(
 
 def render(files: RunFiles, report: ReportConfig, **sections: Any) -> str:
     """The page; a name that the template wants and the context lacks is an error."""
-    return (
-        page_environment()
-        .get_template("report.html.j2")
-        .render(
-            title=report.title,
-            config=files.config,
-            binary=files.table.is_binary,
-            positive=files.table.positive_label,
-            classes=files.table.classes,
-            num_folds=files.table.num_folds,
-            metrics=files.metrics,
-            ensemble=files.ensemble,
-            **sections,
-        )
+    return _template().render(
+        title=report.title,
+        config=files.config,
+        binary=files.table.is_binary,
+        positive=files.table.positive_label,
+        classes=files.table.classes,
+        num_folds=files.table.num_folds,
+        metrics=files.metrics,
+        ensemble=files.ensemble,
+        **sections,
     )
+
+
+def _template() -> Template:
+    return page_environment().get_template("report.html.j2")
 
 
 @cache

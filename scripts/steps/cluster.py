@@ -31,7 +31,7 @@ OWN_SETTINGS = {
     "dbscan": ("eps", "min_samples", "sample_rows", "silhouette_rows"),
     "hdbscan": ("min_cluster_size", "min_samples", "sample_rows", "silhouette_rows"),
 }
-FEATURE_SETTINGS = ("l2", "pca", "whiten")
+FEATURE_SETTINGS = ("normalise", "pca", "whiten")
 
 
 def cluster_step(pipeline: Pipeline) -> None:

@@ -24,40 +24,40 @@ def made(values: np.ndarray, **settings: Any) -> Reduced:
 
 
 @pytest.mark.parametrize("whiten", [False, True])
-@pytest.mark.parametrize("l2", [False, True])
-def test_components_are_those_of_scikit_learn(l2: bool, whiten: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("normalise", [False, True])
+def test_components_are_those_of_scikit_learn(normalise: bool, whiten: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_features, "BLOCK_ROWS", 13)
     values = features()
-    result = made(values, l2=l2, pca=5, whiten=whiten)
-    expected = PCA(5, whiten=whiten, svd_solver="full").fit_transform(normalize(values) if l2 else values)
+    result = made(values, normalise=normalise, pca=5, whiten=whiten)
+    expected = PCA(5, whiten=whiten, svd_solver="full").fit_transform(normalize(values) if normalise else values)
     assert result.values.dtype == np.float32
     np.testing.assert_allclose(np.abs(result.values), np.abs(expected), rtol=2e-2, atol=2e-3)
-    assert result.facts["dims"] == 5 and result.facts["l2"] is l2
+    assert result.facts["dims"] == 5 and result.facts["normalise"] is normalise
     if whiten:
         np.testing.assert_allclose(result.values.var(axis=0, ddof=1), 1.0, rtol=1e-2)
 
 
 def test_a_share_of_variance_decides_the_number_of_components() -> None:
     shares = PCA().fit(features()).explained_variance_ratio_.cumsum()
-    result = made(features(), l2=False, pca=0.6)
+    result = made(features(), normalise=False, pca=0.6)
     assert result.facts["dims"] == int(np.searchsorted(shares, 0.6)) + 1
     assert result.facts["variance"] >= 0.6
 
 
 def test_without_components_features_stay_as_they_are() -> None:
-    assert np.array_equal(made(features(), l2=False, pca=None).values, features())
+    assert np.array_equal(made(features(), normalise=False, pca=None).values, features())
     np.testing.assert_allclose(np.linalg.norm(made(features(), pca=None).values, axis=1), 1.0, rtol=1e-6)
 
 
 def test_components_without_variance_are_left_out_so_that_whitening_draws_no_noise() -> None:
     values = features(60, 3)
     wide = np.hstack([values, values[:, :1] * 2.0, np.ones((60, 1), np.float32)])
-    result = made(wide, l2=False, pca=5, whiten=True)
+    result = made(wide, normalise=False, pca=5, whiten=True)
     assert result.facts["dims"] == 3 and np.isfinite(result.values).all()
 
 
 def test_more_components_than_rows_are_as_many_as_there_are() -> None:
-    assert made(features(4), pca=50, l2=False).facts["dims"] == 3
+    assert made(features(4), pca=50, normalise=False).facts["dims"] == 3
 
 
 def test_a_row_of_zeros_stays_finite() -> None:

@@ -31,7 +31,7 @@ def clustered(run_dir: Path, *, skill: float = 3.0, embeddings: tuple[str, ...] 
         for method in SETTINGS.methods:
             cluster.run(
                 values, embedding=name, method=method, settings=SETTINGS, table=table,
-                features={"dims": 3, "variance": 0.5, "l2": True, "whiten": False}, seed=0, out=run_dir,
+                features={"dims": 3, "variance": 0.5, "normalise": True, "whiten": False}, seed=0, out=run_dir,
             )  # fmt: skip
         cluster_maps.run(values, embedding=name, table=table, settings=SETTINGS, seed=0, out=run_dir)
     files = [cluster.cluster_file(name, method) for name in embeddings for method in SETTINGS.methods]
