@@ -66,7 +66,7 @@ def compare_learners_step(pipeline: Pipeline) -> None:
 
 def _legend(table: ImageTable) -> str:
     share = (
-        f"recall: of {table.classes[1]!r} among the rows taken for it; share: of the pool taken for it"
+        f"recall: of the images of {table.classes[1]!r} so many are taken for it; share: of the pool taken for it"
         if table.is_binary
         else "share: of the class whose share of the pool is farthest from the truth"
     )

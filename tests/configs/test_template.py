@@ -16,7 +16,7 @@ VALUES = {
 
 def uncommented(text):
     """With the sign taken from every commented field, not from the heading."""
-    return re.sub(r"^( *)# ( *(?:- )?[a-z_]+:)", r"\1\2", text, flags=re.MULTILINE)
+    return re.sub(r"^( *)# ( *(?:- )?[a-z_0-9]+:)", r"\1\2", text, flags=re.MULTILINE)
 
 
 def test_the_file_is_read_back_to_the_values_over_the_defaults(tmp_path):
