@@ -31,7 +31,7 @@ class PropagateConfig(Section):
     method: Literal["spreading", "propagation"] = Field(
         "spreading", description="spreading lets labels give way to what is around them; propagation holds them fast"
     )
-    alpha: OpenFraction = Field(0.8, description="spreading: how much an image takes from its neighbours")
+    alpha: OpenFraction = Field(0.5, description="spreading: how much an image takes from its neighbours")
     balance: Literal["mass", "seeds", "none"] = Field(
         "mass",
         description="mass = the classes get the labels' shares of all mass (class-mass normalisation), which keeps the "
