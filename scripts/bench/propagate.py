@@ -16,6 +16,7 @@ from scripts.command import run_command
 
 NUM_NEIGHBOURS, NUM_CLASSES, ALPHA, LABELLED = 15, 10, 0.2, 0.01
 TOLERANCE = 1e-6
+LATENT, NOISE, CHUNK = 16, 0.05, 50_000  # of the features
 SAMPLE = 1000  # rows whose approximate neighbours are compared with the exact ones
 
 
@@ -166,13 +167,26 @@ def _in_process(sender: Any, side: str, size: int, dim: int, seed: int) -> None:
 
 
 def _problem(size: int, dim: int, seed: int) -> tuple[Any, Any]:
-    """Features (size, dim) in clusters that overlap, and targets, -1 where unlabelled."""
+    """Features (size, dim) and targets, -1 where unlabelled: overlapping clusters on a curved surface of 16 dimensions.
+
+    Embeddings of networks lie close to such surfaces; in noise of as many dimensions as there are features, which no
+    index of neighbours can order, every row is about as far as any other.
+    """
     import numpy as np
 
     rng = np.random.default_rng(seed)
     of = rng.integers(NUM_CLASSES, size=size)
-    features = rng.standard_normal((size, dim), dtype=np.float32)
-    features += rng.standard_normal((NUM_CLASSES, dim), dtype=np.float32)[of] * np.float32(0.35)
+    centres = rng.standard_normal((NUM_CLASSES, LATENT), dtype=np.float32)
+    turn, mix = (
+        rng.standard_normal(shape, dtype=np.float32) / np.float32(np.sqrt(shape[0]))
+        for shape in ((LATENT, dim), (dim, dim))
+    )
+    features = np.empty((size, dim), dtype=np.float32)
+    for start in range(0, size, CHUNK):  # so that the largest problem takes no more memory than its solution
+        rows = slice(start, min(start + CHUNK, size))
+        place = centres[of[rows]] + rng.standard_normal((rows.stop - start, LATENT), dtype=np.float32)
+        noise = rng.standard_normal((rows.stop - start, dim), dtype=np.float32)
+        features[rows] = np.tanh(place @ turn) @ mix + np.float32(NOISE) * noise
     targets = np.where(rng.random(size) < LABELLED, of, -1)
     return features, targets
 
