@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import adjusted_rand_score, f1_score
 
+from configs.errors import InputError
 from configs.propagation import PropagateConfig
 from ensembles import classic_learners as classic
 from ensembles.classic_learners import UNLABELLED
@@ -22,7 +23,7 @@ from trainers.metrics import one_vs_rest_log_odds
 from trainers.provenance import derive_seed
 from trainers.table import ImageTable
 
-RBF_ROWS = 5000  # scikit-learn's dense matrices of more take minutes and gigabytes
+RBF_ROWS, RBF_POOL = 8000, 1000  # scikit-learn's dense matrices of more rows take gigabytes; pool rows it needs
 NOTHING = np.empty(0, dtype=np.int64)
 Setting = Mapping[str, Any]
 
@@ -40,7 +41,10 @@ def _rbf(features: np.ndarray, targets: np.ndarray, *, width: float, alpha: floa
     """With gamma = 1 / (width x the median squared distance of some pairs)."""
     rng = np.random.default_rng(0)
     one, other = (features[rng.integers(len(features), size=2000)] for _ in range(2))
-    median = float(np.median(((one - other) ** 2).sum(axis=1)))
+    squared = ((one - other) ** 2).sum(axis=1)
+    if not (squared > 0).any():
+        raise InputError("scikit-learn's rbf kernel: the features of all images are alike")
+    median = float(np.median(squared[squared > 0]))
     return classic.label_spreading(features, targets, kernel="rbf", gamma=1 / (width * median), alpha=alpha)
 
 
@@ -100,13 +104,18 @@ def opinions(
     """What a method says with one setting; `features` are for each fold those of all table rows, (num_images, dim).
 
     scikit-learn's rbf kernel gets all labelled rows and as many of the pool as there is room for, drawn by the seed.
-    Raises InputError when a fold has all labels of a class.
+    Raises InputError when a fold has all labels of a class, and for what a method cannot do.
     """
     pool = table.rows("pool")
     if method in OURS:
         return _by_graph(setting, features, table, propagate, pool, seed=seed)
     if "rbf" in method:
-        room = max(0, RBF_ROWS - len(table.rows("train")))
+        room = RBF_ROWS - len(table.rows("train"))
+        if room < min(RBF_POOL, len(pool)):
+            raise InputError(
+                f"scikit-learn's rbf kernel holds a matrix of all pairs, so it gets {RBF_ROWS:,} images at most; "
+                f"{len(table.rows('train')):,} labelled ones leave no room for the pool"
+            )
         rng = np.random.default_rng(derive_seed(seed, "comparison"))
         pool = np.sort(rng.permutation(pool)[:room])
     learner = partial(CLASSIC[method][0], **setting)

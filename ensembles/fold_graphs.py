@@ -11,14 +11,15 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from configs.errors import InputError
+from configs.errors import InputError, counted, listed
 from configs.propagation import GraphConfig, PropagateConfig
-from ensembles.graph import affinity, as_matrix, local_scales, squared_distances, tie_weights
+from ensembles.graph import Scales, affinity, as_matrix, graph_scales, squared_distances, tie_weights
 from ensembles.propagate import UNLABELLED, class_mass_factors, propagate, reweighted, spread
 from trainers.knn import Neighbours, nearest
 from trainers.table import ImageTable
 
 SMALLEST = 1e-12  # of a probability, so that logits stay finite
+CHUNK_ROWS = 50_000
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class FoldGraphs:
         distributions = solve(weights, targets, num_classes=len(table.classes), tolerance=settings.tolerance)
         counts = np.bincount(targets[targets != UNLABELLED], minlength=len(table.classes))
         shares = counts / counts.sum()
-        scales = local_scales(squared_distances(neighbours, settings.graph.metric))
+        scales = graph_scales(squared_distances(neighbours, settings.graph.metric))
         position = np.full(len(table), -1)
         position[rows] = np.arange(len(rows))
         found = {
@@ -95,14 +96,12 @@ class FoldGraphs:
             reached=float(reached.mean()),
         )
 
-    def _induced(
-        self, asked: np.ndarray, rows: np.ndarray, distributions: np.ndarray, scales: np.ndarray
-    ) -> np.ndarray:
+    def _induced(self, asked: np.ndarray, rows: np.ndarray, distributions: np.ndarray, scales: Scales) -> np.ndarray:
         """Distributions (asked, classes) of table rows that are not in the graph: the mean of their neighbours'."""
         graph = self.config.graph
         neighbours = self._among(asked, rows)
         squared = squared_distances(neighbours, graph.metric)
-        values = tie_weights(squared, neighbours.index, scales, graph.weights, own_scales=local_scales(squared))
+        values = tie_weights(squared, neighbours.index, scales, graph.weights, own=False)
         mixed = as_matrix(neighbours.index, values, num_columns=len(rows)) @ distributions
         total = mixed.sum(axis=1, keepdims=True)
         return np.divide(mixed, total, out=np.zeros_like(mixed), where=total > 0)
@@ -145,12 +144,35 @@ class FoldGraphs:
             np.take_along_axis(found.index, order, axis=1), np.take_along_axis(found.distance, order, axis=1)
         )
 
+    def _check_features(self) -> None:
+        """Raise InputError naming the images whose features are of no use."""
+        ids = self.table.frame["id"].to_numpy()
+        norms = np.concatenate(
+            [
+                np.linalg.norm(np.asarray(self.features[start : start + CHUNK_ROWS]), axis=1)
+                for start in range(0, len(ids), CHUNK_ROWS)
+            ]
+        )
+        bad = ~np.isfinite(norms)
+        if bad.any():
+            raise InputError(
+                f"the features of {counted(int(bad.sum()), 'image')} are not finite; embed by another network\n"
+                f"{listed([f'id {id_!r}' for id_ in ids[bad]])}"
+            )
+        zero = norms == 0
+        if zero.any() and self.config.graph.metric == "cosine":
+            raise InputError(
+                f"the features of {counted(int(zero.sum()), 'image')} are all zero and have no cosine; set "
+                f"propagate.graph.metric=euclidean\n{listed([f'id {id_!r}' for id_ in ids[zero]])}"
+            )
+
     @cached_property
     def _found(self) -> Neighbours:
         """Neighbours of all table rows among all graph rows, with some to spare for the rows that a fold leaves out."""
         graph, table = self.config.graph, self.table
         wanted = min(_with_spare(graph, table), len(self.graph_rows) - 1)
         search = partial(nearest, metric=graph.metric, method=graph.search, seed=self.seed)
+        self._check_features()
         features = np.asarray(self.features[self.graph_rows])
         index = np.empty((len(table), wanted), dtype=np.int64)
         distance = np.empty((len(table), wanted), dtype=np.float32)

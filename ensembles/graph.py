@@ -1,5 +1,6 @@
 """Neighbour graphs: sparse affinities (rows, rows) between the images that resemble each other."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -25,7 +26,7 @@ def affinity(
     the neighbours of i alone.
     """
     squared = squared_distances(neighbours, metric)
-    values = tie_weights(squared, neighbours.index, local_scales(squared), weights)
+    values = tie_weights(squared, neighbours.index, graph_scales(squared), weights)
     directed = as_matrix(neighbours.index, values, num_columns=len(squared))
     if ties == "directed":
         return directed
@@ -41,38 +42,51 @@ def squared_distances(neighbours: Neighbours, metric: Metric) -> np.ndarray:
     return 2 * distance if metric == "cosine" else distance**2
 
 
-def local_scales(squared: np.ndarray) -> np.ndarray:
-    """Each row's scale: the distance to its 7th neighbour, or its last if there are fewer; above 0."""
-    scales = np.sqrt(squared[:, min(SCALE_NEIGHBOUR, squared.shape[1]) - 1])
-    found = scales[np.isfinite(scales) & (scales > 0)]
-    typical = np.median(found) if len(found) else 1.0
-    scales = np.where(np.isfinite(scales), scales, typical)
-    return np.maximum(scales, 1e-3 * typical)  # among many duplicates
+@dataclass(frozen=True)
+class Scales:
+    """What is near in a graph: `local` (rows,) distances of each row, their median, and that of the farthest ties."""
+
+    local: np.ndarray
+    typical: float
+    farthest: float
+
+
+def graph_scales(squared: np.ndarray) -> Scales:
+    """The scales of a graph whose rows have these squared distances (rows, k) to their neighbours."""
+    to_seventh, to_last = (_distances(squared, place) for place in (SCALE_NEIGHBOUR, squared.shape[1]))
+    typical, farthest = (float(np.median(own[own > 0])) if (own > 0).any() else 1.0 for own in (to_seventh, to_last))
+    return Scales(_local(squared, typical), typical, farthest)
 
 
 def tie_weights(
-    squared: np.ndarray,
-    index: np.ndarray,
-    scales: np.ndarray,
-    weights: Weights,
-    *,
-    own_scales: np.ndarray | None = None,
+    squared: np.ndarray, index: np.ndarray, scales: Scales, weights: Weights, *, own: bool = True
 ) -> np.ndarray:
-    """Weights (rows, k) of the ties to the rows `index`, whose `scales` are given; `own_scales` are of the left rows.
+    """Weights (rows, k) of the ties of rows to those of a graph, `index`, at these squared distances (rows, k).
 
-    What was not found (index -1) weighs 0.
+    The rows are the graph's `own`, or others, whose weights then depend on nothing but the graph and themselves. What
+    was not found (index -1) weighs 0.
     """
     if weights == "connectivity":
         values = np.ones(squared.shape)
     elif weights == "gaussian":
-        farthest = squared[:, -1][np.isfinite(squared[:, -1])]
-        bandwidth = 2 * max(float(np.median(farthest)) if len(farthest) else 1.0, np.finfo(np.float64).tiny)
-        values = np.exp(-squared / bandwidth)
+        values = np.exp(-squared / (2 * scales.farthest**2))
     else:
-        left = scales if own_scales is None else own_scales
-        values = np.exp(-squared / (left[:, None] * scales[index]))
+        left = scales.local if own else _local(squared, scales.typical)
+        values = np.exp(-squared / (left[:, None] * scales.local[index]))
     # far images still hold on to their nearest: a weight that underflows would cut them off
     return np.where(index < 0, 0.0, np.maximum(values, 1e-12))
+
+
+def _distances(squared: np.ndarray, place: int) -> np.ndarray:
+    """Finite distances to the neighbour in this place, 0 for the others."""
+    distances = np.sqrt(squared[:, min(place, squared.shape[1]) - 1])
+    return np.where(np.isfinite(distances), distances, 0.0)
+
+
+def _local(squared: np.ndarray, typical: float) -> np.ndarray:
+    """The distance to the 7th neighbour, or the last if there are fewer; above 0, also among many duplicates."""
+    local = np.sqrt(squared[:, min(SCALE_NEIGHBOUR, squared.shape[1]) - 1])
+    return np.maximum(np.where(np.isfinite(local), local, typical), 1e-3 * typical)
 
 
 def as_matrix(index: np.ndarray, values: np.ndarray, *, num_columns: int) -> sparse.csr_array:

@@ -330,7 +330,7 @@ def training_panels(files: RunFiles) -> list[dict[str, Any]]:
     """Loss and held-out AP over the steps, of every model and arm, and of each fold the look whose weights are kept."""
     panels = []
     for (arm, model), folds in sorted(files.curves.items()):
-        if model not in files.metrics["models"]:
+        if arm not in files.metrics["models"].get(model, {}):
             continue
         role = figures.series_role(files.model_index(model))
         watched = {fold: frame.dropna(subset=["ap"]) for fold, frame in sorted(folds.items())}

@@ -36,9 +36,11 @@ def voice_opinions(
 
     `features` are of the table's rows, (num_images, dim). What a fold's voice learns are the labelled rows outside of
     it, less those of `inner(fold)`, table rows of an inner holdout; it scores the fold, the pool and the inner holdout:
-    by logistic regression, or by spreading the labels as `propagate` says.
+    by logistic regression, or by spreading the labels as `propagate` says (but for its balance).
     """
-    graphs = None if propagate is None else FoldGraphs(features, table, propagate, seed=seed)
+    graphs = None
+    if propagate is not None:
+        graphs = FoldGraphs(features, table, propagate.model_copy(update={"balance": "mass"}), seed=seed)
     frames = []
     for fold in range(table.num_folds):
         left_out = np.empty(0, dtype=np.int64) if inner is None else inner(fold)
@@ -47,13 +49,22 @@ def voice_opinions(
         logits = (
             _regressed(features, table, fold, left_out, kinds, seed=derive_seed(seed, "voice", name, fold))
             if graphs is None
-            else graphs.opinions(fold, kinds, without=left_out).logits
+            else _no_surer_than_labels(graphs.opinions(fold, kinds, without=left_out).logits, table)
         )
         for kind, rows in kinds.items():
             frame = pd.DataFrame(logits[kind], columns=logit_columns(logits[kind].shape[1]))
             frame.insert(0, "id", table.frame["id"].to_numpy()[rows])
             frames.append(frame.assign(kind=kind, arm=arm, model=name, fold=fold))
     return pd.concat(frames, ignore_index=True)
+
+
+def _no_surer_than_labels(logits: dict[str, np.ndarray], table: ImageTable) -> dict[str, np.ndarray]:
+    """Logits within what so many labels can tell, log(n + 1): mass that dies away along a graph has no such bound, and
+    one voice of a mean of logits would drown the others."""
+    most = np.log(len(table.rows("train")) + 1.0)
+    if table.is_binary:
+        return {kind: own.clip(-most, most) for kind, own in logits.items()}
+    return {kind: np.maximum(own, own.max(axis=1, keepdims=True) - most) for kind, own in logits.items()}
 
 
 def _regressed(

@@ -20,6 +20,7 @@ import pandas as pd
 from configs.errors import InputError, counted, listed
 from trainers import atomic
 from trainers.idx import read_idx_images, read_idx_labels
+from trainers.sheet import read_sheet
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
@@ -239,7 +240,10 @@ def check_folder(out: Path, settings: Settings) -> None:
         return
     try:
         other = json.loads((out / BENCHMARK).read_text(encoding="utf-8"))["benchmark"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except FileNotFoundError:  # of an earlier version: rare-fashion or long-tail
+        rare = list(read_sheet(out / SAMPLE).frame.columns) == ["id", *RARE_TARGETS] if SAMPLE in found else None
+        other = {True: BENCHMARKS[RareFashion].name, False: BENCHMARKS[LongTail].name, None: "unknown"}[rare]
+    except (ValueError, KeyError, TypeError):
         other = f"there is no telling which by its {BENCHMARK}"
     if other != BENCHMARKS[type(settings)].name:
         raise InputError(f"{out} holds another benchmark ({other}); name another folder, or remove this one")

@@ -253,7 +253,7 @@ def _review(run: _Run, job: Job, labels: int, entry: dict[str, Any]) -> dict[str
     ]
     # rounded as it is shown, so that a pocket calculator gives the same
     share, in_all = round(found[0].found_share, 4), round(job.images * prevalence)
-    positives = round(in_all * share)
+    positives = min(labels, round(in_all * share))
     lows = [job.images * at * own.interval[0] for at, own in zip(ends, found, strict=True)]
     highs = [job.images * at * own.interval[1] for at, own in zip(ends, found, strict=True)]
     return base | {

@@ -45,14 +45,21 @@ def compare_learners_step(pipeline: Pipeline) -> None:
     records = []
     for network in networks_to_embed(config):
         for method in comparison.METHODS:
-            record = _learn(pipeline, table, network, method)
+            name = f"{method} on {network.name}"
+            entry: dict[str, Any] = {"name": name, "method": method, "features": network.name}
+            try:
+                record = _learn(pipeline, table, network, method)
+            except InputError as error:  # the others can
+                CONSOLE.print(f"[yellow]note:[/] {escape(f'{name}: not possible: {error}')}")
+                entries.append({**entry, "not_possible": str(error)})
+                continue
             records.append(record)
-            entry, name = record.facts, f"{method} on {network.name}"
             found[name] = _read(run_dir / _output(network.name, method), table)
-            entries.append({"name": name, "method": method, "features": network.name, **entry})
+            entries.append({**entry, **record.facts, "optimistic": network.each_fold and _keeps_best(config)})
     for arm, own in _trained(config, table).items():
         found[arm] = own
-        entries.append({"name": arm, "method": f"networks, {arm}", "features": "", "setting": "", "trained": True})
+        facts = {"method": f"networks, {arm}", "features": "", "setting": "", "trained": True}
+        entries.append({"name": arm, **facts, "optimistic": _keeps_best(config)})
     result = _judged(config, table, entries, found)
     atomic.write_json(run_dir / COMPARISON_FILE, result)
     pipeline.say("compare", records, COMPARISON_FILE, summary=f"{len(entries)} ways of using the same labels")
@@ -60,8 +67,14 @@ def compare_learners_step(pipeline: Pipeline) -> None:
         if any(kind in entry for entry in result["entries"]):
             Console(highlight=False).print(_shown(result, kind, table))
     CONSOLE.print(f"[dim]{escape(_legend(table))}[/]")
+    if any(entry.get("optimistic") for entry in result["entries"]):
+        CONSOLE.print("[dim]* optimistic: checkpoints were chosen on the rows that judge them (train.keep: best)[/]")
     for line in result["verdicts"]:
         CONSOLE.print(escape(line))
+
+
+def _keeps_best(config: RunConfig) -> bool:
+    return any(config.train_for(model).keep == "best" for model in config.models)
 
 
 def _legend(table: ImageTable) -> str:
@@ -82,6 +95,7 @@ def _output(network: str, method: str) -> str:
 
 def _learn(pipeline: Pipeline, table: ImageTable, network: EmbeddedNetworkConfig, method: str) -> StageRecord:
     """Bring the opinions of one method on the features of one network up to date, for the best of its settings."""
+    from ensembles import comparison
     from trainers.embedding_files import fold_name, read_facts
 
     config, output = pipeline.config, _output(network.name, method)
@@ -92,7 +106,7 @@ def _learn(pipeline: Pipeline, table: ImageTable, network: EmbeddedNetworkConfig
             "method": method,
             "embeddings": [read_facts(config.run_dir, name)["sha256"] for name in names],
             "rows": rows_digest(table, np.concatenate([table.rows("train"), table.rows("pool")])),
-            "propagate": config.propagate.model_dump(mode="json"),
+            "propagate": config.propagate.model_dump(mode="json") if method in comparison.OURS else None,
             "seed": config.seed,
             "code_version": code_version(),
         },
@@ -151,7 +165,9 @@ def _work(sender: Any, config: RunConfig, names: Sequence[str], method: str, out
     except InputError as error:
         sender.send({"problem": str(error)})
         return
-    assert best is not None
+    if best is None:
+        sender.send({"problem": "average precision is not defined: label some images of every class"})
+        return
     _write(output, table, best)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     tried = len(comparison.settings_of(method))
@@ -232,6 +248,9 @@ def _judged(
     labelled = known[table.rows("train")]
     judged = []
     for entry in entries:
+        if "not_possible" in entry:
+            judged.append(entry)
+            continue
         own = found[entry["name"]]
         blocks = {"oof": comparison.figures(labelled, own.oof, is_binary=table.is_binary)}
         targets = known[own.pool_rows]
@@ -266,7 +285,7 @@ def _verdicts(
 
     best = {
         trained: max(
-            (entry for entry in judged if bool(entry.get("trained")) == trained),
+            (entry for entry in judged if "oof" in entry and bool(entry.get("trained")) == trained),
             key=lambda entry: entry["oof"]["ap"],
             default=None,
         )
@@ -291,7 +310,7 @@ def _verdicts(
     one, two = found[network["name"]], found[other["name"]]
     shared = np.intersect1d(one.pool_rows, two.pool_rows)
     shared = shared[known[shared] >= 0]
-    if len(shared):
+    if len(shared) > 1:
         predicted = [own.pool[np.searchsorted(own.pool_rows, shared)].argmax(axis=1) for own in (one, two)]
         difference = comparison.accuracy_difference(known[shared], *predicted)
         lines.append("On the pool, accuracy of the same: {:+.4f} [{:+.4f}, {:+.4f}].".format(*difference))
@@ -309,9 +328,11 @@ def _shown(result: dict[str, Any], kind: str, table: ImageTable) -> Table:
     for heading in headings:
         shown.add_column(heading, justify="right", no_wrap=True)
     several = len({entry["features"] for entry in result["entries"] if entry["features"]}) > 1
-    for entry in sorted((own for own in result["entries"] if kind in own), key=lambda own: -own[kind]["ap"]):
+    judged = [own for own in result["entries"] if kind in own]
+    for entry in sorted(judged, key=lambda own: -1.0 if own[kind]["ap"] is None else own[kind]["ap"], reverse=True):
         cells = _cells(entry, kind, is_binary=table.is_binary)
-        shown.add_row(escape(entry["name"] if several else entry["method"]), *cells)
+        mark = " *" * entry["optimistic"]
+        shown.add_row(escape(entry["name"] if several else entry["method"]) + mark, *cells)
     return shown
 
 

@@ -125,7 +125,7 @@ def embed_network(pipeline: Pipeline, table: ImageTable, network: FrozenNetworkC
         embedding.outputs(network.name),
         resume_points=(embedding.resume_point(network.name),),
     )
-    _forget_damaged(pipeline, stage, network.name, table)
+    _forget_damaged(pipeline, stage, network.name, table, own=True)
 
     def work(partial: Path) -> StageOutcome:
         device = device_type(config.compute)
@@ -187,6 +187,7 @@ def _transform(pipeline: Pipeline, table: ImageTable, name: str) -> list[StageRe
         "rows": digest(rows.tolist()) if settings.has_pca else None,
     }
     stage = Stage(f"transform/{name}", inputs, outputs)
+    _forget_damaged(pipeline, stage, name, table, own=False)
 
     def work(partial: Path) -> StageOutcome:
         features = embedding_files.open_embeddings(run_dir, name, table, own=True)
@@ -200,16 +201,16 @@ def _transform(pipeline: Pipeline, table: ImageTable, name: str) -> list[StageRe
     return [pipeline.stage(stage, work)]
 
 
-def _forget_damaged(pipeline: Pipeline, stage: Stage, name: str, table: ImageTable) -> None:
-    """Embed again when the stored features are cut short."""
+def _forget_damaged(pipeline: Pipeline, stage: Stage, name: str, table: ImageTable, *, own: bool) -> None:
+    """Make the stored features, a network's own or what is made of them, again when they are cut short."""
     from trainers.embedding import open_embeddings
 
     if finished(pipeline.run_dir, stage) is None:
         return
     try:
-        open_embeddings(pipeline.run_dir, name, table, own=True)
+        open_embeddings(pipeline.run_dir, name, table, own=own)
     except InputError as error:
-        CONSOLE.print(f"[yellow]warning:[/] {escape(str(error).split(';')[0])}; embedding again")
+        CONSOLE.print(f"[yellow]warning:[/] {escape(str(error).split(';')[0])}; it is made again")
         forget(pipeline.run_dir, stage)
 
 

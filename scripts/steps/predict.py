@@ -45,7 +45,7 @@ def keep_predictions_of(pipeline: Pipeline, arms: Sequence[str]) -> None:
         folder / arm / model.name / f"fold{fold}.parquet"
         for arm, model, fold in product(arms, pipeline.config.models, range(table.num_folds))
     }
-    wanted |= current_predictions(pipeline, table)
+    wanted |= current_predictions(pipeline.run_dir, table)
     for path in folder.rglob("*.parquet"):
         if path not in wanted:
             path.unlink()

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from configs.schema import MetricsConfig, RunConfig
+from ensembles.predictions import PROPAGATION
 from ensembles.wording import exact_percent, number, span
 from scripts.steps.embed import networks_to_embed
 from scripts.steps.run_state import CONSOLE, Pipeline, folder_digests, rows_digest
@@ -52,7 +53,11 @@ def probe_stage(config: RunConfig, table: ImageTable) -> Stage:
             "rows": rows_digest(table, table.rows("train")),
             "heads": config.probe.heads,
             "metrics": config.metrics.model_dump(),
-            "predictions": folder_digests(run_dir / "predictions", "*.parquet"),
+            "predictions": {
+                name: sha256
+                for name, sha256 in folder_digests(run_dir / "predictions", "*.parquet").items()
+                if not name.startswith(f"{PROPAGATION}/")
+            },
             "optimistic": _optimistic(config),
             "seed": config.seed,
             "code_version": code_version(),

@@ -1,12 +1,13 @@
 """Propagate: the labels along a neighbour graph of each network's frozen features, fold by fold, judged beside it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from configs.networks import EmbeddedNetworkConfig
@@ -15,8 +16,8 @@ from ensembles.predictions import PROPAGATION
 from ensembles.wording import exact_percent, number, percent, span
 from scripts.steps.embed import networks_to_embed
 from scripts.steps.run_state import Pipeline, rows_digest, truth_digest, truth_of
-from trainers.provenance import code_version
-from trainers.stages import Stage, StageOutcome, StageRecord, finished
+from trainers.provenance import code_version, file_digest
+from trainers.stages import Stage, StageOutcome, StageRecord
 from trainers.table import ImageTable, read_table
 
 
@@ -32,13 +33,25 @@ def propagate_step(pipeline: Pipeline) -> None:
     Console(highlight=False).print(_shown(figures, pipeline.config, table))
 
 
-def current_predictions(pipeline: Pipeline, table: ImageTable) -> set[Path]:
-    """The prediction files of this arm that are of these rows and settings."""
-    run_dir = pipeline.run_dir
-    if not (run_dir / "predictions" / PROPAGATION).exists():
-        return set()
-    stages = [_stage(pipeline.config, table, network) for network in networks_to_embed(pipeline.config)]
-    return {run_dir / output for stage in stages if stage and finished(run_dir, stage) for output in stage.outputs}
+def current_predictions(run_dir: Path, table: ImageTable) -> set[Path]:
+    """The prediction files of this arm that are of these rows and of networks that are still there.
+
+    By what their stages say, not by the config: a run may know nothing of the networks that labels were spread over.
+    """
+    rows = rows_digest(table, np.arange(len(table)))
+    current: set[Path] = set()
+    for path in (run_dir / ".stages").glob("propagate~*.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        manifests = record["inputs"]["manifests"]
+        if record["inputs"]["rows"] == rows and manifests == _manifests(run_dir, list(manifests)):
+            current |= {run_dir / output for output in record["outputs"] if output.startswith("predictions/")}
+    return current
+
+
+def _manifests(run_dir: Path, folders: Sequence[str]) -> dict[str, str | None]:
+    """Digests of this run's own networks; None where one is not there."""
+    paths = {folder: run_dir / folder / "final" / "manifest.json" for folder in folders}
+    return {folder: file_digest(path) if path.exists() else None for folder, path in paths.items()}
 
 
 def _figures_file(network: EmbeddedNetworkConfig) -> str:
@@ -57,6 +70,7 @@ def _stage(config: RunConfig, table: ImageTable, network: EmbeddedNetworkConfig)
         f"propagate/{network.name}",
         {
             "embeddings": [read_facts(config.run_dir, name)["sha256"] for name in names],
+            "manifests": _manifests(config.run_dir, _own_folders(network, table)),
             "rows": rows_digest(table, np.arange(len(table))),
             "propagate": config.propagate.model_dump(mode="json"),
             "metrics": config.metrics.model_dump(),
@@ -66,6 +80,14 @@ def _stage(config: RunConfig, table: ImageTable, network: EmbeddedNetworkConfig)
         },
         (*scores, _figures_file(network)),
     )
+
+
+def _own_folders(network: EmbeddedNetworkConfig, table: ImageTable) -> list[str]:
+    """Folders of this run's own networks that the features are of."""
+    if network.trained is None:
+        return []
+    folds = range(table.num_folds)
+    return [f"{network.trained}/fold{fold}" for fold in folds] if network.each_fold else [network.trained]
 
 
 def _propagate(pipeline: Pipeline, table: ImageTable, network: EmbeddedNetworkConfig) -> StageRecord:
@@ -101,14 +123,14 @@ def _shown(figures: Mapping[str, Mapping[str, Any]], config: RunConfig, table: I
     recalls = [f"recall at\nprecision\n{point:g}" for point in config.metrics.precision_points]
     headings = [name, f"{exact_percent(config.metrics.confidence)} interval", *recalls, "reached"]
     per_class = table.classes[1:] if table.is_binary else table.classes
-    for heading in (*headings, *(f"pool in\n{label}" for label in per_class[:6])):
+    for heading in (*headings, *(f"pool in\n{escape(label)}" for label in per_class[:6])):
         shown.add_column(heading, justify="right", no_wrap=True)
     for network, own in figures.items():
         oof = own["oof"]
         balance = [percent(own["balance"][label]) for label in per_class[:6]]
         at_precision = (oof["recall_at_precision"][str(point)] for point in config.metrics.precision_points)
         shown.add_row(
-            network,
+            escape(network),
             number(oof["ap"]),
             span(oof["ap_ci"]),
             *map(number, at_precision),

@@ -110,8 +110,11 @@ def pretrained_digest(model: ModelConfig) -> str | None:
 
 def rows_digest(table: ImageTable, rows: np.ndarray, columns: Sequence[str] = TABLE_COLUMNS) -> str:
     """A hash of table rows, in their order."""
-    columns = [*columns, *({DUPLICATE_SET} & set(table.frame.columns))]
-    frame = table.frame.iloc[rows][columns].astype("string").fillna("\0")
+    chosen = table.frame.iloc[rows]
+    frame = chosen[list(columns)].astype("string").fillna("\0")
+    if DUPLICATE_SET in chosen and chosen[DUPLICATE_SET].notna().any():
+        # which rows are together, not by what number
+        frame[DUPLICATE_SET] = pd.factorize(chosen[DUPLICATE_SET])[0].astype(str)
     return digest([table.classes, len(frame), pd.util.hash_pandas_object(frame, index=False).tolist()])
 
 

@@ -101,9 +101,11 @@ def test_neighbours_without_a_fold_are_those_of_a_search_without_it(
     np.testing.assert_array_equal(found.index, index)
 
 
-def test_an_image_scored_alone_gets_what_it_gets_among_others() -> None:
+@pytest.mark.parametrize("weights", ["self_tuning", "gaussian", "connectivity"])
+def test_an_image_scored_alone_gets_what_it_gets_among_others(weights: str) -> None:
     table, truth = toy_table()
-    graphs = FoldGraphs(toy_features(table, truth), table, settings(), seed=0)
+    config = settings(graph={"num_neighbours": 10, "weights": weights})
+    graphs = FoldGraphs(toy_features(table, truth), table, config, seed=0)
     held_out = table.rows("train", fold=0)
     together = graphs.opinions(0, {"oof": held_out}, without=NOTHING).logits["oof"]
     alone = graphs.opinions(0, {"oof": held_out[7:8]}, without=NOTHING).logits["oof"]
@@ -131,3 +133,14 @@ def test_a_fold_that_has_a_class_for_itself() -> None:
     graphs = FoldGraphs(toy_features(table, truth), lonely, settings(), seed=0)
     with pytest.raises(InputError, match=r"no image of class 'yes' is labelled outside of fold 1.*fewer folds"):
         graphs.opinions(1, kinds(table, 1), without=NOTHING)
+
+
+def test_features_that_are_of_no_use_are_named_by_id() -> None:
+    table, truth = toy_table()
+    features = toy_features(table, truth)
+    features[5] = 0
+    with pytest.raises(InputError, match=rf"1 image are all zero.*graph.metric=euclidean\n.*{table.frame['id'][5]}"):
+        FoldGraphs(features, table, settings(), seed=0).opinions(0, kinds(table, 0), without=NOTHING)
+    features[5] = np.nan
+    with pytest.raises(InputError, match=rf"1 image are not finite; .*\n.*{table.frame['id'][5]}"):
+        FoldGraphs(features, table, settings(), seed=0).opinions(0, kinds(table, 0), without=NOTHING)

@@ -153,3 +153,15 @@ def test_a_solver_that_does_not_get_there_says_so(monkeypatch: pytest.MonkeyPatc
     _, targets, weights = problem(300, 2, seed=0)
     with pytest.raises(InputError, match=r"did not reach the tolerance 1e-08 .residual .*take more neighbours"):
         propagate(weights, targets, num_classes=2)
+
+
+def test_what_the_last_refinement_cannot_reach_is_no_error() -> None:
+    """Distances over many powers of ten, which make a system that float64 cannot solve to the last digit."""
+    rng = np.random.default_rng(0)
+    features = rng.lognormal(sigma=3.0, size=(1500, 4))
+    weights = affinity(nearest(features, 8, metric="euclidean"), metric="euclidean", weights="gaussian")
+    targets = np.full(1500, UNLABELLED)
+    targets[:30] = rng.integers(2, size=30)
+    found = propagate(weights, targets, num_classes=2)
+    reached = found.any(axis=1)
+    np.testing.assert_allclose(found[reached].sum(axis=1), 1)

@@ -100,8 +100,8 @@ def test_one_folds_network_is_embedded_but_not_probed(data: Path, runs: Path) ->
 def test_what_is_judged_by_labels_on_one_network_refuses_those_that_learnt_them(
     data: Path, runs: Path, own: str
 ) -> None:
-    with pytest.raises(InputError, match=rf"{own} was trained on labels that `propagate` would be judged by, and"):
-        run_pipeline(config_of(data, runs, {"trained": own}), until="propagate")
+    with pytest.raises(InputError, match=rf"{own} was trained on labels that `cluster` would be judged by, and"):
+        run_pipeline(config_of(data, runs, {"trained": own}), until="cluster")
 
 
 def test_networks_of_other_folds_or_labels_are_refused(data: Path, runs: Path) -> None:

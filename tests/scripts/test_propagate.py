@@ -72,7 +72,7 @@ def test_scores_of_other_folds_or_settings_are_dropped(data: Path, tmp_path: Pat
     run_pipeline(config, until="propagate")
     run_pipeline(config_of(data, tmp_path, folds={"num_folds": 3}))
     assert set(pd.read_parquet(tmp_path / "tiny" / "predictions")["arm"]) == {"supervised"}
-    other = config_of(data, tmp_path, propagate={"alpha": 0.5})
+    other = config_of(data, tmp_path, propagate={"alpha": 0.9})
     assert fresh(run_pipeline(other, until="propagate")) == ["prepare", "propagate/test_efficientnet"]
 
 
@@ -96,7 +96,7 @@ def test_a_voice_may_be_propagated_labels(data: Path, tmp_path: Path) -> None:
     assert (ledger["id"] == other["id"]).all()
     assert (ledger["target"] != other["target"]).any()
     pipeline = run_pipeline(
-        config.model_copy(update={"propagate": config.propagate.model_copy(update={"alpha": 0.5})}),
+        config.model_copy(update={"propagate": config.propagate.model_copy(update={"alpha": 0.9})}),
         until="pseudo-label",
     )
     assert "pseudo-label/pseudo-1" in fresh(pipeline)
