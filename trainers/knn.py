@@ -118,11 +118,14 @@ def _exact(
     asked = among if queries is None else torch.from_numpy(queries).to(device)
     candidates = _Nearest(len(asked), min(k + SPARE, len(points) - (queries is None)), device)
     left, right = _factors(asked), _factors(among)[:, _swapped(among.shape[1])].T
+    block = torch.empty(BLOCK_ROWS * BLOCK_ROWS, device=device)  # anew for each product it would be cleared each time
     for start in range(0, len(asked), BLOCK_ROWS):
         rows = slice(start, min(start + BLOCK_ROWS, len(asked)))
         for other in range(0 if queries is not None else start, len(among), BLOCK_ROWS):
             columns = slice(other, min(other + BLOCK_ROWS, len(among)))
-            closeness = left[start : start + BLOCK_ROWS] @ right[:, other : other + BLOCK_ROWS]
+            factors = left[start : start + BLOCK_ROWS], right[:, other : other + BLOCK_ROWS]
+            shape = len(factors[0]), factors[1].shape[1]
+            closeness = torch.mm(*factors, out=block[: shape[0] * shape[1]].view(shape))
             if queries is None and other == start:
                 closeness.fill_diagonal_(-torch.inf)
             elif queries is None:
