@@ -3,8 +3,8 @@
 Columns: id, split, arm, model, fold, kind (oof | holdout | pool | test), logit (multi-class: logit_0, logit_1, ...),
 target (class number in the image table's order, binary 0 or 1; null = unknown). The logits are at the natural
 prevalence. With several test-time views those of each are there, too: view_0_logit, view_1_logit, ... (multi-class:
-view_0_logit_0, ...), in the order of `predict.views`. A labelled training row is scored by the one fold model that has
-not seen it (`oof`), all other rows by every fold model.
+view_0_logit_0, ...), in the order of `predict.views`; nan in rows of propagated labels, which have no views. A labelled
+training row is scored by the one fold model that has not seen it (`oof`), all other rows by every fold model.
 """
 
 from collections.abc import Sequence
@@ -145,8 +145,9 @@ def read_predictions(folder: Path, *, table: ImageTable | None = None) -> pd.Dat
         wanted = ", ".join(expected if logits else [*KEY_COLUMNS, "logit", "target"])
         raise InputError(f"{folder}: expected the columns {wanted} in every file, got\n{listed(problems)}")
     _check_rows(files, frames, logits)
-    # views that only some files have are of an earlier config
-    views = [view_columns(number, len(logits)) for number in range(min(num_views(list(f.columns)) for f in frames))]
+    # views that only some files have are of an earlier config; propagated labels have none, and no say in it
+    counts = [num_views(list(f.columns)) for f in frames if not (f["arm"] == PROPAGATION).all()]
+    views = [view_columns(number, len(logits)) for number in range(min(counts, default=0))]
     predictions = pd.concat(frames, ignore_index=True)[[*expected, *(name for names in views for name in names)]]
     repeated = predictions[predictions.duplicated(KEYS)]
     if len(repeated):

@@ -23,14 +23,16 @@ from trainers.table import read_table
 def ensemble_step(pipeline: Pipeline) -> None:
     """Bring ensemble/ and metrics.json up to date."""
     from ensembles import ensemble, evaluation, gate
-    from ensembles.predictions import read_predictions
+    from ensembles.predictions import PROPAGATION, read_predictions
     from ensembles.tuning import read_tuning, tune_arm
 
     config, run_dir = pipeline.config, pipeline.run_dir
     table = read_table(run_dir / "table.parquet")
     predictions = run_dir / "predictions"
+    digests = folder_digests(predictions, "*.parquet")
     inputs = {
-        "predictions": folder_digests(predictions, "*.parquet"),
+        # propagated labels are judged beside the models, and no part of the blend
+        "predictions": {name: own for name, own in digests.items() if not name.startswith(f"{PROPAGATION}/")},
         "ensemble": config.ensemble.model_dump(),
         "guarantee": config.guarantee.model_dump(),
         "rows": rows_digest(table, np.arange(len(table.frame))),
@@ -94,6 +96,7 @@ def ensemble_step(pipeline: Pipeline) -> None:
             "evaluate",
             {
                 **inputs,
+                "predictions": digests,
                 "truth": truth_digest(config.data),
                 "keep": [config.train_for(model).keep for model in config.models],
                 "code_version": code_version(),

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from configs.errors import InputError
-from ensembles.predictions import prediction_metadata, read_predictions, write_predictions
+from ensembles.predictions import PROPAGATION, prediction_metadata, read_predictions, write_predictions
 from trainers.table import ImageTable
 
 
@@ -190,3 +190,20 @@ def test_a_file_that_is_being_written_is_not_read(tmp_path):
     write_all(tmp_path, table)
     (tmp_path / "supervised/a/.fold0.parquet").write_bytes(b"half")
     assert len(read_predictions(tmp_path, table=table)) == 40
+
+
+def test_propagated_labels_take_no_views_from_the_models(tmp_path):
+    table = toy_table()
+    for fold in range(2):
+        rows = rows_of_fold(table, fold)
+        views = np.random.default_rng(fold).normal(size=(len(rows), 2, 1))
+        for arm, own in (("supervised", views), (PROPAGATION, None)):
+            path = tmp_path / arm / "a" / f"fold{fold}.parquet"
+            logits = views.mean(axis=1)
+            write_predictions(
+                path, table=table, rows=rows, logits=logits, view_logits=own, arm=arm, model="a", fold=fold
+            )
+    read = read_predictions(tmp_path, table=table)
+    by_arm = read.groupby("arm")["view_1_logit"].agg(["size", "count"])
+    assert by_arm.loc["supervised", "count"] == by_arm.loc["supervised", "size"]
+    assert by_arm.loc[PROPAGATION, "count"] == 0

@@ -66,6 +66,11 @@ def test_propagated_labels_are_judged_beside_the_models(
     page = (run_dir / "report.html").read_text()
     assert '<td class="first">propagation</td>' in page
 
+    other = config_of(data, tmp_path, propagate={"alpha": 0.9})
+    run_pipeline(other, until="propagate")
+    stages = fresh(run_pipeline(other))
+    assert "evaluate" in stages and "ensemble" not in stages  # they are judged, and have no part in the blend
+
 
 def test_scores_of_other_folds_or_settings_are_dropped(data: Path, tmp_path: Path) -> None:
     config = config_of(data, tmp_path)
