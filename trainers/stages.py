@@ -140,10 +140,15 @@ def finished(run_dir: Path, stage: Stage) -> StageRecord | None:
 
 def outdated(run_dir: Path, stage: Stage) -> list[str]:
     """How the inputs differ from those of the stage's finished outputs; empty when there are none, or no difference."""
-    path = run_dir / ".stages" / f"{stage.folder}.json"
-    if not path.exists():
-        return []
-    return list(_differences(_read_json(path)["inputs"], stage.inputs, words=("was", "is now")))
+    before = finished_inputs(run_dir, stage.name)
+    return [] if before is None else list(_differences(before, stage.inputs, words=("was", "is now")))
+
+
+def finished_inputs(run_dir: Path, name: str) -> dict[str, Any] | None:
+    """What the finished outputs of a stage were made from; None when there are none."""
+    path = run_dir / ".stages" / f"{Stage(name, {}, ()).folder}.json"
+    inputs: dict[str, Any] | None = _read_json(path)["inputs"] if path.exists() else None
+    return inputs
 
 
 def forget(run_dir: Path, stage: Stage) -> None:
@@ -151,8 +156,8 @@ def forget(run_dir: Path, stage: Stage) -> None:
     (run_dir / ".stages" / f"{stage.folder}.json").unlink(missing_ok=True)
 
 
-def adopt(run_dir: Path, source: Path, prefixes: tuple[str, ...], *, replace: bool) -> list[str]:
-    """Take over the finished stages of another run whose names begin so; returns the names of those that were taken.
+def adopt(run_dir: Path, source: Path, wanted: Callable[[str], bool], *, replace: bool) -> list[str]:
+    """Take over the finished stages of another run whose names are `wanted`; returns the names of those taken.
 
     One that is finished here, too, stays when its inputs are the same, or always without `replace`. Outputs are taken
     as hard links where that is possible: no stage writes into a file that is in its place. Each stage comes by the
@@ -161,7 +166,7 @@ def adopt(run_dir: Path, source: Path, prefixes: tuple[str, ...], *, replace: bo
     adopted = []
     for path in sorted((source / ".stages").glob("*.json")):
         record = _read_json(path)
-        if not record["stage"].startswith(prefixes) or not _outputs_there(source, record):
+        if not wanted(record["stage"]) or not _outputs_there(source, record):
             continue
         partial, own = run_dir / ".partial" / path.stem, run_dir / ".stages" / path.name
         atomic.clear_temporary(partial.parent)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from trainers.fashion import LongTail, RareFashion
 
 # What decides the networks of the arm `supervised` and their scores, and so must be the same in all methods.
+FROM_OTHERS = ("embed/", "pretrain/", "train/pretrained/")  # stages that methods share
 SHARED = ("data", "folds", "guarantee", "augment", "models", "train")
 
 
@@ -132,8 +133,8 @@ def share_trainings(supervised: Path, run_dir: Path) -> None:
     from trainers.stages import adopt, locked
 
     with locked(supervised), locked(run_dir):
-        adopt(run_dir, supervised, ("prepare", f"train/{SUPERVISED}/"), replace=True)
-        adopt(run_dir, supervised, (f"predict/{SUPERVISED}/",), replace=False)
+        adopt(run_dir, supervised, lambda name: name.startswith(("prepare", f"train/{SUPERVISED}/")), replace=True)
+        adopt(run_dir, supervised, lambda name: name.startswith(f"predict/{SUPERVISED}/"), replace=False)
 
 
 def share_backbones(plan: Plan, config: "RunConfig", scenario: str, seed: int) -> None:
@@ -149,7 +150,7 @@ def share_backbones(plan: Plan, config: "RunConfig", scenario: str, seed: int) -
         if not alike or other.run_dir == config.run_dir or not (other.run_dir / ".stages").exists():
             continue
         with locked(other.run_dir), locked(config.run_dir):
-            adopt(config.run_dir, other.run_dir, ("embed/", "pretrain/", "train/pretrained/"), replace=False)
+            adopt(config.run_dir, other.run_dir, lambda name: name.startswith(FROM_OTHERS), replace=False)
 
 
 def _rival(plan: Plan, config: "RunConfig", scenario: str, seed: int, name: str, truth: Path | None) -> Cell:

@@ -163,6 +163,7 @@ def _opened(plan: TuningPlan, call: Call) -> "tuple[Store, optuna.Study, TrialOb
     with store.seat():
         _check_same(study, plan)
         table = objective.prepare()
+        _check_same_rows(study, plan, objective.rows)
         if not study.get_trials(deepcopy=False):
             objective.try_networks(table)
     return store, study, objective
@@ -185,6 +186,19 @@ def _check_same(study: "optuna.Study", plan: TuningPlan) -> None:
         raise InputError(
             f"{study.study_name}: this study was begun with other settings, and its trials cannot be compared with "
             f"these\n{listed(differences)}\nSet them back, or begin another study: set `name` or `out`"
+        )
+
+
+def _check_same_rows(study: "optuna.Study", plan: TuningPlan, rows: str) -> None:
+    """Trials that learnt from other labels or images, or in other folds, cannot be compared either."""
+    before = study.user_attrs.get("rows")
+    if before is None:
+        study.set_user_attr("rows", rows)
+    elif before != rows:
+        raise InputError(
+            f"{study.study_name}: this study was begun with other labels, groups, folds or images than those that "
+            f"{plan.config().data.source} gives now, and its trials cannot be compared with new ones; put the old ones "
+            "back, or begin another study: set `name` or `out`"
         )
 
 
@@ -223,7 +237,10 @@ def _work_side_by_side(call: Call, workers: int) -> None:
     if len(lost) == workers:
         raise why_it_ended(lost[0].exitcode or 0, what=lost[0].name, advice="use fewer --workers")
     for process in lost:
-        CONSOLE.print(f"[yellow]warning:[/] {process.name} ended early; its trial was begun anew by another one")
+        CONSOLE.print(
+            f"[yellow]warning:[/] {process.name} ended early (exit status {process.exitcode}); if it was at a trial, a "
+            "worker that still begins trials, or the same command, begins it anew (`retries` times at most)"
+        )
 
 
 def _serve(call: Call, threads: int, lifeline: Any) -> None:

@@ -21,7 +21,7 @@ from scripts.steps.predict import natural_logits, predict_step, scoring_inputs
 from scripts.steps.prepare import prepare_step
 from scripts.steps.pretrain import pretrain_step
 from scripts.steps.pseudo_label import pseudo_label_step
-from scripts.steps.run_state import CONSOLE, SUPERVISED, Pipeline, train_folder
+from scripts.steps.run_state import CONSOLE, SUPERVISED, Pipeline, rows_digest, train_folder
 from scripts.steps.train import train_arms, train_step, try_backbones
 from trainers.provenance import derive_seed
 from trainers.stages import Attempt, Stage, StageOutcome, StageRecord, adopt, finished, locked
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from ensembles.studies.fold_scores import FoldScores
 
+ROW_COLUMNS = ("id", "label", "group", "fold", "sha256")  # what a trial learns from; images may move to another folder
 NOT_COUNTED = ("prepare", "tune-scores", "predict")  # stages whose seconds are not those of training
 
 
@@ -45,7 +46,7 @@ class SharingPipeline(Pipeline):
         if finished(self.run_dir, stage) is None:
             for donor in self.donors():
                 if donor != self.run_dir and finished(donor, stage) is not None:
-                    adopt(self.run_dir, donor, (stage.name,), replace=True)
+                    adopt(self.run_dir, donor, lambda name: name == stage.name, replace=True)
                     break
         return super().begin(stage)
 
@@ -65,6 +66,7 @@ class TrialObjective:
         self.plan, self.tuning = plan, plan.tuning
         self.base, self.folder = plan.config(), plan.folder
         self._groups: pd.Series | None = None
+        self.rows = ""  # digest of what trials learn from and are judged on
 
     def prepare(self) -> ImageTable:
         """Bring the images that trials share up to date; with the study's seat held."""
@@ -76,7 +78,16 @@ class TrialObjective:
         if needs_two and not table.is_binary:
             raise InputError("objective.second and constraints.min_recall: a recall is for two classes, here are more")
         self._groups = groups_of(table)
+        self.rows = self._rows_of(table)
         return table
+
+    def _rows_of(self, table: ImageTable) -> str:
+        teaches = (
+            table.rows("train")
+            if self.base.arms == [SUPERVISED]
+            else np.concatenate([table.rows("train"), table.rows("pool")])
+        )
+        return rows_digest(table, teaches, ROW_COLUMNS)
 
     def try_networks(self, table: ImageTable) -> None:
         """Build every network that a trial may ask for, so that a wrong one is told before the first; InputError."""
@@ -90,15 +101,22 @@ class TrialObjective:
 
     def __call__(self, trial: "optuna.Trial") -> float | tuple[float, float]:
         """Raises TrialPruned when it cannot catch up, InputError when it has no score."""
+        import optuna
+
         from ensembles.studies.fold_scores import mean_average_precision, standard_error
         from ensembles.studies.search import suggest
         from ensembles.studies.storage import place_of
 
         place = place_of(trial.study.get_trials(deepcopy=False)[trial.number])
         chosen = suggest(trial, self.tuning)
-        with without_lines():
-            judged = self._judged(trial, chosen, place)
-        ap, folds = mean_average_precision(judged.folds), judged.folds
+        try:
+            with without_lines():
+                judged = self._judged(trial, chosen, place)
+        except (InputError, optuna.TrialPruned):  # and not of one that is stopped, which goes on where it was
+            self._tidy(place)
+            raise
+        ap = mean_average_precision(judged.folds)
+        folds = [_with_groups(fold, self._groups) for fold in judged.folds]
         rng = np.random.default_rng(derive_seed(self.base.seed, "standard error"))
         trial.set_user_attr("fold_aps", [fold.average_precision for fold in folds])
         trial.set_user_attr("ap_sd", standard_error(folds, rng=rng))
@@ -112,13 +130,17 @@ class TrialObjective:
             trial.set_constraint("max_seconds", judged.seconds - constraints.max_seconds)
         if constraints.min_recall is not None:
             trial.set_constraint("min_recall", constraints.min_recall - recall)
+        self._tidy(place)
+        if objective.second == "none":
+            return ap
+        return ap, judged.seconds if objective.second == "seconds" else recall
+
+    def _tidy(self, place: int) -> None:
+        """Delete the networks of a trial that has ended, where only scores are kept."""
         if self.tuning.keep == "scores":
             for folder in (self.folder / "trials").glob(f"{place}*"):
                 if folder.name.partition("-")[0] == str(place):
                     shutil.rmtree(folder)
-        if objective.second == "none":
-            return ap
-        return ap, judged.seconds if objective.second == "seconds" else recall
 
     def _judged(self, trial: "optuna.Trial", chosen: dict[str, Any], place: int) -> Judged:
         import optuna
@@ -171,6 +193,8 @@ class TrialObjective:
         with locked(pipeline.run_dir):
             prepare_step(pipeline)
             table = read_table(pipeline.run_dir / "table.parquet")
+            if self._rows_of(table) != self.rows:
+                raise InputError(f"{self.base.data.source}: labels or images were changed while the study runs")
             pretrain_step(pipeline)
             for fold in range(table.num_folds):
                 folds.append(judge_fold(pipeline, table, fold))

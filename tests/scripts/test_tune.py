@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 
 from configs.errors import InputError
 from configs.load import load_config
+from ensembles.studies import fold_scores
 from ensembles.studies.fold_scores import FULL, read_trials
 from ensembles.studies.storage import JOURNAL, JournalStore
 from scripts.pipeline import run_pipeline
@@ -20,6 +21,7 @@ from scripts.steps import trial as trial_step
 from scripts.steps.study import Call, run_study
 from trainers.digits import DigitsSplit, write_digits
 from trainers.metrics import average_precision
+from trainers.stages import Attempt, Stage, StageOutcome, run_stage
 
 LR = {"train.lr": {"low": 1e-3, "high": 1e-2, "log": True}}
 NETWORKS = [{"backbone": name} for name in ("test_resnet", "test_efficientnet", "test_vit")]
@@ -103,6 +105,53 @@ def test_other_settings_are_not_mixed_into_a_study(folder: Path) -> None:
         run_study(call_of(folder, LR, "train.steps=5", trials=1))
 
 
+def test_other_rows_are_not_mixed_into_a_study(folder: Path) -> None:
+    run_study(call_of(folder, LR, trials=1))
+    table = pd.read_csv(folder / "digits/table.csv", dtype=str)
+    before = table.copy()
+    table.loc[table.index[table["label"] == "eight"][0], "label"] = table["label"][table["label"] != "eight"].iloc[0]
+    table.to_csv(folder / "digits/table.csv", index=False)
+    with pytest.raises(InputError, match=r"tiny-tune: this study was begun with other labels"):
+        run_study(call_of(folder, LR, trials=2))
+    assert len(study_of(folder).trials) == 1
+    before.to_csv(folder / "digits/table.csv", index=False)  # the control: put back, it goes on
+    run_study(call_of(folder, LR, trials=2))
+    assert len(study_of(folder).trials) == 2
+
+
+def test_the_spread_of_a_trial_is_that_of_groups(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = pd.read_csv(folder / "digits/table.csv", dtype=str)
+    table.assign(patient=[f"p{row // 2}" for row in range(len(table))]).to_csv(folder / "digits/table.csv", index=False)
+    seen: list[Any] = []
+    real = fold_scores.standard_error
+
+    def spy(folds: Any, **more: Any) -> float:
+        seen.extend(folds)
+        return real(folds, **more)
+
+    monkeypatch.setattr(fold_scores, "standard_error", spy)
+    run_study(call_of(folder, LR, "data.columns.group=patient", trials=1))
+    assert len(seen) == 2
+    assert all(0 < len(set(fold.groups)) < len(fold.ids) for fold in seen)
+
+
+def test_a_stage_is_not_taken_for_another_whose_name_begins_like_it(folder: Path) -> None:
+    source, mine = (Stage(f"pretrain/{name}", {}, (f"{name}.txt",)) for name in ("net2", "net"))
+    for stage in (source, mine):
+        run_stage(folder / "donor", stage, _note)
+    config = load_config(folder / "config.yaml", [f"out={folder}", "name=taker"])
+    pipeline = trial_step.SharingPipeline(config, True, donors=lambda: [folder / "donor"])
+    assert not isinstance(pipeline.begin(mine), Attempt)
+    assert sorted(path.name for path in (folder / "taker").glob("*.txt")) == ["net.txt"]
+
+
+def _note(partial: Path) -> StageOutcome:
+    partial.mkdir(parents=True, exist_ok=True)
+    for name in ("net", "net2"):
+        (partial / f"{name}.txt").write_text("learnt")
+    return StageOutcome("learnt", {})
+
+
 def test_networks_of_pairs_are_trained_once(folder: Path) -> None:
     """Three pairs of three networks on two folds: 6 trainings, not 12."""
     run_study(call_of(folder, {"models": {"pairs_of": NETWORKS}}, sampler="grid"))
@@ -122,6 +171,14 @@ def test_a_trial_without_a_finite_loss_fails_with_its_reason(folder: Path) -> No
     assert "loss" in states[1e30].user_attrs["reason"]
     assert states[1e30].values is None
     assert states[0.003].state == TrialState.COMPLETE
+    assert len(list((folder / "runs/tiny/tune/trials").iterdir())) == 2
+
+
+def test_only_scores_are_kept_of_trials_however_they_ended(folder: Path) -> None:
+    space = {"train.lr": {"choices": [1e30, 0.003]}}
+    run_study(call_of(folder, space, "train.clip_norm=0", "train.optimizer=sgd", sampler="grid", keep="scores"))
+    assert {trial.state for trial in study_of(folder).trials} == {TrialState.FAIL, TrialState.COMPLETE}
+    assert list((folder / "runs/tiny/tune/trials").iterdir()) == []
 
 
 def test_a_trial_far_behind_is_given_up_after_its_first_fold(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,22 +131,32 @@ def test_a_commit_interrupted_at_any_rename_is_finished_by_the_next_run(
     assert (tmp_path / "note.txt").read_text() == "two"
 
 
+def is_training(name: str) -> bool:
+    return name.startswith("train/")
+
+
 def test_a_stage_is_adopted_once_and_its_source_never_changes(tmp_path: Path) -> None:
     source, mine = tmp_path / "source", tmp_path / "mine"
     calls: list[str] = []
     run_stage(source, stage_of(1), writer("one", calls))
     run_stage(source, Stage("other", {}, ("other.txt",)), lambda partial: _noted(partial / "other.txt"))
-    assert stages.adopt(mine, source, ("train/",), replace=True) == ["train/a/fold0"]
-    assert stages.adopt(mine, source, ("train/",), replace=True) == []
+    assert stages.adopt(mine, source, is_training, replace=True) == ["train/a/fold0"]
+    assert stages.adopt(mine, source, is_training, replace=True) == []
     assert not (mine / "other.txt").exists()
     assert run_stage(mine, stage_of(1), writer("again", calls)).skipped
     assert (mine / "model" / "weights").samefile(source / "model" / "weights")
     run_stage(mine, stage_of(2), writer("two", calls))
     assert (mine / "model" / "weights").read_text() == "two"
     assert (source / "model" / "weights").read_text() == (source / "note.txt").read_text() == "one"
-    assert stages.adopt(mine, source, ("train/",), replace=False) == [], "what is finished here stays"
-    assert stages.adopt(mine, source, ("train/",), replace=True) == ["train/a/fold0"]
+    assert stages.adopt(mine, source, is_training, replace=False) == [], "what is finished here stays"
+    assert stages.adopt(mine, source, is_training, replace=True) == ["train/a/fold0"]
     assert (mine / "note.txt").read_text() == "one"
+
+
+def test_what_finished_outputs_were_made_from_is_known(tmp_path: Path) -> None:
+    assert stages.finished_inputs(tmp_path, "train/a/fold0") is None
+    run_stage(tmp_path, stage_of(1), writer("one", []))
+    assert stages.finished_inputs(tmp_path, "train/a/fold0") == stage_of(1).inputs
 
 
 def test_a_stage_is_copied_where_there_are_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +165,7 @@ def test_a_stage_is_copied_where_there_are_no_links(tmp_path: Path, monkeypatch:
 
     run_stage(tmp_path / "source", stage_of(1), writer("one", []))
     monkeypatch.setattr(Path, "hardlink_to", refuse)
-    stages.adopt(tmp_path / "mine", tmp_path / "source", ("train/",), replace=True)
+    stages.adopt(tmp_path / "mine", tmp_path / "source", is_training, replace=True)
     assert (tmp_path / "mine" / "model" / "weights").read_text() == "one"
     assert not (tmp_path / "mine" / "note.txt").samefile(tmp_path / "source" / "note.txt")
 
@@ -183,7 +193,7 @@ def test_an_adoption_that_is_killed_leaves_the_stage_or_nothing(
     monkeypatch.setattr(os, "replace", counted(os.replace))
     monkeypatch.setattr(Path, "hardlink_to", counted(Path.hardlink_to))
     try:
-        stages.adopt(mine, source, ("train/",), replace=True)
+        stages.adopt(mine, source, is_training, replace=True)
         crashed = False
     except KeyboardInterrupt:
         crashed = True
@@ -191,7 +201,7 @@ def test_an_adoption_that_is_killed_leaves_the_stage_or_nothing(
     assert crashed == (crash_at <= 9)  # two links, journal, claim, folder aside and in, file in, record, the rest away
     if stages.finished(mine, stage_of(1)) is not None:
         assert (mine / "model" / "weights").read_text() == (mine / "note.txt").read_text() == "one"
-    stages.adopt(mine, source, ("train/",), replace=True)
+    stages.adopt(mine, source, is_training, replace=True)
     calls: list[str] = []
     assert run_stage(mine, stage_of(1), writer("again", calls)).skipped and not calls
     assert (mine / "model" / "weights").read_text() == (mine / "note.txt").read_text() == "one"
