@@ -17,6 +17,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from configs.errors import InputError
 from ensembles.recipes import Learner, Recipe
+from ensembles.studies.storage import JournalLock
 
 POWER_RANGE = (0.1, 5.0)
 STACKING_C_RANGE = (1e-3, 1e2)
@@ -53,7 +54,9 @@ def search(learner: Learner, *, trials: int, seed: int, name: str, journal: Path
 
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(10, trials // 4))
     with _quiet():
-        storage = None if journal is None else JournalStorage(JournalFileBackend(str(journal)))
+        storage = None
+        if journal is not None:  # Optuna's own lock is a symbolic link, which not every file system has
+            storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=JournalLock(journal, journal)))
         study = optuna.create_study(direction="maximize", sampler=sampler, storage=storage, study_name=name)
         for start in list(_starts(pairs, learner.methods, num_views))[: trials // 2]:
             study.enqueue_trial(start)

@@ -8,7 +8,7 @@ import fcntl
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Protocol
@@ -24,15 +24,18 @@ from configs.errors import InputError
 from trainers import atomic
 
 JOURNAL = "journal.log"
-DEAD = "its worker died"
+STOPS = "stops"  # attribute of a trial: how often it was interrupted because somebody asked for it
 SCHEMES = ("postgresql://", "postgres://", "postgresql+psycopg://")
+
+
+Retry = Callable[[optuna.Study, FrozenTrial], None]
 
 
 class Store(Protocol):
     """A storage, and what workers that share a study need of it."""
 
     storage: BaseStorage
-    retry: RetryHeartbeatStaleTrialCallback
+    retry: Retry
 
     @contextmanager
     def seat(self) -> Iterator[None]:
@@ -73,10 +76,12 @@ class JournalStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.retry = _retrying(retries)
         journal = folder / JOURNAL
-        lock = _JournalLock(journal, self.folder / "journal.lock")
+        lock = JournalLock(journal, self.folder / "journal.lock")
         lock.acquire()  # which mends a torn end before anything is read
-        lock.release()
-        _check_lines(journal)
+        try:
+            _check_lines(journal)  # a writer at work would look like a damage
+        finally:
+            lock.release()
         self.storage: BaseStorage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
 
     @contextmanager
@@ -108,9 +113,16 @@ class PostgresStore:
         self, url: str, study_name: str, *, retries: int, heartbeat_seconds: int, patience_seconds: float
     ) -> None:
         import sqlalchemy
-        from sqlalchemy.exc import SQLAlchemyError
+        from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
         self.url = "postgresql+psycopg://" + url.partition("://")[2]
+        try:
+            address = sqlalchemy.make_url(self.url).render_as_string(hide_password=True)
+        except (ValueError, ArgumentError):  # whose messages may have the password in them
+            raise InputError(
+                "--storage: cannot be read as a URL; expected postgresql://user:password@host:port/database, the port "
+                "a number, and signs such as / @ : in user and password written as %2F %40 %3A"
+            ) from None
         self.retry = _retrying(retries)
         self.key = crc32(study_name.encode("utf-8"))
         try:
@@ -127,7 +139,6 @@ class PostgresStore:
         except ImportError:
             raise InputError("--storage: PostgreSQL needs the package psycopg: pip install 'rarefind[scale]'") from None
         except SQLAlchemyError as error:
-            address = sqlalchemy.make_url(self.url).render_as_string(hide_password=True)
             raise InputError(f"--storage {address}: cannot be used ({str(error).splitlines()[0]})") from None
 
     @contextmanager
@@ -149,7 +160,7 @@ class PostgresStore:
         optuna.storages.fail_stale_trials(study)
 
 
-def fail_and_retry(study: optuna.Study, number: int, retry: RetryHeartbeatStaleTrialCallback) -> None:
+def fail_and_retry(study: optuna.Study, number: int, retry: Retry) -> None:
     """Fail a trial that was interrupted, and queue another one with the same values. With the seat held."""
     with suppress(UpdateFinishedTrialError, ValueError):  # failed by the error that interrupted it
         study.tell(number, state=TrialState.FAIL)
@@ -162,10 +173,21 @@ def _running(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
 
-def _retrying(retries: int) -> RetryHeartbeatStaleTrialCallback:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        return RetryHeartbeatStaleTrialCallback(max_retry=retries)
+def count_stop(trial: optuna.Trial) -> None:
+    """Note that the trial ends because somebody asked for it, which is no reason to give it up one day."""
+    trial.set_user_attr(STOPS, trial.user_attrs.get(STOPS, 0) + 1)
+
+
+def _retrying(retries: int) -> Retry:
+    """What queues an interrupted trial again: as often as it was stopped, and `retries` times beside."""
+
+    def retry(study: optuna.Study, trial: FrozenTrial) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            queue = RetryHeartbeatStaleTrialCallback(max_retry=retries + trial.user_attrs.get(STOPS, 0))
+        queue(study, trial)
+
+    return retry
 
 
 def place_of(trial: FrozenTrial) -> int:
@@ -183,7 +205,7 @@ def repeated(trials: list[FrozenTrial]) -> set[int]:
         return {number for trial in trials for number in RetryHeartbeatStaleTrialCallback.retry_history(trial)}
 
 
-class _JournalLock(JournalFileOpenLock):
+class JournalLock(JournalFileOpenLock):
     """Optuna's lock of the journal, held through the kernel: a killed writer leaves neither a lock nor half a line.
 
     A line that was cut makes the journal unreadable for ever as soon as another one is appended (Optuna 5.0), so

@@ -16,9 +16,9 @@ from optuna.samplers import BaseSampler, BruteForceSampler, RandomSampler, TPESa
 from optuna.trial import FrozenTrial, TrialState
 
 from configs.errors import InputError, listed
-from ensembles.studies.storage import Store, fail_and_retry, repeated
+from ensembles.studies.storage import Store, count_stop, fail_and_retry, repeated
 from trainers.provenance import derive_seed
-from trainers.stopping import raise_if_asked
+from trainers.stopping import Stopped, raise_if_asked
 
 MAX_FAILURES = 5  # one after the other, before a worker takes the mistake for everybody's
 WAIT_SECONDS = 1.0
@@ -120,6 +120,9 @@ def _take_turn(
             turn.failure = str(error)
             trial.set_user_attr("reason", turn.failure)
             raise TrialFailed(turn.failure) from error
+        except (Stopped, KeyboardInterrupt):
+            count_stop(trial)
+            raise
 
     with turn.resources, seat:
         seat.enter_context(store.seat())

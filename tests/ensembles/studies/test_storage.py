@@ -1,3 +1,4 @@
+import fcntl
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from configs.errors import InputError
+from ensembles.studies import storage
 from ensembles.studies.storage import JOURNAL, JournalStore, cut_torn_line, open_store, quiet
 from ensembles.studies.workers import open_study
 
@@ -67,6 +69,28 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
     journal.write_bytes(b"".join(lines))
     with pytest.raises(InputError, match=r"journal.log: line 2 is damaged"):
         JournalStore(tmp_path, retries=3)
+
+
+def test_the_lines_are_looked_at_while_nobody_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun(tmp_path)
+    held = []
+
+    def look(journal: Path) -> None:
+        with (tmp_path / "locks" / "journal.lock").open("a") as stream, pytest.raises(BlockingIOError):
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held.append(journal)
+
+    monkeypatch.setattr(storage, "_check_lines", look)
+    JournalStore(tmp_path, retries=3)
+    assert held == [tmp_path / JOURNAL]
+
+
+@pytest.mark.parametrize("address", ["u:secret@host:port/d", "u:sec/ret@[::/d", "u:secret@host:99:99/d"])
+def test_a_url_that_cannot_be_read_is_told_without_the_password(tmp_path: Path, address: str) -> None:
+    pytest.importorskip("psycopg")
+    with pytest.raises(InputError, match=r"--storage: cannot be read as a URL") as caught:
+        open_store(f"postgresql://{address}", tmp_path, "s", retries=3, heartbeat_seconds=1, patience_seconds=3)
+    assert "sec" not in str(caught.value)
 
 
 def test_another_storage_than_postgresql_is_refused(tmp_path: Path) -> None:

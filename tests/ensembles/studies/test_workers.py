@@ -149,6 +149,28 @@ def test_a_stopped_trial_is_begun_anew_and_a_failed_one_is_not(tmp_path: Path) -
     assert study.best_value == max(trial.value for trial in study.trials if trial.state == TrialState.COMPLETE)
 
 
+def test_stops_do_not_use_up_the_retries(tmp_path: Path) -> None:
+    store = JournalStore(tmp_path, retries=1)
+    study = study_of(store)
+    stops = iter([True] * 4 + [False])
+
+    def often_stopped(trial: optuna.Trial) -> float:
+        value = quick(trial)
+        if next(stops):
+            raise Stopped(signal.SIGTERM)
+        return value
+
+    for _ in range(4):
+        with pytest.raises(Stopped):
+            work(study, store, often_stopped, Limits(1), sampler=SAMPLER)
+    study.ask()  # the fifth one dies, which is what retries are for
+    with store.seat():
+        store.fail_dead(study)
+    assert work(study, store, often_stopped, Limits(1), sampler=SAMPLER) == 1
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL] * 5 + [TrialState.COMPLETE]
+    assert repeated(study.trials) == set(range(5))
+
+
 def test_a_trial_that_kills_every_worker_is_given_up(tmp_path: Path) -> None:
     store = JournalStore(tmp_path, retries=1)
     study = study_of(store)
