@@ -4,8 +4,9 @@ A recipe is what a search chooses; `Learner.blend` fits the rest on the rows who
 made from logits alone, so no label of any row is in them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,11 @@ METHODS = ("ranks", "logits", "probabilities", "powers", "stacking")
 MULTI_CLASS_METHODS = ("logits", "probabilities", "powers")
 # A recipe is judged by its mean AP at these distances from its weight: single peaks of so ragged a curve are noise.
 NEIGHBOURS = (-0.06, -0.04, -0.02, 0.0, 0.02, 0.04, 0.06)
+MAX_ARRAYS, MAX_SMALL = 4, 64  # of weights of views other than those configured, how many results are kept
 MULTI_CLASS_NEIGHBOURS = (-0.05, 0.0, 0.05)  # the mean over classes is smoother, and takes longer
+
+Key = TypeVar("Key", bound=tuple[Any, ...])
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -80,16 +85,18 @@ class OutOfFold:
 
     def logits(self, model: str, views: tuple[float, ...] | None) -> np.ndarray:
         """Natural logits (rows, outputs) of a model, with these weights of the test-time views."""
-        if (model, views) not in self._logits:
-            self._logits[model, views] = logits_of_views(self.frames[model], views)
-        return self._logits[model, views]
+        return _remembered(
+            self._logits, (model, views), lambda: logits_of_views(self.frames[model], views), at_most=MAX_ARRAYS
+        )
 
     def quantile_map(self, model: str, fold: int, views: tuple[float, ...] | None) -> QuantileMap:
         """The map of a fold model from its own out-of-fold logits; no label is looked at."""
-        key = model, fold, views
-        if key not in self._maps:
-            self._maps[key] = QuantileMap.fit(self.logits(model, views)[self.fold == fold, 0])
-        return self._maps[key]
+        return _remembered(
+            self._maps,
+            (model, fold, views),
+            lambda: QuantileMap.fit(self.logits(model, views)[self.fold == fold, 0]),
+            at_most=MAX_SMALL,
+        )
 
     def parts(self, blend: Blend, models: Sequence[str]) -> np.ndarray:
         """What a blend averages of each model, (models, rows, outputs)."""
@@ -162,18 +169,18 @@ class Learner:
         return float(np.mean(macro_ap(blend, means, self.targets[visible])))
 
     def _temperature(self, model: str, views: tuple[float, ...] | None) -> Calibration:
-        if (model, views) not in self._temperatures:
+        def fitted() -> Calibration:
             visible = self.targets >= 0
             logits, targets = self.oof.logits(model, views)[visible], self.targets[visible]
             shares = np.bincount(targets, minlength=self.oof.num_classes) / len(targets)
             if self.oof.num_outputs > 1:
-                fitted = fit_temperature(logits, targets, shares)
-            else:  # a logit is the difference of two
-                own = fit_temperature(np.hstack([np.zeros_like(logits), logits]), targets, shares)
-                negative, positive = np.asarray(own.intercept)
-                fitted = Calibration(own.slope, float(positive - negative))
-            self._temperatures[model, views] = fitted
-        return self._temperatures[model, views]
+                return fit_temperature(logits, targets, shares)
+            # a logit is the difference of two
+            own = fit_temperature(np.hstack([np.zeros_like(logits), logits]), targets, shares)
+            negative, positive = np.asarray(own.intercept)
+            return Calibration(own.slope, float(positive - negative))
+
+        return _remembered(self._temperatures, (model, views), fitted, at_most=MAX_SMALL)
 
     def _stacked(self, recipe: Recipe) -> tuple[float, float, float]:
         """Weight of the first model, slope and intercept: a logistic regression on logits with no coefficient below 0.
@@ -196,6 +203,16 @@ class Learner:
                 return float(coefficients[0] / slope), slope, intercept
             used.remove(used[int(found.argmin())])
         raise InputError(f"stacking {' and '.join(recipe.models)}: no logit goes with the positive class")
+
+
+def _remembered(kept: dict[Key, Value], key: Key, make: Callable[[], Value], *, at_most: int) -> Value:
+    """The value of a key that ends with the weights of views: always kept where these are None, else the last few."""
+    value = kept.pop(key) if key in kept else make()
+    kept[key] = value  # the last used is the last in the order
+    others = [other for other in kept if other[-1] is not None]
+    for other in others[: len(others) - at_most] if len(others) > at_most else ():
+        del kept[other]
+    return value
 
 
 def macro_ap(blend: Blend, means: np.ndarray, targets: np.ndarray) -> np.ndarray:

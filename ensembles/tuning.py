@@ -34,6 +34,7 @@ from trainers.table import ImageTable
 
 TUNING_FILE = "tuning.json"
 JOURNAL_FILE = "study.journal"
+CAUTION = "the rows that decided this gave the gains, too, so that they are a little too high"
 MIN_ROWS = 10  # labelled rows of each class, outside of each fold, without which nothing is searched
 
 
@@ -259,7 +260,7 @@ def _sentence(
         for first, (method, gain) in zip((True, False), against.items(), strict=False)
     )
     if adopted:
-        return f"the tuned blend is used ({described(blend)}): its {figure} is {ap:.3f}, {gains}"
+        return f"the tuned blend is used ({described(blend)}): its {figure} is {ap:.3f}, {gains}; {CAUTION}"
     sure = f"not {exact_percent(confidence)} sure to be better" + (" than both" if len(against) > 1 else "")
     return f"equal weights are kept: the tuned blend ({described(blend)}) has a {figure} of {ap:.3f}, {gains}, {sure}"
 

@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 
 import numpy as np
 import pandas as pd
@@ -7,6 +9,7 @@ from scipy.special import expit, softmax
 from sklearn.linear_model import LogisticRegression
 
 from configs.errors import InputError
+from ensembles.blend_search import search
 from ensembles.blending import Blend, blend_images, blend_scores, fit_blend, logits_of_views
 from ensembles.predictions import logit_columns
 from ensembles.recipes import METHODS, MULTI_CLASS_METHODS, Learner, OutOfFold, Recipe, macro_ap
@@ -158,3 +161,27 @@ def test_blends_of_two_leave_out_the_other_models():
     without = predictions[predictions["model"] != "b"]
     pd.testing.assert_frame_equal(blend_scores(blend, predictions), blend_scores(blend, without))
     assert logit_columns(1) == ["logit"] and set(blend.weights) == {"a", "c"}
+
+
+def test_of_other_weights_of_views_only_the_last_are_kept():
+    table, predictions = toys(view_noises=(0.5, 1.0))
+    learner = learner_of(predictions, table)
+    weights = [(share, 1.0 - share) for share in np.linspace(0.01, 0.99, 40)]
+    for method in ("ranks", "probabilities"):
+        for views in (None, *weights):
+            learner.blend(Recipe(("a", "b"), method, tempered=True, views=views))
+    kept = [learner.oof._logits, learner.oof._maps, learner._temperatures]
+    assert [len(own) for own in kept] == [4 + 2, 64 + 2 * 3, 64 + 2]
+    assert all(("b", weights[-1]) in own for own in (kept[0], kept[2])) and ("a", 0, None) in kept[1]
+    assert np.array_equal(learner.oof.logits("a", weights[0]), logits_of_views(learner.oof.frames["a"], weights[0]))
+
+
+def test_a_search_is_kept_where_there_are_no_symbolic_links(tmp_path, monkeypatch):
+    def refuse(*arguments, **more):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    table, predictions = toys()
+    journal = tmp_path / "study.journal"
+    search(learner_of(predictions, table), trials=4, seed=0, name="all", journal=journal)
+    assert len(journal.read_text().splitlines()) > 4 and list(tmp_path.iterdir()) == [journal]

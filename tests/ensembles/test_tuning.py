@@ -67,6 +67,7 @@ def test_a_strong_and_a_weak_model_beat_equal_weights(tmp_path):
     assert set(tuning.facts["against"]) == {"ranks", "logits"}
     assert all(own["gain_ci"][0] > 0 for own in tuning.facts["against"].values())
     assert tuning.facts["reason"].startswith("the tuned blend is used (")
+    assert tuning.facts["reason"].endswith("so that they are a little too high")
     assert read_tuning(tmp_path) == tuning.facts
 
 
