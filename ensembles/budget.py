@@ -106,8 +106,13 @@ def lay_out(
 
 
 def reference_lines(*, images_per_second: float | None, price_per_hour: float) -> list[Line]:
-    """What the reference study's estimate implies at this price of an hour, and what this rate makes of it."""
+    """What the reference study's estimate implies at this price of an hour, and what this rate makes of it.
+
+    Lines that would divide by hours that round to 0 are left out.
+    """
     hours = round(REFERENCE_INFERENCE / price_per_hour, 2)
+    if not hours:
+        return []
     implied = rounded_rate(REFERENCE_IMAGES / hours / SECONDS_PER_HOUR)
     lines = [
         Line("hours it paid for", f"{REFERENCE_INFERENCE:,.0f} EUR / {price_per_hour:g} EUR", hours, "hours"),
@@ -118,13 +123,15 @@ def reference_lines(*, images_per_second: float | None, price_per_hour: float) -
     rate = rounded_rate(images_per_second)
     own_hours = round(REFERENCE_IMAGES / rate / SECONDS_PER_HOUR, 2)
     euros = round(own_hours * price_per_hour, 2)
-    even = round(REFERENCE_INFERENCE / own_hours, 2)
-    return [
-        *lines,
+    lines += [
         Line("hours at this rate", f"{REFERENCE_IMAGES:,} images / {rate:,g} images/s / 3,600 s", own_hours, "hours"),
         Line("inference at this rate", f"{own_hours:,.2f} h x {price_per_hour:g} EUR", euros, "EUR"),
-        Line("price that gives its estimate", f"{REFERENCE_INFERENCE:,.0f} EUR / {own_hours:,.2f} h", even, "EUR/hour"),
     ]
+    if own_hours:
+        even = round(REFERENCE_INFERENCE / own_hours, 2)
+        of = f"{REFERENCE_INFERENCE:,.0f} EUR / {own_hours:,.2f} h"
+        lines.append(Line("price that gives its estimate", of, even, "EUR/hour"))
+    return lines
 
 
 def _check(*, images: int, euros: float, machines: int, gb_per_image: float, months: float, prices: Prices) -> None:

@@ -176,14 +176,14 @@ def found_by_review(
     num_units = count_units(ranking.is_positive, codes)
     if not num_units:
         raise InputError("what a review finds needs labelled positives and negatives")
-    total_negatives = int((~ranking.is_positive).sum())
     if reviewed_share >= 1.0:
         return FoundByReview(1.0, 1.0, (1.0, 1.0))
 
     def found(counts: Sequence[Counts]) -> np.ndarray:
         positives, negatives = counts[0]
         true_rate = np.cumsum(positives, axis=0) / positives.sum(axis=0)
-        false_rate = np.cumsum(negatives, axis=0) / total_negatives
+        # their own: with groups a resample has more or fewer negatives than there are
+        false_rate = np.cumsum(negatives, axis=0) / np.maximum(negatives.sum(axis=0), 1)
         load = prevalence * true_rate + (1.0 - prevalence) * false_rate
         ends = np.zeros((1, load.shape[1])), np.ones((1, load.shape[1]))
         loads, rates = np.concatenate([ends[0], load, ends[1]]), np.concatenate([ends[0], true_rate, ends[1]])

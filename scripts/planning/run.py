@@ -10,14 +10,17 @@ from configs.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
 
     from configs.schema import RunConfig
+    from ensembles.blending import Blend
     from ensembles.budget import Prices
     from ensembles.ensemble import StoredEnsemble
     from ensembles.pool_prevalence import PoolPrevalence
     from trainers.table import ImageTable
 
 SAME_RECALL = 0.005  # a line for each of two recalls nearer than this tells the same twice
+LEARNT_NO_POOL = ("supervised", "pretrained")  # arms whose networks take nothing for the class of a pool image
 RUN_MARKS = ("table.parquet", ".stages", "log.jsonl")
 
 
@@ -84,16 +87,24 @@ def plan_run(run_dir: Path, *, prevalences: Sequence[float], job: Job | None) ->
 
 def _oof(run: _Run) -> tuple["np.ndarray", "np.ndarray", "np.ndarray", "np.ndarray"]:
     """Targets, scores, log-odds and groups of the out-of-fold rows."""
+    return _oof_of(run, run.stored.blend, run.stored.scores)
+
+
+def _oof_of(
+    run: _Run, blend: "Blend", scores: "pd.DataFrame"
+) -> tuple["np.ndarray", "np.ndarray", "np.ndarray", "np.ndarray"]:
+    """The same of a blend and its `scores`."""
     import numpy as np
     import pandas as pd
 
     from ensembles.pool_prevalence import log_odds_of
 
-    rows = run.stored.scores[run.stored.scores["kind"] == "oof"]
+    rows = scores[scores["kind"] == "oof"]
     position = pd.Index(run.table.frame["id"]).get_indexer(pd.Index(rows["id"]))
     targets = run.table.targets[position]
-    scores = rows["score"].to_numpy(dtype=np.float64)
-    return targets, scores, log_odds_of(rows["probability"].to_numpy()), run.table.units[position]
+    values = rows["score"].to_numpy(dtype=np.float64)
+    log_odds = log_odds_of(blend.probabilities(values[:, None])[:, 0])
+    return targets, values, log_odds, run.table.units[position]
 
 
 def _at_prevalences(run: _Run, named: Sequence[float]) -> dict[str, Any]:
@@ -148,20 +159,30 @@ def _at_prevalences(run: _Run, named: Sequence[float]) -> dict[str, Any]:
 
 
 def _pool(run: _Run) -> dict[str, Any]:
-    """The estimate of the pool's prevalence; `estimate` is None with a reason where there is none."""
+    """The estimate of the pool's prevalence; `estimate` is None with a reason where there is none.
+
+    Networks that learnt from the pool score it as images that they know, and the out-of-fold rows as new ones, so that
+    the two cannot be compared: the prevalence is then estimated with those of arm `supervised`.
+    """
     import numpy as np
 
+    from ensembles.blending import blend_scores, fit_blend
     from ensembles.pool_prevalence import estimate_pool_prevalence, fold_log_odds
     from ensembles.predictions import read_predictions
     from trainers.provenance import derive_seed
 
     predictions = read_predictions(run.run_dir / "predictions", table=run.table)
-    chosen = predictions[(predictions["arm"] == run.stored.arm) & predictions["model"].isin(run.stored.blend.weights)]
-    pool = fold_log_odds(chosen, run.stored.blend)
+    arm, blend, scores = run.stored.arm, run.stored.blend, run.stored.scores
+    if arm not in LEARNT_NO_POOL:
+        arm = LEARNT_NO_POOL[0]
+        blend = fit_blend(predictions[predictions["arm"] == arm], method=run.config.ensemble.method)
+        scores = blend_scores(blend, predictions[predictions["arm"] == arm])
+    chosen = predictions[(predictions["arm"] == arm) & predictions["model"].isin(blend.weights)]
+    pool = fold_log_odds(chosen, blend)
     if not pool.size:
         reason = "there is no pool" if not len(run.table.rows("pool")) else "it is not scored; set predict.pool: true"
         return {"estimate": None, "reason": reason}
-    targets, _, log_odds, units = _oof(run)
+    targets, _, log_odds, units = _oof_of(run, blend, scores)
     try:
         found: PoolPrevalence = estimate_pool_prevalence(
             targets,
@@ -175,6 +196,11 @@ def _pool(run: _Run) -> dict[str, Any]:
         return {"estimate": None, "reason": str(error)}
     if not 0.0 < found.estimate < 1.0:
         return asdict(found) | {"estimate": None, "reason": f"the estimate is {found.estimate:g}, so no point of it"}
+    if arm != run.stored.arm:
+        run.notes.append(
+            f"The pool's prevalence is estimated with the networks of arm {arm}, equally weighted: those of arm "
+            f"{run.stored.arm}, which the run kept, learnt from the pool itself."
+        )
     if not found.agrees:
         run.notes.append(
             f"The pool's prevalence is {found.estimate:.3g} by the scores' likelihood and {found.second_opinion:.3g} "

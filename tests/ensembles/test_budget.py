@@ -37,6 +37,14 @@ def test_the_reference_study_is_a_quarter_image_a_second_at_90_cents() -> None:
     assert own["inference at this rate"] == pytest.approx(4_000, abs=0.01)
 
 
+@pytest.mark.parametrize(("rate", "price"), [(300_000.0, 0.9), (100.0, 1_000_000.0), (1e9, 1e9)])
+def test_hours_that_round_to_nothing_are_not_divided_by(rate: float, price: float) -> None:
+    names = [line.name for line in reference_lines(images_per_second=rate, price_per_hour=price)]
+    assert ("inference at this rate" in names) == (price < 1e6)
+    assert "price that gives its estimate" not in names
+    assert lay_out(images=1_000, euros=1e9, images_per_second=rate, prices=Prices(price)).hours >= 0
+
+
 def test_a_budget_that_is_too_small_says_what_is_short_and_what_would_do() -> None:
     with pytest.raises(InputError, match=r"too small by 10\.00 EUR") as caught:
         lay_out(images=360_000, euros=90.0, images_per_second=1.0, prices=Prices(1.0))

@@ -5,6 +5,7 @@ import pytest
 
 from configs.errors import InputError
 from ensembles.operating_points import band_at, check_prevalence, found_by_review, operating_points, why_unknown
+from trainers.resampling import unseen_share
 
 
 def labelled(rng: np.random.Generator, positives: int = 300, negatives: int = 5000) -> tuple[np.ndarray, np.ndarray]:
@@ -103,3 +104,22 @@ def test_reviewing_all_finds_all() -> None:
     targets, scores = labelled(np.random.default_rng(5), 20, 100)
     found = found_by_review(targets, scores, prevalence=0.1, reviewed_share=1.0, rng=np.random.default_rng(0))
     assert (found.found_share, found.interval) == (1.0, (1.0, 1.0))
+
+
+def test_negatives_in_uneven_groups_say_nothing_where_no_negative_matters() -> None:
+    """All positives score alike and below all negatives: whatever groups are drawn, half of the review finds half."""
+    sizes = [1] * 30 + [400] * 3
+    targets = np.repeat([1, 0], [100, sum(sizes)])
+    groups = np.concatenate([np.arange(100), 100 + np.repeat(np.arange(33), sizes)])
+    found = found_by_review(
+        targets,
+        np.where(targets == 1, 0.0, 1.0),
+        prevalence=0.01,
+        reviewed_share=0.5,
+        groups=groups,
+        replicates=300,
+        rng=np.random.default_rng(0),
+    )
+    unseen = unseen_share(33, 0.95)
+    alone = found.found_share
+    assert found.interval == pytest.approx(((1 - unseen) * alone, (1 - unseen) * alone + unseen), abs=1e-9)

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
@@ -93,6 +94,26 @@ def test_a_run_tells_precision_at_its_own_prevalence_and_at_others(run_dir: Path
 def test_the_pool_has_an_estimate_or_a_reason_for_none(run_dir: Path, tmp_path: Path) -> None:
     pool = written(tmp_path, run_dir)["pool_prevalence"]
     assert pool["reason"] if pool["estimate"] is None else pool["low"] < pool["estimate"] < pool["high"]
+
+
+def test_networks_that_learnt_from_the_pool_do_not_estimate_its_prevalence(run_dir: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run_dir, copy, ignore=shutil.ignore_patterns("train"))
+    for path in sorted((copy / "predictions" / "supervised").rglob("*.parquet")):
+        frame = pd.read_parquet(path).assign(arm="semi")
+        frame.loc[frame["kind"] == "pool", "logit"] += 2.0
+        other = copy / "predictions" / "semi" / path.relative_to(copy / "predictions" / "supervised")
+        other.parent.mkdir(parents=True, exist_ok=True)
+        frame.to_parquet(other)
+    stored = copy / "ensemble" / "ensemble.json"
+    stored.write_text(json.dumps(json.loads(stored.read_text()) | {"arm": "semi"}))
+    plan, own = written(tmp_path, copy), written(tmp_path, run_dir)
+    assert own["pool_prevalence"]["estimate"] is not None
+    for name in ("estimate", "low", "high", "second_opinion"):
+        assert plan["pool_prevalence"][name] == pytest.approx(own["pool_prevalence"][name])
+    told = [line for line in plan["assumptions"] if "estimated with the networks of arm supervised" in line]
+    assert len(told) == 1 and "arm semi, which the run kept" in told[0]
+    assert not any("estimated with the networks" in line for line in own["assumptions"])
 
 
 def test_a_budget_is_laid_out_with_a_measured_and_with_a_given_rate(run_dir: Path, tmp_path: Path) -> None:
