@@ -72,8 +72,8 @@ def run(
 ) -> ExportResult:
     """Write the folder `out`, completely or not at all; an earlier export there is replaced.
 
-    Raises InputError when the run is not finished, its blend or a backbone cannot be exported, what is exported does
-    not score as the run did, or `out` holds other files.
+    Raises InputError when the run is not finished, its blend or a backbone cannot be exported, a network was trained
+    anew after it scored, what is exported does not score as the run did, or `out` holds other files.
     """
     _check_replaceable(out)
     stored = read_ensemble(run_dir / "ensemble")
@@ -89,6 +89,7 @@ def run(
         for fold in folds
     }
     facts = {key: read_final(final).state for key, final in finals.items()}
+    export_checks.check_weights(run_dir, stored.arm, finals)
     _check_backbones(facts)
     metrics = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
     config = {

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from configs.errors import InputError
+from configs.errors import InputError, counted, listed
 from configs.schema import DataConfig
 from ensembles.blending import Blend, blend_images, score_columns
 from ensembles.portable.blend import blended, probabilities_of
@@ -17,7 +17,9 @@ from ensembles.portable.scoring import Ensemble, read_pixels, score_pixels
 from ensembles.predictions import numbered
 from trainers.decode import UnreadableImage
 from trainers.pixel_cache import read_index
+from trainers.provenance import file_digest
 from trainers.source import image_roots
+from trainers.stages import finished_inputs
 from trainers.table import ImageTable
 
 NUM_IMAGES = 8
@@ -69,6 +71,22 @@ def check_blend(blend: Mapping[str, Any], predictions: pd.DataFrame, scores: pd.
     _compare(blend, found, deployed[columns].to_numpy(np.float64), ids)
     stored = deployed[score_columns(blend["num_outputs"], "probability")].to_numpy(np.float64)
     _compare(blend, probabilities_of(blend, found), stored, ids)
+
+
+def check_weights(run_dir: Path, arm: str, finals: Mapping[tuple[str, int], Path]) -> None:
+    """Raise InputError for fold models, {(model, fold): their `final/` folder}, that have been trained anew since they
+    scored the images: the run's scores, blend and figures are those of the networks before.
+    """
+    changed = []
+    for (model, fold), final in finals.items():
+        scored_by = finished_inputs(run_dir, f"predict/{arm}/{model}/fold{fold}")
+        if scored_by is not None and scored_by["weights"] != file_digest(final / "manifest.json"):
+            changed.append(f"{model}, fold {fold}: {final}")
+    if changed:
+        raise InputError(
+            f"{run_dir}: {counted(len(changed), 'network')} of arm {arm} changed after the scores were made, so that "
+            f"blend and figures are not theirs\n{listed(changed)}\n`rarefind run CONFIG` scores with them anew"
+        )
 
 
 def natural_logits(blend: Mapping[str, Any], predictions: pd.DataFrame) -> dict[tuple[str, int], pd.DataFrame]:

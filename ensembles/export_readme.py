@@ -6,6 +6,7 @@ from typing import Any
 
 import jinja2
 
+from ensembles.wording import exact_percent
 from trainers.backbones import PACKAGED
 
 TEMPLATE = "export_readme.md.j2"
@@ -23,7 +24,12 @@ def render(config: Mapping[str, Any], metrics: Mapping[str, Any], facts: Facts, 
         keep_trailing_newline=True,
     )
     return environment.get_template(TEMPLATE).render(
-        config=config, prevalence=metrics["prevalence"], figures=_figures(metrics), models=_models(facts), check=check
+        config=config,
+        prevalence=metrics["prevalence"],
+        figures=_figures(metrics),
+        models=_models(facts),
+        check=check,
+        interval=exact_percent(metrics["confidence"]),
     )
 
 
@@ -41,7 +47,10 @@ def _figures(metrics: Mapping[str, Any]) -> list[list[str]]:
     name = "AP" if binary else "macro AP"
     rows += [
         [name, *(_number(own["ap"]) for _, own in blocks.values())],
-        [f"{name}, 95% interval", *(" to ".join(map(_number, own["ap_ci"])) for _, own in blocks.values())],
+        [
+            f"{name}, {exact_percent(metrics['confidence'])} interval",
+            *(" to ".join(map(_number, own["ap_ci"])) for _, own in blocks.values()),
+        ],
         ["ROC AUC", *(_number(own["roc_auc"]) for _, own in blocks.values())],
     ]
     for point in metrics["ensemble"]["recall_at_precision"] or {} if binary else {}:

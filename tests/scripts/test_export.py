@@ -349,6 +349,9 @@ def test_weights_that_are_not_those_of_the_scores_are_refused(copied: Path, tmp_
     folds = copied / "train" / "supervised" / "small_resnet"
     shutil.rmtree(folds / "fold0" / "final")
     shutil.copytree(folds / "fold1" / "final", folds / "fold0" / "final")
+    with pytest.raises(InputError, match=r"1 network of arm supervised changed(.|\n)*- small_resnet, fold 0: "):
+        exports(copied, tmp_path / "out")
+    (copied / ".stages" / "predict~supervised~small_resnet~fold0.json").unlink()  # so that only the images tell
     with pytest.raises(InputError, match="the exported ensemble gives the probability"):
         exports(copied, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -365,7 +368,12 @@ def test_images_that_are_gone_are_told_and_do_not_keep_from_exporting(
 def test_an_export_is_replaced_but_nothing_else_is(copied: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     exports(copied, out)
+    assert "intervals are 95%" in (out / "README.md").read_text()
+    metrics = json.loads((copied / "metrics.json").read_text())
+    (copied / "metrics.json").write_text(json.dumps(metrics | {"confidence": 0.9}))
     exports(copied, out)
+    text = (out / "README.md").read_text()
+    assert "intervals are 90%" in text and "| AP, 90% interval |" in text and "95%" not in text
     (out / "scores.csv").write_text("of the user")
     with pytest.raises(InputError, match=r"would be lost(.|\n)*scores\.csv"):
         exports(copied, out)
