@@ -177,25 +177,29 @@ class _Judge:
         ]
 
     def member_warnings(self, stored: StoredEnsemble, scorings: Mapping[tuple[str, str], Any]) -> list[str]:
-        """A line for each model whose out-of-fold AP is above that of the ensemble that it is in, beyond chance."""
-        if not self.table.is_binary:
+        """A line for each model of the arm whose out-of-fold AP is above that of the ensemble, beyond chance.
+
+        A tuned blend of two models leaves the others out; that one of these is better is worth a line, too.
+        """
+        members = [(model, scoring) for (model, arm), scoring in scorings.items() if arm == stored.arm]
+        if not self.table.is_binary or len(members) == 1:
             return []
         rows, targets = self._rows("oof", stored.scores)
         # of several models the best is looked at
-        confidence = 1.0 - (1.0 - self.metrics.confidence) / len(stored.blend.weights)
+        confidence = 1.0 - (1.0 - self.metrics.confidence) / len(members)
         warnings = []
-        for (model, arm), scoring in scorings.items():
-            if arm != stored.arm or len(stored.blend.weights) == 1:
-                continue
+        for model, scoring in members:
             columns = score_columns(scoring["blend"].num_outputs)
             own = self._rows("oof", scoring["scores"])[0].set_index("id").loc[rows["id"]]
             values = scoring["blend"].class_scores(own[columns].to_numpy(dtype=np.float64))[:, 0]
             gain = self._gain(rows, targets, values, confidence=confidence, stream="members")
             if gain.low > 0:
+                is_in = model in stored.blend.weights
+                remedy = "look at the training of the others, or leave them out of `models`"
                 warnings.append(
-                    f"{model} alone ranks better than the ensemble: its out-of-fold AP is higher by "
-                    f"{gain.estimate:.3f} [{gain.low:.3f}, {gain.high:.3f}] on the same images; look at the training "
-                    "of the others, or leave them out of `models`"
+                    f"{model} alone ranks better than the ensemble{'' if is_in else ', which leaves it out'}: its "
+                    f"out-of-fold AP is higher by {gain.estimate:.3f} [{gain.low:.3f}, {gain.high:.3f}] on the same "
+                    f"images; {remedy if is_in else 'set ensemble.tune: false, or leave others out of `models`'}"
                 )
         return warnings
 

@@ -344,3 +344,13 @@ def test_models_that_differ_by_chance_are_not_set_above_their_ensemble(tmp_path)
     table, truth = toy_table()
     write_toy_predictions(tmp_path / "predictions", table, truth)
     assert not [text for text in evaluate(tmp_path, table, None)["warnings"] if "alone" in text]
+
+
+def test_a_better_model_that_the_blend_leaves_out_is_told_to_be_so(tmp_path):
+    table, truth = toy_table()
+    write_toy_predictions(tmp_path / "predictions", table, truth, models=("a", "b"), signal=0.5)
+    evaluate(tmp_path, table, None)
+    write_toy_predictions(tmp_path / "predictions", table, truth, models=("good",), signal=4.0, seed=1)
+    (warning,) = [text for text in evaluate(tmp_path, table, None)["warnings"] if "alone" in text]
+    assert warning.startswith("good alone ranks better than the ensemble, which leaves it out: ")
+    assert "ensemble.tune: false" in warning
