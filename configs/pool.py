@@ -14,7 +14,8 @@ class PoolConfig(Section):
     arm: Literal["none", "pretrained", "semi", "combined", "pseudo", "all"] = Field(
         "none",
         description="pretrained = backbones learnt from the pool first; semi = labels and pool in one training; "
-        "combined = semi that begins with those backbones; pseudo = students of what others say of the pool; all",
+        "combined = semi that begins with those backbones; pseudo = students of what others say of the pool; "
+        "all = each of them",
     )
     confidence: Annotated[float, Field(ge=0.5, lt=1.0)] = Field(
         0.9, description="how sure a gain must be for the arm to be kept"

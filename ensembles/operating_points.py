@@ -143,8 +143,8 @@ def _point(
         recall,
         estimate,
         (lowest, highest),
-        true_positives / estimate,
-        (true_positives / highest, _ratio(true_positives, lowest)),
+        min(1000.0, true_positives / estimate),
+        (min(1000.0, true_positives / highest), min(1000.0, _ratio(true_positives, lowest))),
         (1.0 - estimate) / estimate,
         ((1.0 - highest) / highest, _ratio(1.0 - lowest, lowest)),
     )

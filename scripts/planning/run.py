@@ -115,7 +115,9 @@ def _at_prevalences(run: _Run, named: Sequence[float]) -> dict[str, Any]:
 
     targets, scores, _, units = _oof(run)
     metrics, threshold = run.config.metrics, run.stored.threshold
-    recalls = set(metrics.recall_points)
+    positives = int((targets == 1).sum())
+    # of so few positives no other recall can be had than so many of them
+    recalls = {math.ceil(recall * positives - 1e-9) / positives for recall in metrics.recall_points}
     at_threshold = None
     if threshold is not None and run.stored.recall_guarantee["recall"] is None:
         at_threshold = float((scores[targets == 1] >= threshold).mean())

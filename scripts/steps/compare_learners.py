@@ -66,7 +66,7 @@ def compare_learners_step(pipeline: Pipeline) -> None:
     for kind in ("oof", "pool"):
         if any(kind in entry for entry in result["entries"]):
             Console(highlight=False).print(_shown(result, kind, table))
-    CONSOLE.print(f"[dim]{escape(_legend(table))}[/]")
+    CONSOLE.print(f"[dim]{escape(_legend(table, pool=any('pool' in entry for entry in result['entries'])))}[/]")
     if any(entry.get("optimistic") for entry in result["entries"]):
         CONSOLE.print("[dim]* optimistic: checkpoints were chosen on the rows that judge them (train.keep: best)[/]")
     for line in result["verdicts"]:
@@ -77,16 +77,16 @@ def _keeps_best(config: RunConfig) -> bool:
     return any(config.train_for(model).keep == "best" for model in config.models)
 
 
-def _legend(table: ImageTable) -> str:
-    share = (
-        f"recall: of the images of {table.classes[1]!r} so many are taken for it; share: of the pool taken for it"
-        if table.is_binary
-        else "share: of the class whose share of the pool is farthest from the truth"
-    )
-    return (
-        f"settings are the best of those tried by out-of-fold AP, sec. and GB those of one setting and of the process; "
-        f"{share}; recalls per class and all settings: {COMPARISON_FILE}"
-    )
+def _legend(table: ImageTable, *, pool: bool) -> str:
+    parts = [
+        "settings are the best of those tried by out-of-fold AP, sec. and GB those of one setting and of the process"
+    ]
+    if table.is_binary:
+        parts.append(f"recall: so many of the images of {table.classes[1]!r} are taken for it")
+    if pool:
+        farthest = "of the class whose share of the pool is farthest from the truth"
+        parts.append(f"share: {'of the pool taken for it' if table.is_binary else farthest}")
+    return "; ".join([*parts, f"recalls per class and all settings: {COMPARISON_FILE}"])
 
 
 def _output(network: str, method: str) -> str:

@@ -119,7 +119,7 @@ def _shown(figures: Mapping[str, Mapping[str, Any]], config: RunConfig, table: I
     """A line per network: how its graph ranks the labelled rows out of fold, and what it makes of the pool."""
     shown = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     name = "AP" if table.is_binary else "macro AP"
-    shown.add_column("graph of", overflow="fold")
+    shown.add_column("graph of", no_wrap=True)
     recalls = [f"recall at\nprecision\n{point:g}" for point in config.metrics.precision_points]
     headings = [name, f"{exact_percent(config.metrics.confidence)} interval", *recalls, "reached"]
     per_class = table.classes[1:] if table.is_binary else table.classes
