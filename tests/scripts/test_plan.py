@@ -92,7 +92,8 @@ def test_a_run_tells_precision_at_its_own_prevalence_and_at_others(run_dir: Path
         reviewed = [point["reviewed"] for point in entry["points"]]
         assert reviewed == sorted(reviewed) and max(reviewed, default=0) <= 1000
         assert all(
-            point["recall"] * positives == pytest.approx(round(point["recall"] * positives)) for point in entry["points"]
+            point["recall"] * positives == pytest.approx(round(point["recall"] * positives))
+            for point in entry["points"]
         )
     assert at_threshold["precision"] == pytest.approx(metrics["precision_at_threshold"])
     assert at_threshold["recall"] == pytest.approx(metrics["recall_at_threshold"])
