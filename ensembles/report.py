@@ -5,18 +5,16 @@ The figures are those of metrics.json, the curves come from the scores; no metri
 """
 
 from collections.abc import Callable, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Template
 
-from configs.errors import counted
 from configs.load import dump_config
 from configs.schema import MetricsConfig, ReportConfig
-from ensembles import wording
+from ensembles.pages import page_environment
 from ensembles.report_galleries import galleries
 from ensembles.report_neighbours import neighbours_section
 from ensembles.report_sections import (
@@ -97,32 +95,6 @@ def render(files: RunFiles, report: ReportConfig, **sections: Any) -> str:
 
 def _template() -> Template:
     return page_environment().get_template("report.html.j2")
-
-
-@cache
-def page_environment() -> Environment:
-    """What renders the pages of a run: everything is escaped, and a name that is not there is an error."""
-    environment = Environment(
-        loader=PackageLoader("ensembles", package_path=""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": wording.number,
-        "signed": wording.signed,
-        "whole": wording.whole,
-        "percent": wording.percent,
-        "exact": wording.exact_percent,
-        "span": wording.span,
-        "counted": counted,
-        "duration": wording.duration,
-        "listing": wording.listing,
-        "ending": wording.ending,
-        "sentence": wording.sentence,
-    }
-    return environment
 
 
 def _sections(

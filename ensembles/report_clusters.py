@@ -17,7 +17,7 @@ from ensembles import figures as drawing
 from ensembles.cluster import FOLDER, NOISE, read_clusters
 from ensembles.cluster_judge import METRICS_FILE
 from ensembles.cluster_maps import map_file
-from ensembles.report import page_environment
+from ensembles.pages import page_environment
 from ensembles.scatter import Group, cluster_groups, fold_groups, label_groups, scatter
 from trainers import atomic
 from trainers.provenance import file_digest

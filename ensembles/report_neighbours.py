@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from configs.errors import counted
-from ensembles import figures, wording
+from ensembles import figures
 from ensembles.neighbours import FOLDER, counts_by_boundary, other_label, read_pairs
+from ensembles.pages import page_environment
 from trainers import atomic
 from trainers.table import ImageTable
 
@@ -39,24 +38,10 @@ def write_page(
     out: Path,
 ) -> Path:
     """Write `out`/neighbours/report.html, with up to `num` pairs of each boundary, and return its path."""
-    environment = Environment(
-        loader=PackageLoader("ensembles", package_path=""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": wording.number,
-        "whole": wording.whole,
-        "counted": counted,
-        "ending": wording.ending,
-    }
     path = out / PAGE
     shown = _shown(pairs, table, num, pixels, leaks_only=False)
-    page = environment.get_template("neighbours.html.j2").render(
-        name=name, neighbours=shown, num_images=len(table), num_plain=num_plain
-    )
+    template = page_environment().get_template("neighbours.html.j2")
+    page = template.render(name=name, neighbours=shown, num_images=len(table), num_plain=num_plain)
     atomic.write_text(path, page)
     return path
 

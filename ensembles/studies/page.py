@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from optuna.trial import FrozenTrial, TrialState
 
 from configs.errors import counted
 from configs.tuning import TuningConfig
-from ensembles import wording
+from ensembles.pages import page_environment
 from ensembles.studies.pictures import history_picture, importance_picture, slice_picture
 from ensembles.studies.result import WORDS, StudyResult
 from ensembles.studies.search import is_feasible
@@ -20,24 +19,11 @@ MAX_ROWS = 200
 
 def write_page(path: Path, result: StudyResult, tuning: TuningConfig, *, command: str) -> None:
     """Write the page; `command` runs the best config."""
-    environment = Environment(
-        loader=PackageLoader("ensembles", package_path=""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": wording.number,
-        "signed": wording.signed,
-        "span": wording.span,
-        "percent": wording.percent,
-        "duration": wording.duration,
-    }
     again = repeated(result.trials)
     keys = list(tuning.space)
     rows = [_row(trial, keys, result) for trial in result.trials if trial.number not in again]
-    page = environment.get_template("study.html.j2").render(
+    template = page_environment().get_template("study.html.j2")
+    page = template.render(
         result=result,
         corrected=result.corrected,
         share=float(result.corrected.shares[result.corrected.winner]),

@@ -2,42 +2,26 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score
 
-from configs.schema import RunConfig
 from ensembles import comparison
 from scripts.pipeline import run_pipeline
-from tests.scripts.tiny_runs import fresh, tiny_config
-from trainers.digits import DigitsSplit, write_digits
+from tests.scripts.tiny_runs import embedded_config, embedded_digits, fresh
 from trainers.table import read_table
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("digits")
-    write_digits(folder, split=DigitsSplit(train=(12, 60), pool=(10, 50), test=(3, 9)))
-    return folder
-
-
-def config_of(folder: Path, out: Path, **changes: Any) -> RunConfig:
-    own = {
-        "data": {"truth": str(folder / "truth.csv")},
-        "models": [{"backbone": "test_resnet"}],
-        "train": {"steps": 4},
-        "embed": {"networks": [{"backbone": "test_efficientnet"}]},
-        "propagate": {"graph": {"num_neighbours": 5}},
-    }
-    return tiny_config(folder, out, own, changes)
+    return embedded_digits(tmp_path_factory.mktemp("digits"))
 
 
 def test_all_ways_on_one_table_and_after_training_the_networks(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = config_of(data, tmp_path)
+    config = embedded_config(data, tmp_path)
     run_dir = tmp_path / "tiny"
     pipeline = run_pipeline(config, until="compare-learners")
     assert len([name for name in fresh(pipeline) if name.startswith("comparison/")]) == len(comparison.METHODS)
@@ -71,7 +55,7 @@ def test_all_ways_on_one_table_and_after_training_the_networks(
 
 def test_no_label_of_a_fold_speaks_for_it(data: Path, tmp_path: Path) -> None:
     """Other labels in one fold: what every method says of that fold stays, what it says of the others does not."""
-    config = config_of(data, tmp_path)
+    config = embedded_config(data, tmp_path)
     run_pipeline(config, until="embed")
     table = read_table(tmp_path / "tiny" / "table.parquet")
     from trainers.embedding_files import open_embeddings
@@ -92,9 +76,9 @@ def test_no_label_of_a_fold_speaks_for_it(data: Path, tmp_path: Path) -> None:
 
 
 def test_features_of_each_fold(data: Path, tmp_path: Path) -> None:
-    config = config_of(data, tmp_path)
+    config = embedded_config(data, tmp_path)
     run_pipeline(config)
-    own = config_of(data, tmp_path, embed={"networks": [{"trained": "train/supervised/test_resnet"}]})
+    own = embedded_config(data, tmp_path, embed={"networks": [{"trained": "train/supervised/test_resnet"}]})
     pipeline = run_pipeline(own, until="compare-learners")
     assert len([name for name in fresh(pipeline) if name.startswith("comparison/")]) == len(comparison.METHODS)
     assert "propagate/train-supervised-test_resnet" in fresh(run_pipeline(own, until="propagate"))

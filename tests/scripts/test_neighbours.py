@@ -14,14 +14,8 @@ from configs.schema import RunConfig
 from ensembles.neighbours import ACROSS_FOLDS, PAIRS_FILE, read_pairs
 from scripts.pipeline import Pipeline, run_pipeline
 from tests.scripts.tiny_runs import fresh, tiny_config
+from tests.trainers.pictures import picture
 from trainers.table import read_table
-
-SIDE = 48
-
-
-def picture(rng: np.random.Generator) -> Image.Image:
-    coarse = rng.integers(0, 256, (9, 9), dtype=np.uint8)
-    return Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
 
 
 @pytest.fixture(scope="module")

@@ -3,16 +3,13 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 
-from configs.schema import RunConfig
 from ensembles.predictions import read_predictions
 from scripts.pipeline import run_pipeline
-from tests.scripts.tiny_runs import fresh, tiny_config
-from trainers.digits import DigitsSplit, write_digits
+from tests.scripts.tiny_runs import embedded_config, embedded_digits, fresh
 from trainers.table import read_table
 
 TOLD = r"^propagate +[0-9.]+ s  test_efficientnet: out-of-fold AP 0\.\d{3}"
@@ -20,26 +17,13 @@ TOLD = r"^propagate +[0-9.]+ s  test_efficientnet: out-of-fold AP 0\.\d{3}"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("digits")
-    write_digits(folder, split=DigitsSplit(train=(12, 60), pool=(10, 50), test=(3, 9)))
-    return folder
-
-
-def config_of(folder: Path, out: Path, **changes: Any) -> RunConfig:
-    own = {
-        "data": {"truth": str(folder / "truth.csv")},
-        "models": [{"backbone": "test_resnet"}],
-        "train": {"steps": 4},
-        "embed": {"networks": [{"backbone": "test_efficientnet"}]},
-        "propagate": {"graph": {"num_neighbours": 5}},
-    }
-    return tiny_config(folder, out, own, changes)
+    return embedded_digits(tmp_path_factory.mktemp("digits"))
 
 
 def test_propagated_labels_are_judged_beside_the_models(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = config_of(data, tmp_path)
+    config = embedded_config(data, tmp_path)
     run_dir = tmp_path / "tiny"
     assert fresh(run_pipeline(config, until="propagate")) == [
         "prepare",
@@ -66,29 +50,29 @@ def test_propagated_labels_are_judged_beside_the_models(
     page = (run_dir / "report.html").read_text()
     assert '<td class="first">propagation</td>' in page
 
-    other = config_of(data, tmp_path, propagate={"alpha": 0.9})
+    other = embedded_config(data, tmp_path, propagate={"alpha": 0.9})
     run_pipeline(other, until="propagate")
     stages = fresh(run_pipeline(other))
     assert "evaluate" in stages and "ensemble" not in stages  # they are judged, and have no part in the blend
 
 
 def test_scores_of_other_folds_or_settings_are_dropped(data: Path, tmp_path: Path) -> None:
-    config = config_of(data, tmp_path)
+    config = embedded_config(data, tmp_path)
     run_pipeline(config, until="propagate")
-    run_pipeline(config_of(data, tmp_path, folds={"num_folds": 3}))
+    run_pipeline(embedded_config(data, tmp_path, folds={"num_folds": 3}))
     assert set(pd.read_parquet(tmp_path / "tiny" / "predictions")["arm"]) == {"supervised"}
-    other = config_of(data, tmp_path, propagate={"alpha": 0.9})
+    other = embedded_config(data, tmp_path, propagate={"alpha": 0.9})
     assert fresh(run_pipeline(other, until="propagate")) == ["prepare", "propagate/test_efficientnet"]
 
 
 def test_a_voice_may_be_propagated_labels(data: Path, tmp_path: Path) -> None:
     voice = {"backbone": "test_efficientnet", "name": "graph", "learner": "propagation"}
     changes = {"pool": {"arm": "pseudo"}, "pseudo": {"voices": [voice], "min_precision": 0, "batch_size": 8}}
-    config = config_of(data, tmp_path, **changes)
+    config = embedded_config(data, tmp_path, **changes)
     pipeline = run_pipeline(config, until="pseudo-label")
     assert "pseudo-label/pseudo-1" in fresh(pipeline)
     ledger = pd.read_parquet(tmp_path / "tiny" / "pseudo_labels" / "pseudo-1.parquet")
-    regression = config_of(data, tmp_path, **changes, name="other")
+    regression = embedded_config(data, tmp_path, **changes, name="other")
     regression = regression.model_copy(
         update={
             "pseudo": regression.pseudo.model_copy(

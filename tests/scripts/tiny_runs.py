@@ -8,6 +8,7 @@ from configs.load import check_config
 from configs.schema import RunConfig
 from configs.sections import merged
 from scripts.pipeline import Pipeline
+from trainers.digits import DigitsSplit, write_digits
 
 MODELS = ("test_resnet", "test_efficientnet")
 
@@ -41,3 +42,21 @@ def tiny_config(folder: Path, out: Path, *changes: Mapping[str, Any]) -> RunConf
 def fresh(pipeline: Pipeline) -> list[str]:
     """The stages that really ran."""
     return [record.name for record in pipeline.records if not record.skipped]
+
+
+def embedded_digits(folder: Path) -> Path:
+    """Digits with a pool large enough to spread labels over, in `folder`."""
+    write_digits(folder, split=DigitsSplit(train=(12, 60), pool=(10, 50), test=(3, 9)))
+    return folder
+
+
+def embedded_config(folder: Path, out: Path, **changes: Any) -> RunConfig:
+    """A run with one model on `embedded_digits`, whose truth is known, and another network that embeds."""
+    own = {
+        "data": {"truth": str(folder / "truth.csv")},
+        "models": [{"backbone": "test_resnet"}],
+        "train": {"steps": 4},
+        "embed": {"networks": [{"backbone": "test_efficientnet"}]},
+        "propagate": {"graph": {"num_neighbours": 5}},
+    }
+    return tiny_config(folder, out, own, changes)

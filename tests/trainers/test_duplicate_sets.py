@@ -9,16 +9,11 @@ import pytest
 from PIL import Image
 
 from configs.schema import DataConfig, FoldsConfig, GuaranteeConfig
+from tests.trainers.pictures import picture
 from trainers.prepare import run
 from trainers.table import DUPLICATE_SET, ImageTable, read_table
 
-SIDE = 48
 PICTURES = 30
-
-
-def picture(rng: np.random.Generator) -> Image.Image:
-    coarse = rng.integers(0, 256, (9, 9), dtype=np.uint8)
-    return Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
 
 
 @pytest.fixture(scope="module")
