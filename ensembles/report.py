@@ -17,6 +17,7 @@ from configs.schema import MetricsConfig, ReportConfig
 from ensembles.pages import page_environment
 from ensembles.report_galleries import galleries
 from ensembles.report_neighbours import neighbours_section
+from ensembles.report_pretraining import pretraining_panels
 from ensembles.report_sections import (
     alarms,
     binary_ranking,
@@ -42,6 +43,7 @@ FILES = {
     "config.yaml": "the configuration with all defaults filled in",
     "table.parquet": "one row per image: label, split, group, fold, content hash",
     "rejected.csv": "what could not be used, and why",
+    "pretrain": "backbones learnt without labels, and their curves",
     "train": "weights and training curves of every model and fold",
     "neighbours": "images that are there twice, in pairs, and a page of them",
     "predictions": "every score of every model, read as one table",
@@ -125,6 +127,7 @@ def _sections(
         "model_groups": model_groups(files),
         "folds": fold_table(files, metrics, rng),
         "panels": training_panels(files),
+        "pretraining": pretraining_panels(files),
         "galleries": galleries(files, report.num_thumbnails, pixels) if pixels is not None else [],
         "neighbours": neighbours_section(files.run_dir, files.table, report.num_thumbnails, pixels),
         "stages": stage_times(files),

@@ -19,7 +19,11 @@ from trainers.table import ImageTable, read_table
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What the report reads. `curves` are training curves by (arm, model) and fold; `truth` has targets by test id."""
+    """What the report reads.
+
+    `curves` are training curves by (arm, model) and fold, `pretraining` those of the backbones by model; `truth` has
+    targets by test id.
+    """
 
     run_dir: Path
     config: RunConfig
@@ -29,6 +33,7 @@ class RunFiles:
     stored: StoredEnsemble
     metrics: dict[str, Any]
     curves: dict[tuple[str, str], dict[int, pd.DataFrame]]
+    pretraining: dict[str, pd.DataFrame]
     events: list[dict[str, Any]]
     truth: dict[str, int]
 
@@ -97,6 +102,7 @@ def read_run(run_dir: Path, *, truth: pd.DataFrame | None = None) -> RunFiles:
         fold_number = int(fold.removeprefix("fold"))
         if fold_number < table.num_folds and arm in metrics["pool"]["arms"]:  # others are of an earlier config
             curves.setdefault((arm, model), {})[fold_number] = pd.read_csv(path)
+    pretraining = {path.parent.name: pd.read_csv(path) for path in sorted(run_dir.glob("pretrain/*/curves.csv"))}
     log, rejected = run_dir / "log.jsonl", run_dir / "rejected.csv"
     known = {} if truth is None else dict(zip(truth["id"], truth["label"], strict=True))
     return RunFiles(
@@ -110,6 +116,7 @@ def read_run(run_dir: Path, *, truth: pd.DataFrame | None = None) -> RunFiles:
         stored=read_ensemble(run_dir / "ensemble"),
         metrics=metrics,
         curves=curves,
+        pretraining={model: curve for model, curve in pretraining.items() if model in metrics["models"]},
         events=_read_events(log.read_text(encoding="utf-8", errors="replace")) if log.exists() else [],
         truth={id_: table.classes.index(label) for id_, label in known.items() if label in table.classes},
     )

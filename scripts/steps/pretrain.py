@@ -212,10 +212,8 @@ def _probed(pipeline: Pipeline, table: ImageTable, model: ModelConfig) -> str:
         },
         (),
     )
-    facts = pipeline.stage(stage, lambda partial: _probe(pipeline, table, model, folder)).facts
-    name = "AP" if table.is_binary else "macro AP"
-    told = [f"{NAMED[head]} {_number(before)} -> {_number(after)}" for head, (before, after) in facts.items()]
-    return f"{model.name}: out-of-fold {name} of its frozen features, before -> after: {', '.join(told)}"
+    told = pipeline.stage(stage, lambda partial: _probe(pipeline, table, model, folder)).summary
+    return f"{model.name}: {told}"
 
 
 def _probe(pipeline: Pipeline, table: ImageTable, model: ModelConfig, folder: Path) -> StageOutcome:
@@ -250,7 +248,9 @@ def _probe(pipeline: Pipeline, table: ImageTable, model: ModelConfig, folder: Pa
                 values.append(float(average_precision(targets, scores[:, 0])))
             else:
                 values.append(float(np.nanmean(per_class_average_precision(targets, scores))))
-    return StageOutcome(f"{model.name}: {len(rows)} rows", facts)
+    name = "AP" if table.is_binary else "macro AP"
+    told = [f"{NAMED[head]} {_number(before)} -> {_number(after)}" for head, (before, after) in facts.items()]
+    return StageOutcome(f"out-of-fold {name} of its frozen features, before -> after: {', '.join(told)}", facts)
 
 
 def _number(value: float | None) -> str:
