@@ -12,6 +12,7 @@ BENCHMARKS = {
     "data": "scripts.bench.data",
     "embed": "scripts.bench.embed",
     "duplicates": "scripts.bench.duplicates",
+    "learners": "scripts.bench.learners",
     "metrics": "scripts.bench.metrics",
     "pairs": "scripts.bench.pairs",
     "pool": "scripts.bench.pool",

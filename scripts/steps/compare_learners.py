@@ -240,6 +240,7 @@ def _judged(
 ) -> dict[str, Any]:
     from ensembles import comparison
     from ensembles.evaluation import json_safe, known_targets
+    from ensembles.recipe_gains import recipe_gains
 
     truth = truth_of(config.data)
     if truth is not None:
@@ -259,6 +260,8 @@ def _judged(
                 targets[targets >= 0], own.pool[targets >= 0], is_binary=table.is_binary
             ) | {"num_rows": int((targets >= 0).sum())}
         judged.append({**entry, **blocks})
+    gains = recipe_gains(judged, found, known, table=table, metrics=config.metrics, seed=config.seed)
+    judged = [entry | ({"gain": gains[entry["name"]]} if entry["name"] in gains else {}) for entry in judged]
     return json_safe(
         {
             "classes": table.classes,

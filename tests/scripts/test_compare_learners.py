@@ -1,5 +1,6 @@
 """`rarefind cluster --compare`: every way of using the pool judged on the same rows, beside the trained networks."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -38,6 +39,13 @@ def test_all_ways_on_one_table_and_after_training_the_networks(
     result = json.loads((run_dir / "comparison" / "comparison.json").read_text())
     entries = {entry["name"]: entry for entry in result["entries"]}
     assert set(entries) == {"supervised", *(f"{name} on test_efficientnet" for name in comparison.METHODS)}
+    recipe = "scikit-learn spreading, knn on test_efficientnet"
+    assert {name for name, entry in entries.items() if "gain" not in entry} == {recipe}
+    for name, entry in entries.items():
+        for kind, figure in itertools.product(("oof", "pool"), ("ap", "accuracy") if name != recipe else ()):
+            gain, low, high = entry["gain"][kind][figure]
+            assert entry["gain"]["over"] == recipe
+            assert gain == pytest.approx(entry[kind][figure] - entries[recipe][kind][figure]) and low <= gain <= high
     table = read_table(run_dir / "table.parquet")
     metrics = json.loads((run_dir / "metrics.json").read_text())
     assert entries["supervised"]["oof"]["ap"] == pytest.approx(metrics["ensemble"]["ap"])

@@ -1,0 +1,40 @@
+"""The table over seeds is made of what each seed's comparison says, and its choices of out-of-fold figures alone."""
+
+import numpy as np
+import pytest
+
+from scripts.bench.learners import _best, _rows
+
+
+def comparison(**ways):
+    """comparison.json of one seed: name=(out-of-fold AP, pool accuracy, gain on the pool or None)."""
+    entries = []
+    for name, (oof, accuracy, gain) in ways.items():
+        method = {"net": "networks, supervised", "ours": "rarefind spreading", "other": "majority label"}.get(
+            name, "scikit-learn spreading, knn"
+        )
+        entry = {"name": name, "method": method, "features": "f", "oof": {"ap": oof}}
+        entry["pool"] = {"ap": accuracy - 0.1, "accuracy": accuracy, "macro_f1": accuracy, "ari": 0.5}
+        if gain is not None:
+            entry["gain"] = {"over": "recipe", "pool": {"accuracy": [gain, gain - 0.02, gain + 0.02]}}
+        entries.append(entry)
+    return {"entries": [*entries, {"name": "rbf", "method": "rbf", "not_possible": "too many images"}]}
+
+
+def test_the_projects_best_is_chosen_out_of_fold_and_judged_on_the_pool():
+    first = comparison(net=(0.9, 0.80, 0.01), ours=(0.8, 0.95, 0.16), other=(0.99, 0.7, -0.1), recipe=(0.7, 0.79, None))
+    second = comparison(net=(0.7, 0.90, 0.11), ours=(0.8, 0.82, 0.03), other=(0.9, 0.7, -0.1), recipe=(0.7, 0.79, None))
+    best = _best([first, second], key="accuracy")
+    assert best["chosen"] == ["net", "ours"], "neither the better on the pool, nor the others' ways"
+    assert best["gain"] == [0.01, 0.03] and best["mean"] == pytest.approx(0.02)
+    assert best["ci_images"] == pytest.approx([0.0, 0.04]), "as wide as that of one seed: the pools overlap"
+    half = 12.706 * np.std([0.01, 0.03], ddof=1) / np.sqrt(2)
+    assert best["ci_seeds"] == pytest.approx([0.02 - half, 0.02 + half], abs=1e-4)
+    assert "+0.020" in best["sentence"] and "net, ours" in best["sentence"]
+
+
+def test_a_way_that_a_seed_lacks_has_no_row():
+    first, second = comparison(net=(0.9, 0.8, 0.0), ours=(0.8, 0.9, 0.1)), comparison(net=(0.7, 0.6, 0.0))
+    rows = _rows([first, second])
+    assert [row["name"] for row in rows] == ["net"]
+    assert rows[0]["accuracy"] == [0.8, 0.6] and rows[0]["oof_ap"] == [0.9, 0.7]
