@@ -1,4 +1,4 @@
-"""What each way of using few labels gains over the classic recipe: features of a network, and scikit-learn spreading."""
+"""What each way of using few labels gains over the classic recipe: CNN features and label spreading."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
