@@ -3,12 +3,13 @@
 import hashlib
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from rich.markup import escape
 
 from configs.networks import FrozenNetworkConfig
+from configs.pretraining import PretrainConfig
 from configs.schema import ModelConfig, RunConfig
 from scripts.steps.embed import as_teacher, embed_network
 from scripts.steps.run_state import (
@@ -34,7 +35,7 @@ NOT_LEARNT = {
     *("log_every_steps", "checkpoint_every_steps", "checkpoint_every_seconds", "watch_every_steps", "min_spread"),
     *("fine_tune", "method", "rows"),
 }
-METHODS = {"contrastive", "vicreg", "masked", "distill"}
+METHODS = set(get_args(PretrainConfig.model_fields["method"].annotation))
 VIEW_FIELDS = {"horizontal_flip", "vertical_flip", "quarter_turns", "rotate_degrees"}
 PROBED_COLUMNS = ("sha256", "label", "fold")
 NAMED = {"logistic": "linear", "knn": "neighbours"}  # heads of `ensembles.heads` that are shown
