@@ -13,9 +13,9 @@ from configs.schema import MetricsConfig
 from ensembles.blending import blend_scores, fit_logits, score_columns
 from ensembles.predictions import numbered
 from trainers.metrics import one_vs_rest_log_odds
-from trainers.paired import Gain, paired_gains
+from trainers.paired import Gain, TrainingErrors, paired_gains
 from trainers.provenance import derive_seed
-from trainers.retraining import FoldScores, retraining_sd
+from trainers.retraining import FoldScores, training_errors
 from trainers.table import ImageTable
 
 
@@ -55,14 +55,16 @@ def gains_over(
         replicates=metrics.replicates,
         confidence=metrics.confidence,
         keep_confidence=keep_confidence,
-        retraining_sds=[_retraining_sd(predictions, arm, baseline, table, seed) for arm in arms],
+        training=[_training_errors(predictions, arm, baseline, table, seed) for arm in arms],
         rng=np.random.default_rng(derive_seed(seed, "gate")),
     )
     return dict(zip(arms, gains, strict=True))
 
 
-def _retraining_sd(predictions: pd.DataFrame, arm: str, baseline: str, table: ImageTable, seed: int) -> float:
-    """How much the gain of an arm varies with the seeds of its networks and of those of the baseline."""
+def _training_errors(
+    predictions: pd.DataFrame, arm: str, baseline: str, table: ImageTable, seed: int
+) -> TrainingErrors:
+    """How far other seeds of an arm's networks and of those of the baseline may move its gain."""
     columns = numbered(list(predictions.columns), "logit")
     oof = predictions[(predictions["kind"] == "oof") & predictions["arm"].isin([baseline, arm])]
     position = pd.Series(np.arange(len(table)), index=table.frame["id"])
@@ -75,7 +77,7 @@ def _retraining_sd(predictions: pd.DataFrame, arm: str, baseline: str, table: Im
             of_arm = {name: own.set_index("id").loc[ids, columns] for name, own in of_model.groupby("arm")}
             pairs.append((_ranking_scores(of_arm[arm]), _ranking_scores(of_arm[baseline])))
         folds.append(FoldScores(table.targets[rows], pairs, groups=table.units[rows]))
-    return retraining_sd(folds, rng=np.random.default_rng(derive_seed(seed, "retraining", arm)))
+    return training_errors(folds, rng=np.random.default_rng(derive_seed(seed, "retraining", arm)))
 
 
 def _ranking_scores(frame: pd.DataFrame) -> np.ndarray:

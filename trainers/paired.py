@@ -45,6 +45,23 @@ class Resampled:
     num_units: int
 
 
+@dataclass(frozen=True)
+class TrainingErrors:
+    """How far training its networks anew may move a gain: a normal error of one of these sds, likely as its weight."""
+
+    sds: np.ndarray
+    weights: np.ndarray
+
+    @property
+    def median_sd(self) -> float:
+        """The sd that is too large as probably as too small."""
+        return float(self.sds[np.searchsorted(self.weights.cumsum(), 0.5)])
+
+    def draw(self, size: int, rng: np.random.Generator) -> np.ndarray:
+        """Errors in AP, (size,)."""
+        return rng.choice(self.sds, size, p=self.weights) * rng.normal(size=size)
+
+
 def paired_difference(
     targets: ArrayLike,
     scores: ArrayLike,
@@ -64,10 +81,9 @@ def paired_difference(
     if resampled is None:
         return _undefined(confidence)
     difference = float(resampled.aps[0] - resampled.aps[1])
-    gains = resampled.values[0] - resampled.values[1]
-    return _difference_interval(
-        difference, gains, resampled.num_units, confidence, same=np.array_equal(pair[0], pair[1])
-    )
+    sd = sd_of(resampled.values[0] - resampled.values[1])
+    half = _half_width(sd, resampled.num_units, confidence, same=np.array_equal(pair[0], pair[1]))
+    return _difference_interval(difference, half, sd, resampled, confidence)
 
 
 def paired_gains(
@@ -78,34 +94,36 @@ def paired_gains(
     replicates: int = 2000,
     confidence: float = 0.95,
     keep_confidence: float = 0.9,
-    retraining_sds: Sequence[float] | None = None,
+    training: Sequence[TrainingErrors] | None = None,
     rng: np.random.Generator,
 ) -> list[Gain]:
     """The gain in AP (several classes: macro) of each scoring over the first, on the same rows and resamples.
 
     Scorings are as in `paired_difference`. A gain is `better` when it exceeds, in units of its sd, what the largest of
     all gains exceeds by chance with probability 1 - `keep_confidence` (max-T: Westfall and Young 1993,
-    Resampling-Based Multiple Testing). `retraining_sds` (gains,) are how much each gain would vary if its networks
-    were trained anew, which is added to what resampling the rows shows. Undefined (nan, never better) without positives
-    or without negatives.
+    Resampling-Based Multiple Testing). The errors that `training` makes, one for each gain, are added to what
+    resampling the rows shows. Undefined (nan, never better) without positives or without negatives.
     """
     resampled = resample(targets, scorings, groups=groups, replicates=replicates, rng=rng)
     if resampled is None:
         return [Gain(float("nan"), _undefined(confidence), better=False) for _ in scorings[1:]]
     aps, num_units = resampled.aps, resampled.num_units
     gains = aps[1:] - aps[0]
-    of_training = np.zeros(len(gains)) if retraining_sds is None else np.asarray(retraining_sds, dtype=np.float64)
-    drawn = resampled.values[1:] - resampled.values[0]
-    drawn = drawn + of_training[:, None] * rng.normal(size=drawn.shape)
-    sds = np.array([sd_of(row) for row in drawn])
-    excess = (drawn - gains[:, None]) / np.where(sds > 0, sds, np.inf)[:, None]
+    errors = resampled.values[1:] - resampled.values[0] - gains[:, None]
+    sds = np.array([sd_of(row) for row in errors])
+    if training is not None:
+        errors = errors + np.stack([own.draw(errors.shape[1], rng) for own in training])
+        sds = np.hypot(sds, [own.median_sd for own in training])
+    excess = errors / np.where(sds > 0, sds, np.inf)[:, None]
     # As the intervals' multiplier is wider than the normal's for few units, so is this one.
-    widened = t_multiplier(num_units, 0.95) / float(scipy.stats.norm.ppf(0.975))
-    needed = float(np.quantile(excess.max(axis=0), keep_confidence)) * widened
+    needed = float(np.quantile(excess.max(axis=0), keep_confidence)) * _widening(num_units, 0.95)
     result = []
     for number, (ap, gain, sd) in enumerate(zip(aps[1:].tolist(), gains.tolist(), sds.tolist(), strict=True)):
-        same = np.array_equal(scorings[number + 1], scorings[0])
-        interval = _difference_interval(gain, drawn[number], num_units, confidence, same=same)
+        half = _half_width(sd, num_units, confidence, same=np.array_equal(scorings[number + 1], scorings[0]))
+        if training is not None:  # the sd of training is hardly known, so that large errors are commoner than normal
+            far = float(np.quantile(np.abs(errors[number]), confidence))
+            half = max(half, far * _widening(num_units, confidence))
+        interval = _difference_interval(gain, half, sd, resampled, confidence)
         result.append(Gain(ap, interval, better=bool(sd and gain > max(0.0, needed * sd))))
     return result
 
@@ -146,13 +164,20 @@ def _undefined(confidence: float) -> Interval:
     return Interval(float("nan"), float("nan"), float("nan"), float("nan"), 0, confidence)
 
 
+def _widening(num_units: int, confidence: float) -> float:
+    """How much wider Student's interval is than the normal's."""
+    return t_multiplier(num_units, confidence) / float(scipy.stats.norm.ppf((1 + confidence) / 2))
+
+
+def _half_width(sd: float, num_units: int, confidence: float, *, same: bool) -> float:
+    """That of the t interval of a difference; `same` = the scores are equal, so it is 0 anywhere."""
+    if sd:
+        return t_multiplier(num_units, confidence) * sd
+    return 0.0 if same else unseen_share(num_units, confidence)  # they agree here, which says little about others
+
+
 def _difference_interval(
-    difference: float, gains: np.ndarray, num_units: int, confidence: float, *, same: bool
+    difference: float, half: float, sd: float, resampled: Resampled, confidence: float
 ) -> Interval:
-    """The t interval of a difference from its resamples; `same` = the scores are equal, so it is 0 anywhere."""
-    sd = sd_of(gains)
-    half = t_multiplier(num_units, confidence) * sd if sd else 0.0
-    if not sd and not same:
-        half = unseen_share(num_units, confidence)  # they agree on these rows, which says little about others
     low, high = max(-1.0, difference - half), min(1.0, difference + half)
-    return Interval(difference, low, high, sd, num_units, confidence, len(gains))
+    return Interval(difference, low, high, sd, resampled.num_units, confidence, resampled.values.shape[1])

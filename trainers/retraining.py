@@ -1,8 +1,10 @@
 """How much a gain would vary if the networks were trained anew: the part of their spread that images do not explain.
 
 The bootstrap knows what other images would do. That other seeds give other networks it does not know; but the models of
-a fold, which are judged on the same images, show it: where their gains differ by more than resampling those images
-explains, the rest is training.
+a fold, which are judged on the same images, show it, and so do the folds: where their gains differ by more than
+resampling those images explains, the rest is training. A run has few networks, so this is known badly itself: two
+models on three folds show a spread near 0 by luck as often as one that is twice as large. What is drawn here varies
+with that, too.
 """
 
 from collections.abc import Sequence
@@ -11,36 +13,13 @@ from itertools import combinations
 
 import numpy as np
 
-from trainers.paired import resample
+from trainers.paired import TrainingErrors, resample
 from trainers.resampling import Groups
 
 REPLICATES = 400
-
-
-def retraining_sd(folds: Sequence["FoldScores"], *, rng: np.random.Generator) -> float:
-    """The sd of a gain from training its networks anew, by the method of moments; 0 where images explain the spread.
-
-    The variance of the models' gains in AP (several classes: macro) within folds, beside what a model gains in every
-    fold (the residual of models x folds), less what it would be if only images made the difference (half the bootstrap
-    variance of the difference of two models' gains, mean over pairs and folds), over the number of trainings. With one
-    model the gains of the folds are compared, and the bootstrap variance of each is taken off; with one fold the gains
-    of the models. What all networks of an arm share, as a pretrained backbone, does not show.
-    """
-    gains, covariances = zip(*(fold.gains(rng) for fold in folds), strict=True)
-    num_folds, num_models = len(folds), len(gains[0])
-    if num_models == 1:
-        if num_folds < 2:
-            return 0.0
-        spread = float(np.var([own[0] for own in gains], ddof=1))
-        by_images = float(np.mean([covariance[0, 0] for covariance in covariances]))
-    else:
-        table = np.array(gains)  # (folds, models)
-        residuals = table - table.mean(axis=1, keepdims=True)
-        if num_folds > 1:
-            residuals = residuals - residuals.mean(axis=0)
-        spread = float((residuals**2).sum()) / ((num_models - 1) * max(1, num_folds - 1))
-        by_images = float(np.mean([_half_of_differences(covariance) for covariance in covariances]))
-    return float(np.sqrt(max(0.0, spread - by_images) / (num_models * num_folds)))
+# Gains in AP are in [-1, 1], so that no sd is above 1.
+SDS = np.concatenate([[0.0], np.geomspace(1e-5, 1.0, 2000)])
+SMALLEST_VARIANCE = 1e-12
 
 
 @dataclass(frozen=True)
@@ -65,6 +44,58 @@ class FoldScores:
             return np.zeros(len(self.pairs)), np.zeros((len(self.pairs), len(self.pairs)))
         drawn = resampled.values[0::2] - resampled.values[1::2]
         return resampled.aps[0::2] - resampled.aps[1::2], np.atleast_2d(np.cov(drawn))
+
+
+@dataclass(frozen=True)
+class MeanSquare:
+    """A mean square of gains in AP with its degrees of freedom, and what it would be if only images made it."""
+
+    value: float
+    freedom: int
+    by_images: float
+
+
+def training_errors(folds: Sequence[FoldScores], *, rng: np.random.Generator) -> TrainingErrors:
+    """How far training its networks anew may move a gain in AP (several classes: macro).
+
+    The table of gains, folds x models, has two mean squares that training moves as much as it moves one gain: the
+    residual of folds x models, in which a model's gain in every fold and what a fold's images do to all models
+    are not, and that of the folds' means. Images alone would give half the variance of the difference of two models'
+    gains, and the models' number times the variance of their mean (both by the bootstrap, mean over folds). With one
+    fold the models are compared, with one model the folds; with one of each nothing is known, and the errors are 0.
+    What all networks of an arm share, as a pretrained backbone, does not show.
+    """
+    gains, covariances = zip(*(fold.gains(rng) for fold in folds), strict=True)
+    table = np.array(gains)  # (folds, models)
+    num_folds, num_models = table.shape
+    squares = []
+    if num_models > 1:
+        residuals = table - table.mean(axis=1, keepdims=True)
+        if num_folds > 1:
+            residuals = residuals - residuals.mean(axis=0)
+        freedom = (num_models - 1) * max(1, num_folds - 1)
+        by_images = float(np.mean([_half_of_differences(covariance) for covariance in covariances]))
+        squares.append(MeanSquare(float((residuals**2).sum()) / freedom, freedom, by_images))
+    if num_folds > 1:
+        by_images = num_models * float(np.mean([covariance.mean() for covariance in covariances]))
+        squares.append(MeanSquare(num_models * float(table.mean(axis=1).var(ddof=1)), num_folds - 1, by_images))
+    return _likely_errors(squares, table.size)
+
+
+def _likely_errors(squares: Sequence[MeanSquare], num_trainings: int) -> TrainingErrors:
+    """Errors of a mean of `num_trainings` gains under every sd of training, as likely as the mean squares make it.
+
+    Mean squares are chi-squared about training plus images; before they are seen all sds are equally likely (Gelman
+    2006, Prior distributions for variance parameters in hierarchical models).
+    """
+    if not squares:
+        return TrainingErrors(np.zeros(1), np.ones(1))
+    log_density = np.zeros(len(SDS))
+    for square in squares:
+        variances = np.maximum(SDS**2 + square.by_images, SMALLEST_VARIANCE)
+        log_density -= square.freedom / 2 * (np.log(variances) + square.value / variances)
+    weights = np.exp(log_density - log_density.max()) * np.gradient(SDS)
+    return TrainingErrors(SDS / np.sqrt(num_trainings), weights / weights.sum())
 
 
 def _half_of_differences(covariance: np.ndarray) -> float:

@@ -20,6 +20,7 @@ def test_the_promised_recall_holds(num_positives, recall, size):
     for _ in range(draws):
         scores = rng.random(num_positives)  # uniform, so that the true recall at a threshold t is 1 - t
         kept += 1 - certified_threshold(scores, recall=recall, confidence=CONFIDENCE).threshold >= recall
+    size.note(held=kept / draws)
     assert kept / draws >= 0.945 - size.slack(draws)
 
 
@@ -31,6 +32,7 @@ def test_the_threshold_that_finds_that_share_of_them_does_not_hold_it(num_positi
     for _ in range(draws):
         scores = rng.random(num_positives)
         kept += 1 - estimated_threshold(scores, recall=recall, confidence=CONFIDENCE).threshold >= recall
+    size.note(held=kept / draws)
     assert kept / draws < 0.7
 
 
@@ -46,6 +48,7 @@ def test_a_guarantee_by_patient_holds_and_one_that_counts_their_images_does_not(
         single = certified_threshold(scores, recall=0.9, confidence=CONFIDENCE)
         by_patient += _share_above(population, grouped.threshold) >= 0.9
         by_image += _share_above(population, single.threshold) >= 0.9
+    size.note(by_patient=by_patient / draws, by_image=by_image / draws)
     assert by_patient / draws >= 0.945 - size.slack(draws)
     assert by_image / draws < 0.8  # the control
 

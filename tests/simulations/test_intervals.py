@@ -35,6 +35,7 @@ def test_interval_covers_the_true_average_precision(num_positives, num_negatives
             targets, rng.normal(size=len(targets)) + shift * targets, replicates=200, rng=rng
         )
         covered += found.low <= ap <= found.high
+    size.note(coverage=covered / draws)
     slack = size.slack(draws)
     assert 0.935 - slack <= covered / draws <= min(0.985 + slack, 0.999)
 
@@ -48,6 +49,7 @@ def test_percentile_interval_of_few_positives_does_not_cover(size):
     for _ in range(draws):
         low, high = percentile_interval(targets, rng.normal(size=400) + shift * targets, rng)
         covered += low <= 0.94 <= high
+    size.note(coverage=covered / draws)
     assert covered / draws < 0.91
 
 
@@ -68,6 +70,7 @@ def test_interval_by_group_covers_where_the_one_by_image_does_not(patients, size
         single = average_precision_interval(targets, scores, replicates=200, rng=rng)
         by_group += grouped.low <= 0.6 <= grouped.high
         by_image += single.low <= 0.6 <= single.high
+    size.note(by_group=by_group / draws, by_image=by_image / draws)
     assert by_group / draws >= 0.9
     assert by_image / draws < 0.85  # the control
 

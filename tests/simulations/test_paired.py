@@ -33,6 +33,7 @@ def test_two_equal_models_raise_a_false_alarm_as_seldom_as_promised(num_positive
         sds.append(found.sd)
         if len(separate) < 20:
             separate.append(average_precision_interval(targets, first, replicates=200, rng=rng).sd * 2**0.5)
+    size.note(alarms=alarms / draws, sd=float(np.mean(sds)), sd_unpaired=float(np.mean(separate)))
     assert alarms / draws <= 0.065 + size.slack(draws)
     assert np.mean(sds) < 0.75 * np.mean(separate)  # what unpaired intervals would waste
 
@@ -47,6 +48,7 @@ def test_a_real_difference_is_found(size):
         first, second = two_equal_models(targets, weak, rng)
         found = paired_difference(targets, first, second + (strong - weak) * targets, replicates=200, rng=rng)
         alarms += not found.low <= 0.0 <= found.high
+    size.note(found=alarms / draws)
     assert alarms / draws > 0.8
 
 
@@ -69,5 +71,6 @@ def test_images_of_one_patient_raise_false_alarms_unless_patients_are_resampled(
         single = paired_difference(targets, *scores, replicates=200, rng=rng)
         by_group += not grouped.low <= 0.0 <= grouped.high
         by_image += not single.low <= 0.0 <= single.high
+    size.note(by_group=by_group / draws, by_image=by_image / draws)
     assert by_group / draws <= 0.08 + size.slack(draws)
     assert by_image / draws > 0.2  # the control
