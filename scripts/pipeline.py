@@ -14,7 +14,7 @@ from configs.schema import RunConfig
 from scripts.steps.cluster import cluster_step
 from scripts.steps.compare_learners import compare_learners_step
 from scripts.steps.embed import embed_step, networks_to_embed
-from scripts.steps.ensemble import ensemble_step
+from scripts.steps.ensemble import ensemble_step, say_if_like_chance
 from scripts.steps.neighbours import neighbours_step
 from scripts.steps.own_networks import check_label_use
 from scripts.steps.predict import predict_step
@@ -91,6 +91,8 @@ def run_pipeline(config: RunConfig, *, until: str = "report", restart: bool = Fa
                 check_later_stages(pipeline, wanted)
         if until != "report":
             _write_config(config)
+    if "ensemble" in wanted:
+        say_if_like_chance(config.run_dir)
     if no_submission is not None:
         raise no_submission
     return pipeline
