@@ -58,11 +58,14 @@ STORIES = (
 )
 
 
-def run_pipeline(config: RunConfig, *, until: str = "report", restart: bool = False) -> Pipeline:
+def run_pipeline(
+    config: RunConfig, *, until: str = "report", restart: bool = False, described: RunConfig | None = None
+) -> Pipeline:
     """Bring every stage up to and including `until` up to date; one line per stage is printed.
 
-    A submission that cannot be written does not keep the report from being written. Raises InputError for whatever
-    the user can mend; finished outputs stay as they were.
+    `described` is the user's config where a command set something in `config` itself. A submission that cannot be
+    written does not keep the report from being written. Raises InputError for whatever the user can mend; finished
+    outputs stay as they were.
     """
     story = next(steps for steps in STORIES if until in steps)
     names = list(story)
@@ -89,8 +92,9 @@ def run_pipeline(config: RunConfig, *, until: str = "report", restart: bool = Fa
                 no_submission = error
             if name == "prepare":
                 check_later_stages(pipeline, wanted)
-        if until != "report":
-            _write_config(config)
+        new_figures = "ensemble" in wanted or not (config.run_dir / "metrics.json").exists()
+        if until != "report" and new_figures:
+            _write_config(described or config)
     if "ensemble" in wanted:
         say_if_like_chance(config.run_dir)
     if no_submission is not None:
@@ -99,7 +103,7 @@ def run_pipeline(config: RunConfig, *, until: str = "report", restart: bool = Fa
 
 
 def _write_config(config: RunConfig) -> None:
-    """Not before the stages are done: it tells what the outputs were made with."""
+    """Not before the stages are done, and not by those that leave metrics.json as it is: it tells what that is of."""
     atomic.write_text(config.run_dir / "config.yaml", dump_config(config))
 
 
