@@ -7,10 +7,13 @@ retrains.
 
 from pathlib import Path
 
+from rich.markup import escape
+
 from configs.errors import InputError, counted, listed
 from configs.load import WEIGHT_SUFFIXES, dump_config
 from configs.networks import NetworkConfig
 from configs.schema import RunConfig
+from configs.without_effect import settings_without_effect
 from scripts.steps.cluster import cluster_step
 from scripts.steps.compare_learners import compare_learners_step
 from scripts.steps.embed import embed_step, networks_to_embed
@@ -24,7 +27,7 @@ from scripts.steps.probe import probe_step
 from scripts.steps.propagate import propagate_step
 from scripts.steps.pseudo_label import pseudo_label_step
 from scripts.steps.report import report_step
-from scripts.steps.run_state import Pipeline
+from scripts.steps.run_state import CONSOLE, Pipeline
 from scripts.steps.submit import submit_step
 from scripts.steps.train import train_step
 from trainers import atomic
@@ -78,6 +81,9 @@ def run_pipeline(
     if "embed" in wanted:
         networks_to_embed(config)  # before the images are read, which may take hours
         check_label_use(config.embed.networks, until)
+    if "train" in wanted:
+        for line in settings_without_effect(config):
+            CONSOLE.print(f"[yellow]warning:[/] {escape(line)}")
     no_submission: InputError | None = None
     with locked(config.run_dir):
         pipeline = Pipeline(config, restart)

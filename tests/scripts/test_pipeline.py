@@ -328,3 +328,15 @@ def test_the_last_line_of_a_run_at_chance_says_so(
         "no result the ensemble is not shown to be better than chance: its out-of-fold AP is 0.95"
     )
     assert last[0.9].startswith("report"), "the control: a run that is better ends with its report"
+
+
+def test_a_setting_without_effect_is_told_once_before_anything_is_done(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"pseudo": {"rounds": 3}, "train": {"loss": {"tau": 2.0}}}
+    for until, expected in (("prepare", 0), ("train", 2)):
+        run_pipeline(config_of(data, tmp_path, **changes), until=until)
+        lines = capsys.readouterr().out.splitlines()
+        assert len([line for line in lines if "has no effect" in line]) == expected
+    assert lines[0] == "warning: pseudo.rounds: 3 has no effect, it takes pool.arm: pseudo or all"
+    assert lines[1] == "warning: train.loss.tau: 2.0 has no effect, it takes train.loss.name: logit_adjusted"
