@@ -44,7 +44,8 @@ class PseudoConfig(Section):
     min_precision: Fraction = Field(
         0.5,
         description="a round is not trained when fewer of its positive pseudo-labels (several classes: of any class) "
-        "are right by the estimate itself, not by its interval; 0 = never",
+        "are right by the estimate itself, not by its interval; nor where none can be judged and the teachers are not "
+        "shown to rank better than chance; 0 = never",
     )
     select: Literal["soft", "threshold", "quota", "agreement"] = Field(
         "soft",

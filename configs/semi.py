@@ -43,3 +43,15 @@ class SemiConfig(Section):
         if value == 1:
             raise ValueError("one class tells nothing apart; expected 0 (off), or 2 and more")
         return value
+
+    @property
+    def idle(self) -> dict[str, str]:
+        """Fields that change nothing beside what others are set to, and what they would take."""
+        idle: dict[str, str] = {}
+        if self.targets == "soft":
+            idle |= dict.fromkeys(("thresholds", "threshold"), "semi.targets: hard")
+        elif self.thresholds == "adaptive":
+            idle["threshold"] = "semi.thresholds: fixed"
+        if not self.background_classes:
+            idle["background_weight"] = "semi.background_classes above 0"
+        return idle

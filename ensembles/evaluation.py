@@ -67,7 +67,8 @@ def run(
     def block(kind: str) -> dict[str, Any]:
         models: dict[str, dict[str, Any]] = {}
         for (model, arm), scoring in scorings.items():
-            models.setdefault(model, {})[arm] = judge.entry(kind, **scoring)
+            if (scoring["scores"]["kind"] == kind).any():  # students score no pool with predict.pool: false
+                models.setdefault(model, {})[arm] = judge.entry(kind, **scoring)
         return {"models": models, "ensemble": judge.ensemble_entry(kind, stored, **blended)}
 
     labelled = table.targets[np.isin(table.frame["split"], ["train", "holdout"])]

@@ -45,6 +45,7 @@ LIB = (
     "ensembles/portable/__init__.py",
     "ensembles/portable/blend.py",
     "ensembles/portable/listing.py",
+    "ensembles/portable/order.py",
     "ensembles/portable/ranks.py",
     "ensembles/portable/scoring.py",
     "trainers/__init__.py",

@@ -17,6 +17,7 @@ from configs.errors import InputError, counted
 from configs.pool import PseudoConfig
 from ensembles.predictions import numbered
 from ensembles.teacher_calibration import Calibration, fit_calibration
+from trainers.metrics import one_vs_rest_log_odds
 from trainers.prior import estimate_prevalence_em, shift_prevalence
 from trainers.table import ImageTable
 
@@ -43,13 +44,25 @@ class Ledger:
 
     `priors` are the pool's class shares by fold, (classes,); `precision` is that of the images that were given a class,
     by class, at those shares, estimated on the labelled images that the teachers had not seen. `calibrations` are those
-    of the teachers by fold, where they left an inner holdout out.
+    of the teachers by fold, where they left an inner holdout out. `held_out` is what the precision was estimated on.
     """
 
     frame: pd.DataFrame
     priors: dict[int, np.ndarray]
     precision: dict[str, Estimate]
     calibrations: dict[int, Calibration]
+    held_out: "HeldOut"
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What the teachers say of the labelled images that they had not seen: table rows, and scores that rank them.
+
+    Scores are (rows, 1) of the positive class, or (rows, classes).
+    """
+
+    rows: np.ndarray
+    scores: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -78,6 +91,11 @@ class _Opinions:
         """(rows, classes) of the models' mean."""
         return _probabilities(self.mean)
 
+    @property
+    def ranking(self) -> np.ndarray:
+        """(rows, outputs) that rank the images within each output as the probabilities do, without their ties."""
+        return self.mean if self.mean.shape[1] == 1 else one_vs_rest_log_odds(self.mean)
+
 
 def make_ledger(
     predictions: pd.DataFrame,
@@ -99,7 +117,7 @@ def make_ledger(
     if models is not None:
         own = own[own["model"].isin(models)]
     named = teacher if models is None else f"{teacher}/{'+'.join(sorted(models))}"
-    parts, priors, decisions, calibrations = [], {}, [], {}
+    parts, priors, decisions, calibrations, judged = [], {}, [], {}, []
     rank = pd.Series(np.arange(len(table)), index=table.frame["id"])
     for fold in range(table.num_folds):
         of_fold = own[own["fold"] == fold]
@@ -121,14 +139,16 @@ def make_ledger(
         targets = pool.probabilities if config.select == "soft" else np.eye(len(table.classes))[classes]
         _check_chosen(classes[chosen], fold, config, table)
         parts.append(_rows(pool.ids[chosen], targets[chosen], fold, named, _reason(config), table))
-        truth = table.targets[rank.loc[held_out.ids].to_numpy()]
-        decisions.append((truth, rule(held_out.at(held_at, prior))))
+        held_out = held_out.at(held_at, prior)
+        judged.append(HeldOut(rank.loc[held_out.ids].to_numpy(), held_out.ranking))
+        decisions.append((table.targets[judged[-1].rows], rule(held_out)))
     frame = pd.concat(parts, ignore_index=True)
     mean_prior = np.mean(list(priors.values()), axis=0)
     rng = np.random.default_rng(seed)
     truth, given = (np.concatenate(values) for values in zip(*decisions, strict=True))
     precision = {name: _precision(truth, given, number, mean_prior, rng) for number, name in enumerate(table.classes)}
-    return Ledger(frame, priors, precision, calibrations)
+    unseen = HeldOut(np.concatenate([own.rows for own in judged]), np.concatenate([own.scores for own in judged]))
+    return Ledger(frame, priors, precision, calibrations, unseen)
 
 
 def pool_targets(ledger: pd.DataFrame, fold: int, table: ImageTable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -14,6 +14,7 @@ from jinja2 import Template
 
 from configs.load import dump_config
 from configs.schema import MetricsConfig, ReportConfig
+from ensembles.chance import chance_level
 from ensembles.pages import page_environment
 from ensembles.report_galleries import galleries
 from ensembles.report_neighbours import neighbours_section
@@ -111,8 +112,8 @@ def _sections(
     return {
         "finished": finished[-1][:16].replace("T", " ") if finished else None,
         "num_judged": len(files.judged("oof")),
-        "chance": files.chance(files.metrics),
-        "test_chance": files.chance(files.metrics["test"]) if "test" in files.metrics else None,
+        "chance": chance_level(files.metrics),
+        "test_chance": chance_level(files.metrics["test"]) if "test" in files.metrics else None,
         "num_flagged": num_flagged(files),
         "alarms": alarms(files),
         "logged_warnings": [

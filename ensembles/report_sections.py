@@ -11,8 +11,9 @@ import pandas as pd
 
 from configs.schema import MetricsConfig
 from ensembles import figures, wording
+from ensembles.chance import chance_level, is_like_chance
 from ensembles.run_files import RunFiles
-from trainers.intervals import average_precision_interval, macro_average_precision_interval, precision_recall_band
+from trainers.intervals import precision_recall_band, ranking_interval
 from trainers.metrics import PrecisionRecall, precision_recall_curve
 from trainers.table import SPLITS, ImageTable
 
@@ -32,14 +33,13 @@ def num_flagged(files: RunFiles) -> dict[str, int]:
 
 def alarms(files: RunFiles) -> dict[str, Any]:
     """What a reader must know before believing a number: each entry is empty or false when all is well."""
-    chance, low = files.chance(files.metrics), files.ensemble["ap_ci"][0]
     models = files.metrics["models"]
     optimistic = [name for name, arms in models.items() if any(block["optimistic"] for block in arms.values())]
     rarest, count = files.rarest_class()
     return {
         "optimistic": optimistic,
         "evaluation": files.metrics["warnings"],
-        "like_chance": chance is not None and low is not None and low <= chance,
+        "like_chance": is_like_chance(files.ensemble["ap_ci"][0], chance_level(files.metrics)),
         "never_recognised": [] if files.table.is_binary else _never_recognised(files),
         "few": {"name": rarest, "count": count} if count < FEW_POSITIVES else None,
         "empty_folds": [entry["fold"] for entry in files.ensemble["folds"] if entry["ap"] is None],
@@ -263,7 +263,7 @@ def model_groups(files: RunFiles) -> list[dict[str, Any]]:
         for model, arms in block["models"].items():
             role = figures.series_role(files.model_index(model))
             rows += [{"name": model, "arm": arm, "role": role, "figures": entry} for arm, entry in arms.items()]
-        groups.append({"name": name, "rows": rows, "chance": files.chance(block), "best": _best(rows)})
+        groups.append({"name": name, "rows": rows, "chance": chance_level(block), "best": _best(rows)})
     return groups
 
 
@@ -317,12 +317,14 @@ def _fewest(rows: pd.DataFrame, files: RunFiles) -> int:
 def _fold_interval(
     files: RunFiles, rows: pd.DataFrame, metrics: MetricsConfig, rng: np.random.Generator
 ) -> tuple[float | None, float | None]:
-    targets, values, groups = rows["target"].to_numpy(), files.class_scores(rows), rows["unit"].to_numpy()
-    settings: dict[str, Any] = {"replicates": metrics.replicates, "confidence": metrics.confidence, "rng": rng}
-    if files.table.is_binary:
-        interval = average_precision_interval(targets, values[:, 0], groups=groups, **settings)
-    else:
-        interval = macro_average_precision_interval(targets, values, groups=groups, **settings)
+    interval = ranking_interval(
+        rows["target"].to_numpy(),
+        files.class_scores(rows),
+        groups=rows["unit"].to_numpy(),
+        replicates=metrics.replicates,
+        confidence=metrics.confidence,
+        rng=rng,
+    )
     return (interval.low, interval.high) if np.isfinite(interval.low) else (None, None)
 
 

@@ -64,13 +64,6 @@ class RunFiles:
         """The ensemble's part of metrics.json."""
         return self.metrics["ensemble"]
 
-    def chance(self, block: dict[str, Any]) -> float | None:
-        """AP of a random order: the prevalence, or its mean over the classes that occur, of a part of metrics.json."""
-        if self.table.is_binary:
-            return block["prevalence"]
-        occurring = sum(1 for count in block["num_per_class"].values() if count)
-        return 1 / occurring if occurring else None
-
     def keep(self, model: str) -> str:
         """Which weights of a training of the model are kept: the `last` ones or the `best` (train.keep)."""
         return next(self.config.train_for(own).keep for own in self.config.models if own.name == model)

@@ -15,6 +15,7 @@ from configs.errors import InputError, counted, listed
 from configs.schema import SubmitConfig
 from ensembles.blending import score_columns
 from ensembles.ensemble import StoredEnsemble, read_ensemble
+from ensembles.portable.order import strictly_ordered
 from trainers.atomic import write_csv
 from trainers.sheet import read_sheet
 from trainers.table import ImageTable
@@ -142,22 +143,6 @@ def run(
     write_csv(path, pd.DataFrame(texts))
     lowest = [id for id in ids if id in set(unreadable)]
     return SubmissionResult(path, len(frame), list(frame.columns), lowest)
-
-
-def strictly_ordered(values: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """`values` in [0, 1], moved by as few floats as it takes to differ wherever `scores` do; both have the same order.
-
-    The sigmoid of 40 and of 50 is 1.0 in floats, and a tie would lose the order that the scores have.
-    """
-    if not len(values):
-        return values
-    _, first, inverse = np.unique(scores, return_index=True, return_inverse=True)
-    # the bits of non-negative floats, read as integers, number them in order
-    bits = (values[first].astype(np.float64) + 0.0).view(np.int64)  # + 0.0 because the bits of -0.0 are others
-    position = np.arange(len(bits))
-    apart = np.maximum.accumulate(bits - position) + position
-    highest = np.ones(1).view(np.int64)[0] - position[::-1]
-    return np.minimum(apart, highest).view(np.float64)[inverse]
 
 
 def _composed(id: str) -> str:

@@ -7,14 +7,17 @@ retrains.
 
 from pathlib import Path
 
+from rich.markup import escape
+
 from configs.errors import InputError, counted, listed
 from configs.load import WEIGHT_SUFFIXES, dump_config
 from configs.networks import NetworkConfig
 from configs.schema import RunConfig
+from configs.without_effect import settings_without_effect
 from scripts.steps.cluster import cluster_step
 from scripts.steps.compare_learners import compare_learners_step
 from scripts.steps.embed import embed_step, networks_to_embed
-from scripts.steps.ensemble import ensemble_step
+from scripts.steps.ensemble import ensemble_step, say_if_like_chance
 from scripts.steps.neighbours import neighbours_step
 from scripts.steps.own_networks import check_label_use
 from scripts.steps.predict import predict_step
@@ -24,7 +27,7 @@ from scripts.steps.probe import probe_step
 from scripts.steps.propagate import propagate_step
 from scripts.steps.pseudo_label import pseudo_label_step
 from scripts.steps.report import report_step
-from scripts.steps.run_state import Pipeline
+from scripts.steps.run_state import CONSOLE, Pipeline
 from scripts.steps.submit import submit_step
 from scripts.steps.train import train_step
 from trainers import atomic
@@ -58,11 +61,14 @@ STORIES = (
 )
 
 
-def run_pipeline(config: RunConfig, *, until: str = "report", restart: bool = False) -> Pipeline:
+def run_pipeline(
+    config: RunConfig, *, until: str = "report", restart: bool = False, described: RunConfig | None = None
+) -> Pipeline:
     """Bring every stage up to and including `until` up to date; one line per stage is printed.
 
-    A submission that cannot be written does not keep the report from being written. Raises InputError for whatever
-    the user can mend; finished outputs stay as they were.
+    `described` is the user's config where a command set something in `config` itself. A submission that cannot be
+    written does not keep the report from being written. Raises InputError for whatever the user can mend; finished
+    outputs stay as they were.
     """
     story = next(steps for steps in STORIES if until in steps)
     names = list(story)
@@ -75,6 +81,9 @@ def run_pipeline(config: RunConfig, *, until: str = "report", restart: bool = Fa
     if "embed" in wanted:
         networks_to_embed(config)  # before the images are read, which may take hours
         check_label_use(config.embed.networks, until)
+    if "train" in wanted:
+        for line in settings_without_effect(config):
+            CONSOLE.print(f"[yellow]warning:[/] {escape(line)}")
     no_submission: InputError | None = None
     with locked(config.run_dir):
         pipeline = Pipeline(config, restart)
@@ -89,15 +98,18 @@ def run_pipeline(config: RunConfig, *, until: str = "report", restart: bool = Fa
                 no_submission = error
             if name == "prepare":
                 check_later_stages(pipeline, wanted)
-        if until != "report":
-            _write_config(config)
+        new_figures = "ensemble" in wanted or not (config.run_dir / "metrics.json").exists()
+        if until != "report" and new_figures:
+            _write_config(described or config)
+    if "ensemble" in wanted:
+        say_if_like_chance(config.run_dir)
     if no_submission is not None:
         raise no_submission
     return pipeline
 
 
 def _write_config(config: RunConfig) -> None:
-    """Not before the stages are done: it tells what the outputs were made with."""
+    """Not before the stages are done, and not by those that leave metrics.json as it is: it tells what that is of."""
     atomic.write_text(config.run_dir / "config.yaml", dump_config(config))
 
 

@@ -6,11 +6,11 @@ from scripts.command import run_command
 
 def main(config: ConfigArgument, overrides: OverridesArgument = None, restart: RestartOption = False) -> None:
     """Learn the backbones from the unlabelled pool (and prepare, if that is not done)."""
-    from configs.load import load_config
+    from scripts.own_arm import with_arm
     from scripts.pipeline import run_pipeline
 
-    asked = [*(overrides or ()), "pool.arm=pretrained"]
-    run_pipeline(load_config(config, asked), until="pretrain", restart=restart)
+    own, asked = with_arm(config, overrides or (), arm="pretrained", has=lambda config: config.pretrains)
+    run_pipeline(asked, until="pretrain", restart=restart, described=own)
 
 
 if __name__ == "__main__":

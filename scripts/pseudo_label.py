@@ -6,11 +6,11 @@ from scripts.command import run_command
 
 def main(config: ConfigArgument, overrides: OverridesArgument = None, restart: RestartOption = False) -> None:
     """Label the pool by fold models, and train students on labels and pool (and what comes before)."""
-    from configs.load import load_config
+    from scripts.own_arm import with_arm
     from scripts.pipeline import run_pipeline
 
-    asked = [*(overrides or ()), "pool.arm=pseudo"]
-    run_pipeline(load_config(config, asked), until="pseudo-label", restart=restart)
+    own, asked = with_arm(config, overrides or (), arm="pseudo", has=lambda config: bool(config.student_arms))
+    run_pipeline(asked, until="pseudo-label", restart=restart, described=own)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from trainers.decode import UnreadableImage, open_header
 from trainers.folders import KINDS, is_idx_folder, list_images, read_class_folders, read_idx_folder
 from trainers.guess_columns import ID_NAMES, Columns, ImageFiles, guess_columns
 from trainers.idx import idx_shape
+from trainers.label_conflicts import look_for_conflicts
 from trainers.one_hot import check_one_label_column
 from trainers.paths import split_idx_path
 from trainers.sheet import is_sheet, read_sheet
@@ -87,6 +88,9 @@ def inspect_data(place: Path) -> Understanding:
         guess.lines += [*_counts(source), *source.warnings]
         problems += _small_classes(source)
         image_size = _describe_images(source, data, guess)
+        look = look_for_conflicts(source, data)
+        guess.lines.append(look.line)
+        problems += [look.problem] if look.problem is not None else []
         if (source.frame["split"] == "pool").sum() >= ENOUGH_POOL:
             values["pool"] = {"arm": "pseudo"}
             guess.lines.append(

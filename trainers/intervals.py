@@ -6,6 +6,7 @@ The interval of average precision is Student's t on the logit scale around the e
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.stats
@@ -98,6 +99,22 @@ def macro_average_precision_interval(
     unseen = unseen_share(num_units, confidence) / len(present)
     low, high = _logit_interval(estimate, sd, num_units, unseen, confidence)
     return Interval(estimate, low, high, sd, num_units, confidence, len(values))
+
+
+def ranking_interval(
+    targets: ArrayLike,
+    scores: np.ndarray,
+    *,
+    groups: Groups = None,
+    replicates: int = 2000,
+    confidence: float = 0.95,
+    rng: np.random.Generator,
+) -> Interval:
+    """That of average precision for (rows, 1) scores of a positive class, of macro AP for (rows, classes) scores."""
+    settings: dict[str, Any] = {"groups": groups, "replicates": replicates, "confidence": confidence, "rng": rng}
+    if scores.shape[1] == 1:
+        return average_precision_interval(targets, scores[:, 0], **settings)
+    return macro_average_precision_interval(targets, scores, **settings)
 
 
 def precision_recall_band(

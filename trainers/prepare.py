@@ -20,6 +20,7 @@ from trainers.bulk_decode import decode_all
 from trainers.duplicate_sets import other_label_warnings, with_duplicate_sets
 from trainers.folds import HOLDOUT, assign_folds, fold_table, joined_groups
 from trainers.guarantee import missing_guarantee, positive_units
+from trainers.label_conflicts import conflict_message
 from trainers.paths import file_of
 from trainers.pixel_cache import pixel_shape, storing
 from trainers.source import Source, image_roots, place_of, read_source, rows_labelled
@@ -153,18 +154,9 @@ def _check_rejected(rejected: pd.DataFrame, num_rows: int, data: DataConfig) -> 
 
 
 def _check_conflicts(accepted: pd.DataFrame) -> None:
-    labelled = accepted[accepted["label"].notna()]
-    kinds = labelled.groupby("sha256")["label"].transform("nunique")
-    conflicts = []
-    for _, rows in labelled[kinds > 1].groupby("sha256", sort=False):
-        conflicts.append(
-            " = ".join(f"{place_of(row)}, id {row.id!r}, labelled {row.label!r}" for row in rows.itertuples())
-        )
-    if conflicts:
-        raise InputError(
-            f"{counted(len(conflicts), 'image is', 'images are')} there under different labels, byte for byte; "
-            f"correct the label or remove one\n{listed(conflicts)}"
-        )
+    message = conflict_message(accepted[accepted["label"].notna()])
+    if message is not None:
+        raise InputError(message)
 
 
 def _with_folds(

@@ -27,6 +27,7 @@ import torch  # noqa: E402
 from configs.errors import InputError, counted, listed  # noqa: E402
 from ensembles.portable.blend import probabilities_of  # noqa: E402
 from ensembles.portable.listing import Listing, list_images  # noqa: E402
+from ensembles.portable.order import strictly_ordered  # noqa: E402
 from ensembles.portable.scoring import Ensemble, load_ensemble, read_config, read_pixels, score_pixels  # noqa: E402
 from trainers.decode import UnreadableImage  # noqa: E402
 
@@ -69,8 +70,10 @@ def _columns(config: dict[str, Any], *, submission: bool) -> list[str]:
 
 
 def _rows(config: dict[str, Any], ids: Sequence[str], scores: np.ndarray, *, submission: bool) -> Iterator[list[Any]]:
-    """Rows of the output as text; numbers in full."""
+    """Rows of the output as text; numbers in full. A submission's are to be given all at once, to keep their order."""
     probabilities = probabilities_of(config["blend"], scores)
+    if submission and config["positive_label"] is not None:
+        probabilities = strictly_ordered(probabilities[:, 0], scores[:, 0])[:, None]
     for id_, row, score in zip(ids, probabilities.tolist(), scores.tolist(), strict=True):
         if submission:
             yield [id_ if output is None else repr(row[output]) for _, output in config["submission"]]
@@ -90,6 +93,8 @@ def score_to_csv(
     """
     config = ensemble.config
     unreadable: list[str] = []
+    kept_ids: list[str] = []
+    kept_scores: list[np.ndarray] = []
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     done, shown = 0, sys.stderr.isatty()
     try:
@@ -102,11 +107,16 @@ def score_to_csv(
                 unreadable += [f"id {id_!r}, {path}: {e}" for (id_, path), e in pairs if isinstance(e, UnreadableImage)]
                 readable = [(id_, pixels) for (id_, _), pixels in pairs if isinstance(pixels, np.ndarray)]
                 if readable:
-                    scores = score_pixels(ensemble, np.stack([pixels for _, pixels in readable]))
-                    writer.writerows(_rows(config, [id_ for id_, _ in readable], scores, submission=submission))
+                    kept_ids += [id_ for id_, _ in readable]
+                    kept_scores.append(score_pixels(ensemble, np.stack([pixels for _, pixels in readable])))
+                    if not submission:
+                        writer.writerows(_rows(config, kept_ids, kept_scores[0], submission=False))
+                        kept_ids, kept_scores = [], []
                 done += len(images)
                 if shown:
                     print(f"\rscored {done:,} of {len(listing.images):,}", end="", file=sys.stderr, flush=True)
+            if kept_ids:
+                writer.writerows(_rows(config, kept_ids, np.concatenate(kept_scores), submission=True))
             stream.flush()
             os.fsync(stream.fileno())
         whole = skip or not unreadable

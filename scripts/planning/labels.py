@@ -19,6 +19,7 @@ def plan_labels(config: RunConfig, *, aps: Sequence[float], rate: float | None) 
     """Everything that is shown and written; with `rate`, training images per second, nothing is measured."""
     from ensembles import planning
     from ensembles.budget import rounded_rate
+    from trainers.label_conflicts import look_for_conflicts
     from trainers.source import read_source
 
     if rate is not None:
@@ -26,6 +27,9 @@ def plan_labels(config: RunConfig, *, aps: Sequence[float], rate: float | None) 
     if config.data.source is None:
         raise InputError("data.source is not set: name the table or folder with your labelled images")
     source = read_source(config.data)
+    look = look_for_conflicts(source, config.data)
+    if look.problem is not None:
+        raise InputError(look.problem)
     counts = planning.label_counts(source)
     confidence, guarantee = config.metrics.confidence, config.guarantee
     precisions = planning.expected_precisions(

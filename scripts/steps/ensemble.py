@@ -1,5 +1,6 @@
 """Ensemble: blend the models' scores, take the threshold, and judge everything into metrics.json."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,15 @@ def ensemble_step(pipeline: Pipeline) -> None:
     if tuned is not None:
         CONSOLE.print(f"[bold]blend[/]     {escape(tuned['reason'])}")
     pipeline.say("ensemble", [blended, record], "metrics.json", summary=record.summary)
+
+
+def say_if_like_chance(run_dir: Path) -> None:
+    """The last line of a run whose ensemble guesses, so that files and figures are not taken for a success."""
+    from ensembles.chance import ensemble_like_chance
+
+    told = ensemble_like_chance(json.loads((run_dir / "metrics.json").read_text(encoding="utf-8")))
+    if told is not None:
+        CONSOLE.print(f"[bold red]no result[/] {escape(told)}")
 
 
 def _say_arms(verdict: dict[str, Any]) -> None:

@@ -7,22 +7,29 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from rich.markup import escape
 
 from configs.errors import counted
 from configs.pool import PseudoConfig
+from configs.schema import RunConfig
 from scripts.steps.embed import as_teacher, embed_network
 from scripts.steps.fold_labels import ledger_file, ledger_name
 from scripts.steps.predict import keep_predictions_of, predict_arms
 from scripts.steps.run_state import CONSOLE, Pipeline, folder_digests, rows_digest
 from scripts.steps.teachers import teacher_step, teachers_folder
 from scripts.steps.train import train_arms
-from trainers.provenance import file_digest
+from trainers.provenance import derive_seed, file_digest
 from trainers.stages import Stage, StageOutcome, StageRecord, log_event
 from trainers.table import ImageTable, read_table
 
+if TYPE_CHECKING:
+    from ensembles.pseudo_labels import HeldOut
+
+LEDGER_VERSION = 2  # of what its record tells: 2 has the teachers' AP
 LABEL_COLUMNS = ("id", "sha256", "label", "fold")
 # Fields of `pseudo` that say how students learn, or how many rounds of them there are, not what they are taught.
 NOT_TAUGHT = {"batch_size", "loss_weight", "rounds", "min_precision"}
@@ -92,6 +99,7 @@ def label_pool(pipeline: Pipeline, arm: str, name: str) -> StageRecord:
             else None,
             "rows": rows_digest(table, table.rows("train"), LABEL_COLUMNS),
             "seed": config.seed,
+            "version": LEDGER_VERSION,
         },
         (ledger_file(name),),
     )
@@ -139,12 +147,32 @@ def label_pool(pipeline: Pipeline, arm: str, name: str) -> StageRecord:
             slopes = [own.slope for own in ledger.calibrations.values()]
             line += f", teachers' logits times {min(slopes):.2f} to {max(slopes):.2f}"
         told = {label: _known(each.share, each.low, each.high) for label, each in ledger.precision.items()}
-        return StageOutcome(line, {"precision": told, "priors": priors, "calibrations": calibrations})
+        facts = {"precision": told, "priors": priors, "calibrations": calibrations}
+        return StageOutcome(line, facts | _teachers_ap(ledger.held_out, table, config))
 
     record = pipeline.stage(stage, work)
     pipeline.say("pseudo", [record], ledger_file(name))
     _say_precision(record, config.pseudo)
     return record
+
+
+def _teachers_ap(held_out: "HeldOut", table: ImageTable, config: RunConfig) -> dict[str, Any]:
+    """How the teachers rank the labelled images that they had not seen, and what a random order has there."""
+    from ensembles.chance import chance_level
+    from ensembles.evaluation import label_counts
+    from trainers.intervals import ranking_interval
+
+    targets = table.targets[held_out.rows]
+    interval = ranking_interval(
+        targets,
+        held_out.scores,
+        groups=table.units[held_out.rows],
+        replicates=config.metrics.replicates,
+        confidence=config.metrics.confidence,
+        rng=np.random.default_rng(derive_seed(config.seed, "teachers")),
+    )
+    ap = _known(interval.estimate, interval.low, interval.high)
+    return {"teachers_ap": ap, "chance": chance_level(label_counts(targets, table))}
 
 
 def _embed_voices(pipeline: Pipeline) -> None:
@@ -187,10 +215,16 @@ def _too_imprecise(pipeline: Pipeline, names: Sequence[str], records: Sequence[S
 
     table, floor = _table(pipeline), pipeline.config.pseudo.min_precision
     for name, record in zip(names, records, strict=True):
-        why = too_imprecise(record.facts["precision"], classes=table.classes, floor=floor)
+        why = too_imprecise(
+            record.facts["precision"],
+            classes=table.classes,
+            floor=floor,
+            teachers_ap=record.facts["teachers_ap"],
+            chance=record.facts["chance"],
+        )
         if why is not None:
             whose = f"{name}: " if len(names) > 1 else ""
-            return f"{whose}{why}; set it lower to train on them all the same"
+            return f"{whose}{why}"
     return None
 
 

@@ -11,7 +11,6 @@ from rich.markup import escape
 
 from configs.errors import listed
 from configs.schema import ModelConfig, RunConfig
-from configs.semi import SemiConfig
 from scripts.steps.fold_labels import FoldLabels, ledger_name, read_fold_labels
 from scripts.steps.own_networks import TRAINED_COLUMNS
 from scripts.steps.run_state import (
@@ -171,7 +170,7 @@ class _FoldModel:
         return {
             "rows": rows_digest(self.table, semi.rows, ("sha256",)),
             "features": None if semi.features is None else file_digest(semi.features / "manifest.json"),
-            **semi.config.model_dump(mode="json", exclude=_unused(semi.config)),
+            **semi.config.model_dump(mode="json", exclude=set(semi.config.idle)),
         }
 
     @property
@@ -207,12 +206,6 @@ class _FoldModel:
         facts = {key: result.facts.get(key) for key in FACTS}
         summary = f"{self.train.steps} steps on {len(self.data.train_rows)} rows"
         return StageOutcome(summary, facts, result.facts["seconds"])
-
-
-def _unused(semi: SemiConfig) -> set[str]:
-    """Settings that change nothing beside what others are set to."""
-    unused = {"soft": {"thresholds", "threshold"}, "hard": {"threshold"} if semi.thresholds == "adaptive" else set()}
-    return unused[semi.targets] | (set() if semi.background_classes else {"background_weight"})
 
 
 def _fold_data(table: ImageTable, fold: int, inner: np.ndarray | None = None) -> "FoldData":

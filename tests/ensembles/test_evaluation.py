@@ -354,3 +354,17 @@ def test_a_better_model_that_the_blend_leaves_out_is_told_to_be_so(tmp_path):
     (warning,) = [text for text in evaluate(tmp_path, table, None)["warnings"] if "alone" in text]
     assert warning.startswith("good alone ranks better than the ensemble, which leaves it out: ")
     assert "ensemble.tune: false" in warning
+
+
+def test_arms_that_did_not_score_the_pool_have_no_figures_of_it(tmp_path):
+    table, truth = toy_table()
+    write_toy_predictions(tmp_path / "predictions", table, truth, arms=("supervised", "pseudo-1"))
+    known = truth[truth["id"].str.startswith(("pool", "test"))]
+    whole = evaluate(tmp_path, table, known)["pool"]["truth"]["models"]
+    assert all(own.keys() == {"supervised", "pseudo-1"} for own in whole.values()), "the control"
+    for path in (tmp_path / "predictions" / "pseudo-1").rglob("*.parquet"):
+        frame = pd.read_parquet(path)
+        frame[frame["kind"] != "pool"].to_parquet(path)
+    metrics = evaluate(tmp_path, table, known)
+    assert all(own.keys() == {"supervised"} for own in metrics["pool"]["truth"]["models"].values())
+    assert all(own.keys() == {"supervised", "pseudo-1"} for own in metrics["test"]["models"].values())

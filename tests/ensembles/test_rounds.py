@@ -1,9 +1,13 @@
 """When rounds of pseudo-labels end."""
 
+import functools
+
 import pytest
 
-from ensembles.rounds import gain_in_words, too_imprecise, without_gain
+from ensembles import rounds
+from ensembles.rounds import gain_in_words, without_gain
 
+too_imprecise = functools.partial(rounds.too_imprecise, teachers_ap=[0.6, 0.5, 0.7], chance=0.1)
 ABOVE, AROUND, BELOW, UNKNOWN = [0.1, 0.05, 0.15], [0.01, -0.05, 0.07], [-0.1, -0.2, -0.01], [None, None, None]
 
 
@@ -43,3 +47,26 @@ def test_the_positive_class_of_two_counts_and_the_worst_of_more() -> None:
     why = too_imprecise(unknown, classes=list("abc"), floor=0.5)
     assert why is not None and "'c'" in why
     assert too_imprecise({"no": [0.1, 0.0, 0.2], "yes": [None] * 3}, classes=["no", "yes"], floor=1.0) is None
+
+
+@pytest.mark.parametrize(
+    ("yes", "teachers_ap", "floor", "stops"),
+    [
+        ([None] * 3, [0.12, 0.05, 0.3], 0.5, True),
+        ([None] * 3, [0.3, 0.2, 0.4], 0.5, False),  # a rare class that ranks first without being likely
+        ([None] * 3, [0.12, 0.05, 0.3], 0.0, False),  # asked for
+        ([None] * 3, [None] * 3, 0.5, False),
+        ([0.6, 0.4, 0.8], [0.12, 0.05, 0.3], 0.5, False),  # what is known decides
+    ],
+)
+def test_teachers_at_chance_teach_nothing_when_nobody_knows_how_often_they_are_right(
+    yes: list, teachers_ap: list, floor: float, stops: bool
+) -> None:
+    why = rounds.too_imprecise(
+        {"no": [0.9] * 3, "yes": yes}, classes=["no", "yes"], floor=floor, teachers_ap=teachers_ap, chance=0.1
+    )
+    assert (why is not None) == stops
+    if why is not None:
+        assert "taught as 'yes' are right is not known" in why
+        assert "out-of-fold AP is 0.120 [0.050, 0.300], a random order has 0.100" in why
+        assert "pseudo.min_precision to 0" in why

@@ -214,15 +214,6 @@ def test_scores_that_differ_are_written_differently_and_in_order(tmp_path):
     assert np.abs(values - expit(logits)).max() < 1e-12 and values.max() <= 1.0 and values.min() >= 0.0
 
 
-def test_values_are_moved_only_where_they_would_tie():
-    scores = np.array([3.0, 1.0, 2.0])
-    values = np.array([0.3, 0.1, 0.2])
-    assert submission.strictly_ordered(values, scores).tolist() == values.tolist()
-    tied = submission.strictly_ordered(np.array([1.0, 1.0, 1.0, 0.0, 0.0]), np.array([9.0, 8.0, 9.0, -9.0, -8.0]))
-    assert tied[0] == tied[2] == 1.0 and tied[1] == np.nextafter(1.0, 0.0)
-    assert tied[3] == 0.0 and tied[4] == np.nextafter(0.0, 1.0)
-
-
 def test_scores_of_another_test_set_are_refused(tmp_path):
     make_run(tmp_path)
     other = make_run(tmp_path / "other", test_ids=("00123", "new"))

@@ -8,7 +8,7 @@ from tests.scripts.tiny_runs import tiny_config
 from trainers.digits import DigitsSplit
 
 DIGITS = DigitsSplit(train=(12, 60), pool=(4, 20), test=(6, 30))
-PSEUDO: dict[str, Any] = {"pool": {"arm": "pseudo"}, "pseudo": {"batch_size": 8}}
+PSEUDO: dict[str, Any] = {"pool": {"arm": "pseudo"}, "pseudo": {"batch_size": 8, "min_precision": 0.0}}
 SEMI: dict[str, Any] = {"pool": {"arm": "semi"}, "semi": {"batch_size": 8}}
 PRETRAIN = {"steps": 6, "batch_size": 12, "warmup_steps": 1, "log_every_steps": 3, "watch_every_steps": 3}
 

@@ -241,7 +241,7 @@ def test_a_split_column_is_used_and_said_and_files_that_are_left_out_are_too(tmp
     (folder / "train.csv").unlink()
     pictures(folder / "pool", "1.png")
     pictures(folder / "labelled" / "a", "1.png", "2.png", "3.png")
-    pictures(folder / "labelled" / "b", "4.png", "5.png", "6.png")
+    pictures(folder / "labelled" / "b", "4.png", "5.png", "6.png", size=(40, 31))  # of other bytes than those of a
     (folder / "labelled" / "b" / "3.heic").write_bytes(b"")
     main(folder, out=tmp_path / "other.yaml")
     assert f"{folder}: 13 files are not images" in capsys.readouterr().out

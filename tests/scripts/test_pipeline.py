@@ -311,3 +311,32 @@ def test_an_unreadable_test_image_is_told_early_and_costs_the_submission_but_not
     assert told.index("1 test image cannot be read, so there will be no submission") < told.index("up to date")
     assert (run_dir / "report.html").exists()
     assert not (run_dir / "submission.csv").exists()
+
+
+def test_the_last_line_of_a_run_at_chance_says_so(
+    data: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished, tmp_path / "tiny")
+    path, last = tmp_path / "tiny" / "metrics.json", {}
+    for low in (0.01, 0.9):
+        metrics = json.loads(path.read_text())
+        metrics["ensemble"].update(ap=0.95, ap_ci=[low, 0.99])
+        path.write_text(json.dumps(metrics))
+        run_pipeline(config_of(data, tmp_path))
+        last[low] = capsys.readouterr().out.splitlines()[-1]
+    assert last[0.01].startswith(
+        "no result the ensemble is not shown to be better than chance: its out-of-fold AP is 0.95"
+    )
+    assert last[0.9].startswith("report"), "the control: a run that is better ends with its report"
+
+
+def test_a_setting_without_effect_is_told_once_before_anything_is_done(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"pseudo": {"rounds": 3}, "train": {"loss": {"tau": 2.0}}}
+    for until, expected in (("prepare", 0), ("train", 2)):
+        run_pipeline(config_of(data, tmp_path, **changes), until=until)
+        lines = capsys.readouterr().out.splitlines()
+        assert len([line for line in lines if "has no effect" in line]) == expected
+    assert lines[0] == "warning: pseudo.rounds: 3 has no effect, it takes pool.arm: pseudo or all"
+    assert lines[1] == "warning: train.loss.tau: 2.0 has no effect, it takes train.loss.name: logit_adjusted"

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,13 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from configs.errors import InputError
+from configs.load import dump_config, load_config
 from configs.sections import merged
 from ensembles.probe import out_of_fold_scores
 from ensembles.report_sections import logged_warnings
 from ensembles.run_files import read_run
 from ensembles.wording import signed
+from scripts import pretrain, pseudo_label
 from scripts.pipeline import run_pipeline
 from scripts.steps.fold_labels import FoldLabels, read_fold_labels
 from tests.scripts.pool_runs import DIGITS, PSEUDO, SEMI, config_of, weights
@@ -319,3 +322,26 @@ def test_a_corrected_label_teaches_again_and_a_changed_image_teaches_its_student
 def test_a_wrong_field_of_fine_tuning_is_told_at_once(data: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"pretrain.fine_tune.stepz: .*steps"):
         config_of(data, tmp_path, pretrain={"fine_tune": {"stepz": 5}})
+
+
+@pytest.mark.parametrize(("command", "arm"), [(pretrain, "pretrained"), (pseudo_label, "pseudo")])
+def test_a_command_of_one_arm_leaves_the_stored_config_that_of_the_run(
+    data: Path, finished: Path, tmp_path: Path, command: ModuleType, arm: str
+) -> None:
+    plain, path = {"pool": {"arm": "none"}, "pseudo": PSEUDO["pseudo"]}, tmp_path / "config.yaml"
+    config = config_of(data, tmp_path / "runs", **plain)
+    path.write_text(dump_config(config))
+    with pytest.raises(InputError, match=f"pool.arm=semi: this command does what pool.arm={arm} asks for; leave it"):
+        command.main(path, ["pool.arm=semi"])
+    command.main(path)
+    stored = config.run_dir / "config.yaml"
+    assert load_config(stored) == config, "of a run that has no figures yet: what the user asked for"
+    assert (config.run_dir / ("pretrain" if arm == "pretrained" else "pseudo_labels/pseudo-1.parquet")).exists()
+
+    shutil.rmtree(config.run_dir)
+    shutil.copytree(finished, config.run_dir)
+    before = stored.read_bytes()
+    command.main(path)
+    assert stored.read_bytes() == before, "metrics.json is still that of the run"
+    run_pipeline(config)
+    assert load_config(stored) == config, "the control: a run replaces it"

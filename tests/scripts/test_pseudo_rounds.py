@@ -141,6 +141,23 @@ def test_no_student_is_taught_what_is_too_often_wrong(
     assert (config.run_dir / "predictions" / "pseudo-1").exists(), "the control: the estimate is not under the floor"
 
 
+@pytest.mark.parametrize(("steps", "trained"), [(0.0, False), (2.0, True)])
+def test_teachers_at_chance_teach_nothing_where_nobody_knows_how_often_they_are_right(
+    run: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str], steps: float, trained: bool
+) -> None:
+    """No image is likely to be positive; with `steps` the positives rank first all the same."""
+    config, rng = run(min_precision=0.5), np.random.default_rng(0)
+    for path in (config.run_dir / "predictions" / "supervised").rglob("*.parquet"):
+        scores = pd.read_parquet(path)
+        known = scores["target"].fillna(0).astype(float)
+        scores.assign(logit=-5 + steps * known + rng.uniform(0, 1, len(scores))).to_parquet(path)
+    run_pipeline(config, until="pseudo-label")
+    assert (config.run_dir / "predictions" / "pseudo-1").exists() == trained
+    said = [line for line in told(capsys) if "teachers are not shown to be better than chance" in line]
+    assert len(said) == (not trained)
+    assert all("pseudo-labels stop before the first round, pseudo-1 is not trained: how many" in line for line in said)
+
+
 def test_students_of_a_round_teach_the_next_and_begin_as_those_of_the_first(
     run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,7 +64,7 @@ def test_semi_supervised_networks_begin_as_the_others_and_are_judged_beside_them
         ({"pseudo": {"threshold": 0.7}}, set()),  # of another arm
         ({"pool": {"arm": "combined"}}, {"train/combined", "predict/combined"}),
         (
-            {"pool": {"arm": "pseudo"}, "pseudo": {"teacher": "semi", "batch_size": 8}},
+            {"pool": {"arm": "pseudo"}, "pseudo": {"teacher": "semi", "batch_size": 8, "min_precision": 0.0}},
             {"train/pseudo-1", "predict/pseudo-1"},
         ),
     ],

@@ -223,7 +223,15 @@ def test_no_trial_that_keeps_the_constraints_is_told(folder: Path) -> None:
 
 
 def test_students_of_the_pool_are_judged(folder: Path) -> None:
-    run_study(call_of(folder, {"pseudo.loss_weight": {"choices": [0.5, 1.0]}}, "pool.arm=pseudo", trials=1))
+    run_study(
+        call_of(
+            folder,
+            {"pseudo.loss_weight": {"choices": [0.5, 1.0]}},
+            "pool.arm=pseudo",
+            "pseudo.min_precision=0",
+            trials=1,
+        )
+    )
     (trial,) = study_of(folder).trials
     assert trial.state == TrialState.COMPLETE, trial.user_attrs
     scores = read_trials(folder / "runs/tiny/tune", [0], FULL, num_folds=2, groups=None)[0]

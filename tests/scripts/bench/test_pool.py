@@ -44,7 +44,7 @@ STUDY: dict[str, Any] = {
             "data": {"num_positives": 8, "num_negatives": 80, "num_pool": 80, "unseen": ["bag"], "unseen_share": 0.1},
         }
     },
-    "methods": {"naive soft": {"pool.arm": "pseudo", "pseudo.batch_size": 8}},
+    "methods": {"naive soft": {"pool.arm": "pseudo", "pseudo.batch_size": 8, "pseudo.min_precision": 0}},
     "rivals": {
         "self-training": {"learner": "self-training", "threshold": [0.8], "C": [0.01, 1.0]},
         "label spreading": {"learner": "label-spreading", "n_neighbors": [5, 10], "alpha": [0.5]},
