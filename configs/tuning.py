@@ -159,7 +159,9 @@ class TuningConfig(Section):
     keep: Literal["networks", "scores"] = Field(
         "networks", description="of finished trials: networks, which later trials share, or their scores alone"
     )
-    heartbeat_seconds: Annotated[int, Field(ge=1)] = Field(30, description="PostgreSQL: sign of life of a trial")
+    heartbeat_seconds: Annotated[int, Field(ge=1)] = Field(
+        30, description="PostgreSQL: how often a trial renews its sign of life"
+    )
     patience_seconds: NonNegative = Field(120, description="PostgreSQL: silence after which a trial is given up")
     space: dict[str, ParameterConfig] = Field(min_length=1, description="dotted key of the config: what is searched")
 

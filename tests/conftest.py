@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from tests.postgres_server import postgres_url  # noqa: F401 - a fixture of many tests
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
 
 CREATES = {"os.rename", "os.mkdir", "os.truncate"}

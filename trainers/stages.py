@@ -201,8 +201,8 @@ def log_event(run_dir: Path, event: str, **fields: Any) -> None:
 
 
 @contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
-    """Hold the run folder for this process; a second one is refused with the host and pid that hold it.
+def locked(run_dir: Path, *, waits: bool = False) -> Iterator[None]:
+    """Hold the run folder for this process; a second one is refused with the host and pid that hold it, or `waits`.
 
     The kernel frees the lock when its process dies, so there are no stale locks to clean up. Loader processes of a
     killed one hold it for the seconds that they take to notice, which are waited for.
@@ -215,7 +215,7 @@ def locked(run_dir: Path) -> Iterator[None]:
             f"{run_dir}: the run folder cannot be made or written to ({error.strerror}); set `out`"
         ) from None
     with stream:
-        _take_lock(stream, run_dir)
+        _take_lock(stream, run_dir, waits=waits)
         with atomic.naming(run_dir / ".lock"):
             stream.truncate(0)
             stream.write(f"host {os.uname().nodename}, pid {os.getpid()}\n")
@@ -223,7 +223,7 @@ def locked(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def _take_lock(stream: IO[str], run_dir: Path) -> None:
+def _take_lock(stream: IO[str], run_dir: Path, *, waits: bool) -> None:
     give_up = time.monotonic() + ORPHAN_SECONDS
     while True:
         try:
@@ -232,7 +232,7 @@ def _take_lock(stream: IO[str], run_dir: Path) -> None:
         except BlockingIOError:
             stream.seek(0)
             holder = stream.read().strip()
-        if not _is_dead(holder) or time.monotonic() > give_up:
+        if not waits and (not _is_dead(holder) or time.monotonic() > give_up):
             raise InputError(
                 f"{run_dir}: another rarefind process works on this run ({holder or 'unknown'}); wait for it, stop it, "
                 "or choose another `name`"

@@ -1,17 +1,20 @@
 """Where a study is kept: a journal file for the processes of one machine, PostgreSQL for several machines.
 
-Both know which trials are alive. In PostgreSQL a trial's heartbeat tells it; a journal has none, so each running trial
-holds a lock file that the kernel frees when its process dies, however it went. A dead trial is failed and begun anew.
+Both know which trials are alive: each running trial holds a lock (beside the journal a file's, in PostgreSQL an
+advisory one) that is freed when its process dies, however it went. A dead trial is failed and begun anew. Optuna's
+own heartbeats are not used: one that cannot be written ends them for good, and a trial without any is never missed.
 """
 
 import fcntl
 import json
 import os
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, TYPE_CHECKING, Protocol
 from zlib import crc32
 
 import optuna
@@ -23,8 +26,12 @@ from optuna.trial import FrozenTrial, TrialState
 from configs.errors import InputError
 from trainers import atomic
 
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
 JOURNAL = "journal.log"
 STOPS = "stops"  # attribute of a trial: how often it was interrupted because somebody asked for it
+RECONNECT_SECONDS = 0.5
 SCHEMES = ("postgresql://", "postgres://", "postgresql+psycopg://")
 
 
@@ -107,7 +114,12 @@ class JournalStore:
 
 
 class PostgresStore:
-    """A PostgreSQL database, whose advisory lock is the seat and whose clock judges heartbeats."""
+    """A PostgreSQL database, whose advisory locks are the seat and the signs of life of running trials.
+
+    The server frees a lock when its connection ends: at once when a process dies, after `patience_seconds` when a
+    machine is cut off. A connection that is lost while the worker lives is found out and replaced at the next of its
+    beats, `heartbeat_seconds` apart, so a trial is taken for dead only after `patience_seconds` without a lock.
+    """
 
     def __init__(
         self, url: str, study_name: str, *, retries: int, heartbeat_seconds: int, patience_seconds: float
@@ -125,17 +137,19 @@ class PostgresStore:
             ) from None
         self.retry = _retrying(retries)
         self.key = crc32(study_name.encode("utf-8"))
+        self.heartbeat_seconds = heartbeat_seconds
+        self.patience_seconds = max(2.0 * heartbeat_seconds, patience_seconds)
+        self._without_lock: dict[int, float] = {}  # running trials, and since when they were seen so
         try:
-            # A connection of its own, which does not wait for one that a heartbeat uses, and is checked before use.
-            self._engine = sqlalchemy.create_engine(self.url, pool_pre_ping=True)
+            # Connections of their own, which do not wait for the storage's, and are checked before use.
+            self._engine = sqlalchemy.create_engine(
+                self.url,
+                pool_pre_ping=True,
+                isolation_level="AUTOCOMMIT",
+                connect_args={"tcp_user_timeout": round(1000 * self.patience_seconds)},
+            )
             with self.seat():  # two workers at once cannot make the tables
-                self.storage: BaseStorage = RDBStorage(
-                    self.url,
-                    engine_kwargs={"pool_pre_ping": True},
-                    heartbeat_interval=heartbeat_seconds,
-                    grace_period=max(heartbeat_seconds + 1, round(patience_seconds)),
-                    heartbeat_stale_trial_callback=self.retry,
-                )
+                self.storage: BaseStorage = RDBStorage(self.url, engine_kwargs={"pool_pre_ping": True})
         except ImportError:
             raise InputError("--storage: PostgreSQL needs the package psycopg: pip install 'rarefind[scale]'") from None
         except SQLAlchemyError as error:
@@ -145,19 +159,92 @@ class PostgresStore:
     def seat(self) -> Iterator[None]:
         import sqlalchemy
 
-        with self._engine.connect() as connection:
+        with self._connected() as connection:
             connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": self.key})
             try:
                 yield
-            finally:  # the server frees it, too, when the connection is lost
-                connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:key)"), {"key": self.key})
+            finally:
+                with suppress(sqlalchemy.exc.DBAPIError):  # a lost connection has no lock either
+                    connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:key)"), {"key": self.key})
 
     @contextmanager
     def alive(self, number: int) -> Iterator[None]:
-        yield  # Optuna's heartbeat does it
+        connection, ended = self._connected(), threading.Event()
+        self._take_lock(connection, number)  # before the seat is given back
+        keeper = threading.Thread(target=self._keep_lock, args=(connection, number, ended), daemon=True)
+        keeper.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            keeper.join()
 
     def fail_dead(self, study: optuna.Study) -> None:
-        optuna.storages.fail_stale_trials(study)
+        locked = self._locked()  # looked at first: a trial that ends now has not lost its lock before it was told
+        now = time.monotonic()
+        without = [trial.number for trial in _running(study) if trial.number not in locked]
+        self._without_lock = {number: self._without_lock.get(number, now) for number in without}
+        for number, since in self._without_lock.items():
+            if now - since >= self.patience_seconds:
+                fail_and_retry(study, number, self.retry)
+
+    def _connected(self) -> "Connection":
+        """A connection whose other end is found out to be gone within about the patience, on both sides."""
+        import sqlalchemy
+
+        connection = self._engine.connect()
+        seconds, milliseconds = str(max(1, round(self.patience_seconds / 4))), str(round(1000 * self.patience_seconds))
+        settings = {"idle": seconds, "interval": seconds, "count": "3", "timeout": milliseconds}
+        connection.execute(
+            sqlalchemy.text(
+                "SELECT set_config('tcp_keepalives_idle', :idle, false), "
+                "set_config('tcp_keepalives_interval', :interval, false), "
+                "set_config('tcp_keepalives_count', :count, false), set_config('tcp_user_timeout', :timeout, false)"
+            ),
+            settings,
+        )
+        return connection
+
+    def _take_lock(self, connection: "Connection", number: int) -> None:
+        """Take the trial's lock, or find out that the connection is lost: one that is held already is held once more.
+
+        It may still be held by a lost connection of this very worker, which is as good.
+        """
+        import sqlalchemy
+
+        key = int.from_bytes(self.key.to_bytes(4, "big"), "big", signed=True)
+        statement = sqlalchemy.text("SELECT pg_try_advisory_lock(CAST(:key AS integer), CAST(:number AS integer))")
+        connection.execute(statement, {"key": key, "number": number})
+
+    def _keep_lock(self, connection: "Connection", number: int, ended: threading.Event) -> None:
+        """What a running trial's thread does: hold its lock, on another connection where one is lost."""
+        from sqlalchemy.exc import SQLAlchemyError
+
+        kept: Connection | None = connection
+        while not ended.wait(RECONNECT_SECONDS if kept is None else self.heartbeat_seconds):
+            try:
+                kept = self._connected() if kept is None else kept
+                self._take_lock(kept, number)
+            except SQLAlchemyError:  # the server or the network is away
+                if kept is not None:
+                    kept.invalidate()
+                    kept.close()
+                kept = None
+        if kept is not None:
+            kept.detach()  # not put back into the pool: the lock ends with the connection
+            kept.close()
+
+    def _locked(self) -> set[int]:
+        """Numbers of this study's trials whose locks are held."""
+        import sqlalchemy
+
+        statement = sqlalchemy.text(
+            "SELECT objid FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database "
+            "WHERE datname = current_database() AND locktype = 'advisory' AND granted "
+            "AND objsubid = 2 AND classid = :key"  # 2: of locks with two keys
+        )
+        with self._connected() as connection:
+            return {int(number) for number in connection.execute(statement, {"key": self.key}).scalars()}
 
 
 def fail_and_retry(study: optuna.Study, number: int, retry: Retry) -> None:
@@ -175,7 +262,8 @@ def _running(study: optuna.Study) -> list[FrozenTrial]:
 
 def count_stop(trial: optuna.Trial) -> None:
     """Note that the trial ends because somebody asked for it, which is no reason to give it up one day."""
-    trial.set_user_attr(STOPS, trial.user_attrs.get(STOPS, 0) + 1)
+    with suppress(UpdateFinishedTrialError):  # taken for dead before
+        trial.set_user_attr(STOPS, trial.user_attrs.get(STOPS, 0) + 1)
 
 
 def _retrying(retries: int) -> Retry:

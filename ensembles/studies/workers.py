@@ -4,16 +4,19 @@ A trial is begun with the study's seat held, so that the number of trials is exa
 as the trial shows signs of life. A trial whose worker died is begun anew by whichever worker comes next.
 """
 
+import os
+import socket
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
 import optuna
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.samplers import BaseSampler, BruteForceSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from configs.errors import InputError, listed
 from ensembles.studies.storage import Store, count_stop, fail_and_retry, repeated
@@ -22,6 +25,7 @@ from trainers.stopping import Stopped, raise_if_asked
 
 MAX_FAILURES = 5  # one after the other, before a worker takes the mistake for everybody's
 WAIT_SECONDS = 1.0
+WORKER = "worker"  # attribute of a trial: who is at it
 
 Direction = Literal["minimize", "maximize"]
 Objective = Callable[[optuna.Trial], float | Sequence[float]]
@@ -45,6 +49,7 @@ class _Turn:
 
     number: int | None = None
     failure: str | None = None
+    has_ended: bool = False
     resources: ExitStack = field(default_factory=ExitStack)
 
 
@@ -79,7 +84,8 @@ def work(
     while limits.of_worker is None or begun < limits.of_worker:
         raise_if_asked()
         turn = _Turn()
-        running = _take_turn(study, store, objective, limits.trials, sampler, turn)
+        with _storage_errors_told(study):
+            running = _take_turn(study, store, objective, limits.trials, sampler, turn)
         if turn.number is None:
             if not running:
                 return begun
@@ -115,14 +121,20 @@ def _take_turn(
         turn.resources.enter_context(store.alive(trial.number))
         seat.close()
         try:
-            return objective(trial)
+            trial.set_user_attr(WORKER, worker_name())
+            values = objective(trial)
+        except (optuna.TrialPruned, UpdateFinishedTrialError):
+            turn.has_ended = True
+            raise
         except InputError as error:
-            turn.failure = str(error)
+            turn.has_ended, turn.failure = True, str(error)
             trial.set_user_attr("reason", turn.failure)
             raise TrialFailed(turn.failure) from error
         except (Stopped, KeyboardInterrupt):
             count_stop(trial)
             raise
+        turn.has_ended = True
+        return values
 
     with turn.resources, seat:
         seat.enter_context(store.seat())
@@ -135,15 +147,32 @@ def _take_turn(
         study.sampler = sampler(len(known))
         try:
             study.optimize(alive, n_trials=1, catch=(TrialFailed,))
-        except UpdateFinishedTrialError:
-            pass  # its heartbeat was not heard for too long, and another worker has begun it anew
-        except BaseException:  # a stop, a full disk: the trial is no worse for it
+        except BaseException as error:  # a stop, a full disk: the trial is no worse for it
+            if turn.has_ended and isinstance(error, UpdateFinishedTrialError | ValueError):
+                return 0  # it was cut off for too long: others took it for dead, and it cannot be told any more
             seat.close()
             if turn.number is not None:
                 with store.seat():
                     fail_and_retry(study, turn.number, store.retry)
             raise
     return 0
+
+
+@contextmanager
+def _storage_errors_told(study: optuna.Study) -> Iterator[None]:
+    try:
+        yield
+    except (StorageInternalError, SQLAlchemyError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise InputError(
+            f"{study.study_name}: the study's storage does not answer any more ({reason}); nothing is lost, and the "
+            "same command goes on once it does"
+        ) from None
+
+
+def worker_name() -> str:
+    """This process among all that may share a study."""
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def build_sampler(name: str, *, seed: int, startup_trials: int, conditional: bool) -> Callable[[int], BaseSampler]:

@@ -190,7 +190,8 @@ class TrialObjective:
         from ensembles.studies.fold_scores import scores_file, write_scores
 
         folds: list[FoldScores] = []
-        with locked(pipeline.run_dir):
+        # A repeated trial's first worker may live, cut off from the storage: what it trains is taken over then.
+        with locked(pipeline.run_dir, waits=True):
             prepare_step(pipeline)
             table = read_table(pipeline.run_dir / "table.parquet")
             if self._rows_of(table) != self.rows:

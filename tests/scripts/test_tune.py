@@ -2,6 +2,8 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from threading import Event, Thread
+from time import sleep
 from typing import Any
 from wsgiref.util import setup_testing_defaults
 
@@ -19,9 +21,10 @@ from ensembles.studies.storage import JOURNAL, JournalStore
 from scripts.pipeline import run_pipeline
 from scripts.steps import trial as trial_step
 from scripts.steps.study import Call, run_study
+from tests.postgres_server import new_database
 from trainers.digits import DigitsSplit, write_digits
 from trainers.metrics import average_precision
-from trainers.stages import Attempt, Stage, StageOutcome, run_stage
+from trainers.stages import Attempt, Stage, StageOutcome, locked, run_stage
 
 LR = {"train.lr": {"low": 1e-3, "high": 1e-2, "log": True}}
 NETWORKS = [{"backbone": name} for name in ("test_resnet", "test_efficientnet", "test_vit")]
@@ -242,6 +245,35 @@ def test_students_of_the_pool_are_judged(folder: Path) -> None:
 def test_two_workers_share_a_study(folder: Path) -> None:
     run_study(call_of(folder, LR, trials=3), workers=2)
     assert [trial.state for trial in study_of(folder).trials] == [TrialState.COMPLETE] * 3
+
+
+def test_two_workers_share_a_study_on_postgresql(folder: Path, postgres_url: str) -> None:
+    url = new_database(postgres_url, "real")
+    result = run_study(replace(call_of(folder, LR, trials=4, pruning={"method": "folds"}), storage=url), workers=2)
+    study = optuna.load_study(study_name="tiny-tune", storage=url.replace("postgresql:", "postgresql+psycopg:"))
+    assert [trial.number for trial in study.trials] == list(range(4))
+    assert {trial.state for trial in study.trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
+    assert result.corrected.naive == pytest.approx(study.best_value)
+    tune = folder / "runs/tiny/tune"
+    assert sum(json.loads((tune / "study.json").read_text())["trials"].values()) == 4
+    assert not (tune / JOURNAL).exists()
+
+
+def test_a_repeated_trial_waits_for_its_first_worker_and_takes_over_what_that_trained(folder: Path) -> None:
+    """The first one lives, cut off from the storage; refused, the repetition would fail."""
+    in_time, trials = Event(), folder / "runs/tiny/tune/trials"
+
+    def hold() -> None:
+        with locked(trials / "0"):
+            in_time.set()
+            sleep(3)
+
+    holder = Thread(target=hold)
+    holder.start()
+    in_time.wait()
+    run_study(call_of(folder, LR, trials=1))
+    assert not holder.is_alive()
+    assert [trial.state for trial in study_of(folder).trials] == [TrialState.COMPLETE]
 
 
 def test_the_dashboard_opens_the_study(folder: Path) -> None:

@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 from configs.errors import InputError
 from ensembles.studies.storage import JournalStore, Store, open_store, place_of, quiet, repeated
 from ensembles.studies.workers import Limits, build_sampler, open_study, work
+from tests.postgres_server import new_database
 from trainers.stopping import Stopped
 
 FORK = multiprocessing.get_context("fork")  # which need not import everything again
@@ -101,19 +102,11 @@ def test_a_trial_whose_worker_was_killed_is_begun_anew_from_a_journal(tmp_path: 
 
 
 def test_eight_workers_on_postgresql_make_exactly_the_trials_asked_for(postgres_url: str, tmp_path: Path) -> None:
-    check_eight_workers(_database(postgres_url, "eight"), tmp_path, 48)
+    check_eight_workers(new_database(postgres_url, "eight"), tmp_path, 48)
 
 
 def test_a_trial_whose_worker_was_killed_is_begun_anew_from_postgresql(postgres_url: str, tmp_path: Path) -> None:
-    check_a_killed_worker(_database(postgres_url, "killed"), tmp_path)
-
-
-def _database(url: str, name: str) -> str:
-    import psycopg
-
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    return url.removesuffix("postgres") + name
+    check_a_killed_worker(new_database(postgres_url, "killed"), tmp_path)
 
 
 def test_without_the_seat_there_are_more_trials_than_asked_for(tmp_path: Path) -> None:

@@ -52,6 +52,15 @@ def postgres_url() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def new_database(url: str, name: str) -> str:
+    """The address of a new database of the server."""
+    import psycopg
+
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return url.removesuffix("postgres") + name
+
+
 def _server_user() -> str | None:
     """PostgreSQL refuses to run as root."""
     if os.geteuid() != 0:
