@@ -17,6 +17,7 @@ BENCHMARKS = {
     "pool": "scripts.bench.pool",
     "propagate": "scripts.bench.propagate",
     "recipes": "scripts.bench.recipes",
+    "screening": "scripts.bench.screening",
     "train": "scripts.bench.train",
 }
 
