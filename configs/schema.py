@@ -28,6 +28,7 @@ from configs.sections import (
     safe_name,
 )
 from configs.semi import SemiConfig
+from configs.thresholds import ThresholdConfig
 
 MAX_HOLDOUT = 0.5  # share of the labelled rows; the models need the rest
 PILLOW_PIXELS = 178_956_970  # Pillow opens no image with more (twice its MAX_IMAGE_PIXELS)
@@ -269,6 +270,7 @@ class RunConfig(Section):
     cluster: ClusterConfig = ClusterConfig()
     predict: PredictConfig = PredictConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
+    threshold: ThresholdConfig = ThresholdConfig()
     metrics: MetricsConfig = MetricsConfig()
     submit: SubmitConfig = SubmitConfig()
     report: ReportConfig = ReportConfig()

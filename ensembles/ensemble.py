@@ -6,7 +6,7 @@ ensemble.
 """
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ import pandas as pd
 from configs.ensembling import EnsembleConfig
 from configs.errors import InputError
 from configs.schema import GuaranteeConfig
+from configs.thresholds import ThresholdConfig
 from ensembles.blending import Blend, blend_scores, fit_blend, score_columns
 from ensembles.predictions import prediction_files, prediction_metadata, read_predictions
-from ensembles.thresholds import RecallThreshold, certified_threshold, estimated_threshold
+from ensembles.threshold_choice import RuleResult, choose_threshold
+from ensembles.thresholds import RecallThreshold
 from ensembles.tuning import Tuning
-from ensembles.wording import exact_percent
+from ensembles.wording import exact_percent, number
 from trainers.atomic import write_json, write_parquet
-from trainers.guarantee import missing_guarantee, positive_units
 from trainers.provenance import code_version, file_digest
 from trainers.table import ImageTable
 
@@ -37,18 +38,20 @@ class EnsembleResult:
     blend: Blend
     scores: pd.DataFrame
     threshold: RecallThreshold
+    rule: RuleResult
     summary: str
 
 
 @dataclass(frozen=True)
 class StoredEnsemble:
-    """What ensemble.json and scores.parquet hold. `recall_guarantee` is as in metrics.json."""
+    """What ensemble.json and scores.parquet hold. `recall_guarantee` and `threshold_rule` are as in metrics.json."""
 
     arm: str
     blend: Blend
     scores: pd.DataFrame
     threshold: float | None
     recall_guarantee: dict[str, Any]
+    threshold_rule: dict[str, Any]
 
 
 def run(
@@ -60,10 +63,12 @@ def run(
     guarantee: GuaranteeConfig,
     out: Path,
     tuning: Tuning | None = None,
+    threshold: ThresholdConfig | None = None,
 ) -> EnsembleResult:
     """Blend the models of `arm` found in the `predictions` folder and write both files below `out`.
 
     The blend is that of `tuning` if it is adopted; the scores of training rows are then its cross-fitted ones.
+    `threshold` is the rule of the threshold, by default that of the recall.
     Raises InputError when the arm has no predictions or they do not fit together or to the table.
     """
     everything = read_predictions(predictions, table=table)
@@ -81,8 +86,8 @@ def run(
     probabilities = pd.DataFrame(
         blend.probabilities(scores[columns].to_numpy()), columns=score_columns(blend.num_outputs, "probability")
     )
-    threshold = _threshold(scores, table, guarantee)
     scores = pd.concat([scores.drop(columns="target"), probabilities, scores["target"]], axis=1)
+    found, rule = choose_threshold(scores, table, guarantee=guarantee, config=threshold or ThresholdConfig())
     provenance = _provenance(predictions, chosen, scores)
     write_json(
         out / ENSEMBLE_FILE,
@@ -90,14 +95,15 @@ def run(
             "arm": arm,
             "models": list(blend.weights),
             "classes": table.classes,
-            "threshold": threshold.threshold,
-            "recall_guarantee": guarantee_json(threshold),
+            "threshold": found.threshold,
+            "recall_guarantee": guarantee_json(found),
+            "threshold_rule": rule.to_json(),
             "blend": blend.to_json(),
             "provenance": provenance,
         },
     )
     write_parquet(out / SCORES_FILE, scores, metadata={"arm": arm, "method": blend.method, **provenance})
-    return EnsembleResult(blend, scores, threshold, _summary(arm, blend, scores, threshold))
+    return EnsembleResult(blend, scores, found, rule, _summary(arm, blend, scores, found))
 
 
 def read_ensemble(folder: Path) -> StoredEnsemble:
@@ -111,6 +117,7 @@ def read_ensemble(folder: Path) -> StoredEnsemble:
         scores=pd.read_parquet(folder / SCORES_FILE),
         threshold=stored["threshold"],
         recall_guarantee=stored["recall_guarantee"],
+        threshold_rule=stored["threshold_rule"],
     )
 
 
@@ -132,28 +139,6 @@ def guarantee_json(threshold: RecallThreshold) -> dict[str, Any]:
 def _in_table_order(scores: pd.DataFrame, table: ImageTable) -> pd.DataFrame:
     order = pd.Index(table.frame["id"]).get_indexer(pd.Index(scores["id"]))
     return scores.iloc[np.argsort(order, kind="stable")].reset_index(drop=True)
-
-
-def _threshold(scores: pd.DataFrame, table: ImageTable, guarantee: GuaranteeConfig) -> RecallThreshold:
-    if not table.is_binary:
-        reason = "multi-class work has no single threshold; the predicted class is the one with the highest score"
-        return RecallThreshold(None, None, guarantee.confidence, 0, 0, None, None, reason)
-    units = pd.Series(table.units, index=table.frame["id"])
-    is_positive = (scores["target"] == 1).fillna(False).to_numpy(dtype=bool)
-
-    def positives(kind: str) -> tuple[np.ndarray, list[object]]:
-        rows = scores[is_positive & (scores["kind"] == kind).to_numpy()]
-        return rows["score"].to_numpy(), units.loc[rows["id"]].tolist()
-
-    goal = {"recall": guarantee.recall, "confidence": guarantee.confidence}
-    held_out, held_out_units = positives("holdout")
-    certified = certified_threshold(held_out, groups=held_out_units, **goal)
-    if certified.threshold is not None:
-        return certified
-    oof, oof_units = positives("oof")
-    estimated = estimated_threshold(oof, groups=oof_units, **goal)
-    missing = missing_guarantee(positive_units(table, holdout=guarantee.holdout), **goal)
-    return replace(estimated, reason=f"{estimated.reason}; {missing or certified.reason}")
 
 
 def _provenance(folder: Path, chosen: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Any]:
@@ -182,7 +167,7 @@ def _summary(arm: str, blend: Blend, scores: pd.DataFrame, threshold: RecallThre
     if threshold.threshold is None:
         return line
     if threshold.recall is None:
-        return f"{line}; threshold {threshold.threshold:.4g}, recall there {threshold.estimate:.3f} (an estimate)"
+        return f"{line}; threshold {threshold.threshold:.4g}, recall there {number(threshold.estimate)} (an estimate)"
     whose = "groups have all their positives found" if threshold.unit == "groups" else "positives are found"
     promise = f"with {exact_percent(threshold.confidence)} confidence: at least {threshold.recall:g} of the {whose}"
     return f"{line}; threshold {threshold.threshold:.4g}, guaranteed {promise}"

@@ -1,8 +1,9 @@
 """Every reported number: metrics.json from predictions/, ensemble/ and the truth of test and pool rows where known.
 
 Models and ensemble are judged on out-of-fold rows; holdout, test and pool rows with known labels get the same figures
-in blocks of their own. A threshold that holdout rows certify is judged on those (`threshold_rows`), because it is on
-the scale of all fold models together, and an out-of-fold score is of one. What is undefined (no positives) is null.
+in blocks of their own. A threshold of which holdout rows certify something is judged on those (`threshold_rows`),
+because it is on the scale of all fold models together, and an out-of-fold score is of one. What is undefined (no
+positives) is null.
 """
 
 import math
@@ -86,6 +87,7 @@ def run(
             "tuning": read_tuning(ensemble),
             "threshold": stored.threshold,
             "recall_guarantee": stored.recall_guarantee,
+            "threshold_rule": stored.threshold_rule,
             **oof["ensemble"],
             **judge.decisions(stored),
         },
@@ -157,7 +159,8 @@ class _Judge:
         """What the threshold does to the rows that it belongs to, with their kind as `threshold_rows`; may be empty."""
         if stored.threshold is None:
             return {}
-        kind = "oof" if stored.recall_guarantee["recall"] is None else "holdout"
+        certified = stored.recall_guarantee["recall"] is not None or stored.threshold_rule["achieved"]["certified"]
+        kind = "holdout" if certified else "oof"
         rows, targets = self._rows(kind, stored.scores)
         return {"threshold_rows": kind, **self._at_threshold(rows, targets, stored.threshold)}
 

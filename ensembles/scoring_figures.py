@@ -109,6 +109,7 @@ def at_threshold(
         "recall_at_threshold": counts.recall,
         "recall_at_threshold_ci": list(interval),
         "precision_at_threshold": counts.precision,
+        "reviewed_at_threshold": float((scores >= threshold).mean()) if len(scores) else float("nan"),
     }
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.stats import binom
 
+from ensembles.wording import exact_percent
 from trainers.guarantee import certifiable_rank, goal_in_words, positives_needed
 from trainers.intervals import share_interval
 
@@ -92,6 +93,40 @@ def estimated_threshold(
     )
     estimate = float(found.mean())
     return RecallThreshold(threshold, None, confidence, len(scores), num_units, estimate, interval, reason)
+
+
+def recall_at(
+    positive_scores: ArrayLike, threshold: float, *, confidence: float, groups: Sequence[object] | None = None
+) -> RecallThreshold:
+    """What holdout positives certify of the recall at a threshold that does not depend on them, after the fact.
+
+    The exact one-sided lower bound (Clopper-Pearson) of the share found, cut to three digits; with groups of the share
+    of groups that have all their positives found. None where nothing is found.
+    """
+    scores = np.asarray(positive_scores, dtype=np.float64)
+    units = _lowest_per_group(scores, groups)
+    found, of_units = scores >= threshold, units >= threshold
+    grouped = len(units) < len(scores)
+    # both ends of twice the level, so that the low one has it
+    bound = math.floor(1000 * share_interval(of_units, confidence=2 * confidence - 1)[0]) / 1000
+    what = f"{len(units)} groups with holdout positives" if grouped else f"{len(units)} holdout positives"
+    whose = "of the groups have all their positives found" if grouped else "of the positives are found"
+    reason = (
+        f"of {what}, which did not choose the threshold, {int(of_units.sum())} are found: with "
+        f"{exact_percent(confidence)} confidence at least {bound:g} {whose} (Clopper-Pearson); it holds for exactly "
+        "these fold models and weights, on images drawn like the labelled ones"
+    )
+    return RecallThreshold(
+        threshold,
+        bound or None,
+        confidence,
+        len(scores),
+        len(units),
+        float(found.mean()),
+        share_interval(found, groups=groups, confidence=confidence),
+        reason,
+        "groups" if grouped else "images",
+    )
 
 
 def _lowest_per_group(scores: np.ndarray, groups: Sequence[object] | None) -> np.ndarray:

@@ -180,6 +180,25 @@ def share_interval(found: ArrayLike, *, groups: Groups = None, confidence: float
     return low, high
 
 
+def ratio_interval(
+    part: np.ndarray, whole: np.ndarray, *, groups: Groups = None, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Student's t interval of sum(part) / sum(whole) over independent rows, or groups of rows; nan of fewer than two.
+
+    The variance is that of the linearised ratio (Cochran 1977, section 6.4). Not clipped to any range.
+    """
+    codes = group_codes(groups, len(part))
+    ratio = float(part.sum() / whole.sum())
+    of_rows = part - ratio * whole
+    residuals = of_rows if codes is None else np.bincount(codes, weights=of_rows)
+    num_units = len(residuals)
+    if num_units < 2:
+        return float("nan"), float("nan")
+    sd = float(np.sqrt(num_units / (num_units - 1) * (residuals**2).sum())) / float(whole.sum())
+    half = float(scipy.stats.t.ppf((1 + confidence) / 2, num_units - 1)) * sd
+    return ratio - half, ratio + half
+
+
 def _effective_number(values: np.ndarray, groups: np.ndarray, confidence: float) -> float:
     """How many independent rows would know the mean of 0/1 `values` as well as these rows in groups do."""
     num_rows, share = len(values), float(values.mean())

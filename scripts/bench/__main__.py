@@ -18,6 +18,7 @@ BENCHMARKS = {
     "pool": "scripts.bench.pool",
     "propagate": "scripts.bench.propagate",
     "recipes": "scripts.bench.recipes",
+    "screening": "scripts.bench.screening",
     "study": "scripts.bench.study",
     "train": "scripts.bench.train",
 }

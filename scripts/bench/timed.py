@@ -9,7 +9,9 @@ if TYPE_CHECKING:
 
 # Sections of the config that decide what is trained on labels, and those that decide nothing that is trained.
 LABELS = {"data", "guarantee", "folds", "train", "models", "augment", "seed"}
-NOTHING_TRAINED = {"name", "out", "embed", "probe", "predict", "ensemble", "metrics", "submit", "report", "compute"}
+NOTHING_TRAINED = {
+    *("name", "out", "embed", "probe", "predict", "ensemble", "threshold", "metrics", "submit", "report", "compute")
+}
 
 
 def timed_run(config: "RunConfig", *, restart: bool) -> dict[str, Any]:

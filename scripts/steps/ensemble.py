@@ -36,6 +36,7 @@ def ensemble_step(pipeline: Pipeline) -> None:
         "predictions": {name: own for name, own in digests.items() if not name.startswith(f"{PROPAGATION}/")},
         "ensemble": config.ensemble.model_dump(),
         "guarantee": config.guarantee.model_dump(),
+        "threshold": config.threshold.model_dump(),
         "rows": rows_digest(table, np.arange(len(table.frame))),
         "pool": {**config.pool.model_dump(), "scored": config.predict.pool},
         "metrics": config.metrics.model_dump(),
@@ -69,6 +70,7 @@ def ensemble_step(pipeline: Pipeline) -> None:
             guarantee=config.guarantee,
             out=partial / "ensemble",
             tuning=tuning,
+            threshold=config.threshold,
         )
         return StageOutcome(result.summary, {})
 
@@ -113,6 +115,7 @@ def ensemble_step(pipeline: Pipeline) -> None:
     tuned = read_tuning(run_dir / "ensemble")
     if tuned is not None:
         CONSOLE.print(f"[bold]blend[/]     {escape(tuned['reason'])}")
+    _say_threshold(json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))["ensemble"])
     pipeline.say("ensemble", [blended, record], "metrics.json", summary=record.summary)
 
 
@@ -136,6 +139,25 @@ def _say_arms(verdict: dict[str, Any]) -> None:
             CONSOLE.print(
                 f"          {escape(f'{arm:<{width}}  {line}')}" + ("  kept" if arm == verdict["arm"] else "")
             )
+
+
+def _say_threshold(ensemble: dict[str, Any]) -> None:
+    """What was asked of the threshold, what it does, and what is certified; nothing in multi-class work."""
+    from ensembles.threshold_words import rule_in_words, work_in_words
+    from ensembles.wording import exact_percent
+
+    rule, guarantee = ensemble["threshold_rule"], ensemble["recall_guarantee"]
+    if ensemble["threshold"] is None:
+        line = "" if "per_class" in ensemble else f"none, {rule_in_words(rule)} was asked for: {rule['reason']}"
+    else:
+        where = "on the holdout" if ensemble["threshold_rows"] == "holdout" else "out of fold"
+        line = f"{ensemble['threshold']:.4g} for {rule_in_words(rule)}; {where} {work_in_words(ensemble)}"
+        if guarantee["recall"] is not None:
+            whose = "groups with all positives found" if guarantee["unit"] == "groups" else "recall"
+            share = exact_percent(guarantee["confidence"])
+            line += f"; certified with {share} confidence: {whose} at least {guarantee['recall']:g}"
+    if line:
+        CONSOLE.print(f"[bold]threshold[/] {escape(line)}")
 
 
 def _headline(metrics: dict[str, Any]) -> str:

@@ -59,11 +59,16 @@ def prepare_step(pipeline: Pipeline) -> None:
 def check_later_stages(pipeline: Pipeline, wanted: Sequence[str]) -> None:
     """What would fail after hours of training is told before: truth and sample that do not fit, lost test images."""
     from ensembles import evaluation, submission
+    from ensembles.threshold_choice import check_request
 
     config, run_dir = pipeline.config, pipeline.run_dir
     table, rejected = read_table(run_dir / "table.parquet"), read_rejected(run_dir)
     log_event(run_dir, "started", stage="check")  # warnings of earlier runs may have been heeded
-    pipeline.warn(prepare.guarantee_warnings(table, config.guarantee), stage="check")
+    if config.threshold.rule == "recall":
+        pipeline.warn(prepare.guarantee_warnings(table, config.guarantee), stage="check")
+    if {"train", "ensemble"} & set(wanted):
+        asked = check_request(config.threshold, config.guarantee, table, pool_is_scored=config.predict.pool)
+        pipeline.warn(asked, stage="check")
     if config.pool.arm != "none" and not len(table.rows("pool")) and {"pretrain", "train"} & set(wanted):
         raise InputError(
             f"pool.arm {config.pool.arm}: there are no unlabelled images to learn from; set data.pool, or set pool.arm "

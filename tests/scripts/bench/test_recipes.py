@@ -158,7 +158,13 @@ def test_over_images_the_variances_of_independent_seeds_add_up(tmp_path: Path) -
             folder.mkdir(parents=True)
             frame.assign(target=targets[order].astype(int)).to_parquet(folder / "scores.parquet")
             blend = Blend("logits", {"a": 1.0}, {"a": [0]}, 1, {}).to_json()
-            stored = {"arm": "supervised", "blend": blend, "threshold": None, "recall_guarantee": {}}
+            stored = {
+                "arm": "supervised",
+                "blend": blend,
+                "threshold": None,
+                "recall_guarantee": {},
+                "threshold_rule": {},
+            }
             (folder / "ensemble.json").write_text(json.dumps(stored))
             configs[name].append(config)
         difference = paired_difference(targets, scores["own"], scores["first"], rng=np.random.default_rng(9))

@@ -1,0 +1,357 @@
+"""The threshold of an ensemble by the configured rule: which rows choose it, and what may be promised there.
+
+Holdout rows are scored by the very ensemble that is deployed, so what they certify holds for it. Out-of-fold rows are
+scored by one fold model each and new images by all: a threshold chosen on those is an estimate, and is called so.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from configs.errors import InputError
+from configs.schema import GuaranteeConfig
+from configs.thresholds import ThresholdConfig
+from ensembles import threshold_rules as rules
+from ensembles.operating_points import found_by_review
+from ensembles.thresholds import RecallThreshold, certified_threshold, estimated_threshold, recall_at
+from ensembles.wording import exact_percent, number, span
+from trainers.guarantee import highest_recall, missing_guarantee, positive_units, positives_needed
+from trainers.table import ImageTable
+
+ONE_FOLD_MODEL = "out-of-fold rows were scored by one fold model each and new images by all"
+
+
+@dataclass(frozen=True)
+class RuleResult:
+    """What the rule was asked for and what it reached: `measure` (what the estimate is of) on the `rows` of a kind.
+
+    `certified` says that the interval's low end is promised for the deployed ensemble, with guarantee.confidence.
+    """
+
+    rule: str
+    requested: dict[str, Any]
+    threshold: float | None
+    measure: str
+    estimate: float | None
+    interval: tuple[float, float] | None
+    rows: str
+    certified: bool
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The `threshold_rule` of ensemble.json and metrics.json."""
+        achieved = {
+            "measure": self.measure,
+            "estimate": self.estimate,
+            "interval": None if self.interval is None else list(self.interval),
+            "rows": self.rows,
+            "certified": self.certified,
+        }
+        return {"rule": self.rule, "requested": self.requested, "achieved": achieved, "reason": self.reason}
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The labelled rows of one kind: targets (0, 1), scores, probabilities, folds and independent units."""
+
+    kind: str
+    targets: np.ndarray
+    scores: np.ndarray
+    probabilities: np.ndarray
+    folds: np.ndarray
+    units: np.ndarray
+
+    @property
+    def positives(self) -> tuple[np.ndarray, list[object]]:
+        """Scores and units of the positive ones."""
+        return self.scores[self.targets == 1], self.units[self.targets == 1].tolist()
+
+
+def choose_threshold(
+    scores: pd.DataFrame, table: ImageTable, *, guarantee: GuaranteeConfig, config: ThresholdConfig
+) -> tuple[RecallThreshold, RuleResult]:
+    """The threshold with what is known of the recall there, and what the rule reached.
+
+    `scores` has the columns of scores.parquet. Raises InputError for a review budget when there is nothing to review.
+    """
+    if not table.is_binary:
+        reason = "multi-class work has no single threshold; the predicted class is the one with the highest score"
+        nothing = RecallThreshold(None, None, guarantee.confidence, 0, 0, None, None, reason)
+        return nothing, RuleResult(config.rule, {}, None, config.rule, None, None, "oof", False, reason)
+    oof, held_out = _labelled(scores, table, "oof"), _labelled(scores, table, "holdout")
+    if config.rule == "recall":
+        found = _by_recall(oof, held_out, table, guarantee)
+        certified = found.recall is not None
+        return found, RuleResult(
+            "recall",
+            {"recall": guarantee.recall, "confidence": guarantee.confidence},
+            found.threshold,
+            "recall",
+            found.estimate,
+            found.estimate_interval,
+            "holdout" if certified else "oof",
+            certified,
+            found.reason,
+        )
+    if config.rule == "precision":
+        result = _by_precision(oof, held_out, config, guarantee)
+    elif config.rule == "budget":
+        result = _by_budget(scores, oof, config, guarantee)
+    elif config.rule == "cost":
+        result = _by_cost(scores, oof, config, guarantee)
+    else:
+        result = _by_f_beta(oof, config, guarantee)
+    return _recall_of(result, oof, held_out, guarantee), result
+
+
+def check_request(
+    config: ThresholdConfig, guarantee: GuaranteeConfig, table: ImageTable, *, pool_is_scored: bool
+) -> list[str]:
+    """Warnings about a threshold that will be asked for, from the counts of a table whose folds are assigned.
+
+    Raises InputError for one that is impossible, before hours of training.
+    """
+    if config.rule == "recall":
+        warnings = []
+    elif not table.is_binary:
+        raise InputError(
+            f"threshold.rule {config.rule} is for two classes, here are {len(table.classes)}; remove it, or set "
+            "data.positive_label if one class is to be found"
+        )
+    elif config.rule == "precision":
+        warnings = _check_precision(config, guarantee, table)
+    elif config.rule == "budget":
+        warnings = _check_budget(config, table, pool_is_scored=pool_is_scored)
+    else:
+        warnings = []
+    if config.unused:
+        names = ", ".join(f"threshold.{name}" for name in config.unused)
+        warnings.append(f"{names}: no effect with threshold.rule {config.rule}")
+    return warnings
+
+
+def _check_precision(config: ThresholdConfig, guarantee: GuaranteeConfig, table: ImageTable) -> list[str]:
+    assert config.precision is not None
+    units = positive_units(table, holdout=guarantee.holdout)
+    needed = positives_needed(recall=config.precision, confidence=guarantee.confidence)
+    most = max(units.labelled - units.held_out, units.held_out)
+    goal = _precision_goal(config.precision, guarantee.confidence)
+    if most < needed:
+        lower = highest_recall(most, confidence=guarantee.confidence)
+        raise InputError(
+            f"threshold.precision: to show {goal}, at least {needed} flagged {units.noun} without a false alarm are "
+            f"needed, and {most} can judge it; label more, or set threshold.precision to at most {lower:g}"
+        )
+    if units.held_out and units.held_out < needed:
+        return [
+            f"the precision will be an estimate out of fold, not a guarantee: to show {goal}, at least {needed} "
+            f"flagged {units.noun} without a false alarm must be among those held out, and {units.held_out} are there; "
+            "raise guarantee.holdout or lower threshold.precision"
+        ]
+    return []
+
+
+def _check_budget(config: ThresholdConfig, table: ImageTable, *, pool_is_scored: bool) -> list[str]:
+    assert config.max_reviewed is not None
+    number = len(table.rows(config.review))
+    if not number:
+        raise InputError(
+            f"threshold.review {config.review}: there are no {config.review} images to review; set data.{config.review}"
+            f", or threshold.review to {'pool' if config.review == 'test' else 'test'}"
+        )
+    if config.review == "pool" and not pool_is_scored:
+        raise InputError("threshold.review pool: the pool is not scored; set predict.pool to true")
+    if config.max_reviewed >= number:
+        return [
+            f"threshold.max_reviewed {config.max_reviewed}: there are but {number} {config.review} images, so all of "
+            "them will be flagged; lower it"
+        ]
+    return []
+
+
+def _labelled(scores: pd.DataFrame, table: ImageTable, kind: str) -> _Rows:
+    rows = scores[(scores["kind"] == kind).to_numpy() & scores["target"].notna().to_numpy()]
+    units = pd.Series(table.units, index=table.frame["id"])
+    return _Rows(
+        kind,
+        rows["target"].to_numpy(dtype=np.int64),
+        rows["score"].to_numpy(dtype=np.float64),
+        rows["probability"].to_numpy(dtype=np.float64),
+        rows["fold"].fillna(-1).to_numpy(dtype=np.int64),
+        units.loc[rows["id"]].to_numpy(),
+    )
+
+
+def _by_recall(oof: _Rows, held_out: _Rows, table: ImageTable, guarantee: GuaranteeConfig) -> RecallThreshold:
+    """From holdout positives with a guarantee, else the out-of-fold estimate with the reason."""
+    goal = {"recall": guarantee.recall, "confidence": guarantee.confidence}
+    scores, units = held_out.positives
+    certified = certified_threshold(scores, groups=units, **goal)
+    if certified.threshold is not None:
+        return certified
+    scores, units = oof.positives
+    estimated = estimated_threshold(scores, groups=units, **goal)
+    missing = missing_guarantee(positive_units(table, holdout=guarantee.holdout), **goal)
+    return replace(estimated, reason=f"{estimated.reason}; {missing or certified.reason}")
+
+
+def _by_precision(oof: _Rows, held_out: _Rows, config: ThresholdConfig, guarantee: GuaranteeConfig) -> RuleResult:
+    assert config.precision is not None
+    asked = {"floor": config.precision, "confidence": guarantee.confidence}
+    goal = _precision_goal(config.precision, guarantee.confidence)
+    refusals = []
+    for rows in (held_out, oof):
+        found = rules.precision_threshold(rows.targets, rows.scores, groups=rows.units, **asked)
+        if found.threshold is None:
+            refusals.append(_no_precision(rows, **asked))
+            continue
+        flagged = rows.scores >= found.threshold
+        certified = rows is held_out
+        reason = (
+            f"{goal} {'is certified' if certified else 'is an estimate'} where positives are as frequent as among the "
+            f"labelled images: of {int(flagged.sum())} flagged {_name(rows)} {int(rows.targets[flagged].sum())} are "
+            "positive, and thresholds were tested in a fixed order from a high one down"
+        )
+        reason += (
+            "; it holds for exactly these fold models and weights"
+            if certified
+            else f"; {ONE_FOLD_MODEL}; set guarantee.holdout for a guarantee"
+        )
+        return _result(config, guarantee, found, "precision", rows.kind, reason, certified=certified)
+    reason = f"no threshold has {goal}: {'; '.join(refusals if len(held_out.targets) else refusals[1:])}"
+    return _result(config, guarantee, rules.Expected(None), "precision", "oof", reason)
+
+
+def _no_precision(rows: _Rows, *, floor: float, confidence: float) -> str:
+    """Why these rows show no such precision: too few positives, or too many false alarms."""
+    units = len(set(rows.positives[1]))
+    needed = positives_needed(recall=floor, confidence=confidence)
+    if units < needed:
+        return (
+            f"at least {needed} flagged positives without a false alarm are needed, and {units} {_name(rows)} are there"
+        )
+    top = rows.targets[np.argsort(-rows.scores, kind="stable")[:needed]]
+    return (
+        f"of the {needed} highest-scored {_name(rows)} {int(top.sum())} are positive, which shows too little; lower "
+        "threshold.precision, or train better networks"
+    )
+
+
+def _by_budget(scores: pd.DataFrame, oof: _Rows, config: ThresholdConfig, guarantee: GuaranteeConfig) -> RuleResult:
+    assert config.max_reviewed is not None
+    values = scores.loc[(scores["kind"] == config.review).to_numpy(), "score"].to_numpy(dtype=np.float64)
+    if not len(values):
+        raise InputError(
+            f"threshold.review {config.review}: no {config.review} image has a score; set data.{config.review}"
+            + (", or predict.pool to true" if config.review == "pool" else "")
+        )
+    threshold = rules.budget_threshold(values, max_reviewed=config.max_reviewed)
+    flagged = int((values >= threshold).sum())
+    found = rules.Expected(threshold)
+    if flagged and 0 < oof.targets.sum() < len(oof.targets):
+        expected = found_by_review(
+            oof.targets,
+            oof.scores,
+            prevalence=float(oof.targets.mean()),
+            reviewed_share=flagged / len(values),
+            groups=oof.units,
+            confidence=guarantee.confidence,
+            rng=np.random.default_rng(0),
+        )
+        found = rules.Expected(threshold, expected.found_share, expected.interval)
+    tied = "" if flagged >= min(config.max_reviewed, len(values)) else "; more would tie at the cut"
+    reason = (
+        f"{flagged:,} of {len(values):,} {config.review} images are flagged, at most {config.max_reviewed:,} may be"
+        f"{tied}; that many find {number(found.estimate)} [{span(found.interval)}] of the positives, an estimate out "
+        f"of fold where they are as frequent as among the labelled images; {ONE_FOLD_MODEL}"
+    )
+    return _result(config, guarantee, found, "recall", "oof", reason)
+
+
+def _by_cost(scores: pd.DataFrame, oof: _Rows, config: ThresholdConfig, guarantee: GuaranteeConfig) -> RuleResult:
+    assert config.cost_ratio is not None
+    wanted = rules.worthwhile_probability(config.cost_ratio)
+    deployed = scores[scores["kind"] != "oof"]  # what maps their scores is what maps new ones
+    rows = deployed if len(deployed) else scores
+    threshold = rules.score_at_probability(
+        rows["score"].to_numpy(dtype=np.float64), rows["probability"].to_numpy(dtype=np.float64), wanted
+    )
+    flagged = oof.probabilities >= wanted
+    cost, interval = rules.expected_cost(
+        oof.targets, flagged, cost_ratio=config.cost_ratio, groups=oof.units, confidence=guarantee.confidence
+    )
+    prevalence = float(oof.targets.mean())
+    reason = (
+        f"an image is flagged when its probability is at least {wanted:.4g} = 1 / (1 + {config.cost_ratio:g}); an "
+        f"image then costs {number(cost)} [{span(interval)}] false alarms on average out of fold "
+        f"({number(config.cost_ratio * prevalence)} when none is flagged, {number(1.0 - prevalence)} when all are), at "
+        f"the prevalence of the labelled images; it is as good as the probabilities are; {ONE_FOLD_MODEL}"
+    )
+    return _result(config, guarantee, rules.Expected(threshold, cost, interval), "cost per image", "oof", reason)
+
+
+def _by_f_beta(oof: _Rows, config: ThresholdConfig, guarantee: GuaranteeConfig) -> RuleResult:
+    assert config.beta is not None
+    name = f"F{config.beta:g}"
+    in_folds = [oof.targets[oof.folds == fold].sum() for fold in np.unique(oof.folds)]
+    if sum(in_folds) == 0:
+        reason = f"{name} is undefined: there are no labelled positives"
+        return _result(config, guarantee, rules.Expected(None), name, "oof", reason)
+    threshold = rules.f_beta_threshold(oof.targets, oof.scores, beta=config.beta)
+    if max(in_folds) == sum(in_folds):
+        reason = f"the threshold has the highest {name} out of fold; how high is unknown, as one fold has all positives"
+        return _result(config, guarantee, rules.Expected(threshold), name, "oof", reason)
+    estimate, interval = rules.cross_fitted_f_beta(
+        oof.targets, oof.scores, oof.folds, beta=config.beta, groups=oof.units, confidence=guarantee.confidence
+    )
+    reason = (
+        f"the threshold has the highest {name} out of fold; {name} {number(estimate)} [{span(interval)}] is that of "
+        f"thresholds chosen on the other folds, because at the best one of the same rows it flatters; {ONE_FOLD_MODEL}"
+    )
+    return _result(config, guarantee, rules.Expected(threshold, estimate, interval), name, "oof", reason)
+
+
+def _recall_of(result: RuleResult, oof: _Rows, held_out: _Rows, guarantee: GuaranteeConfig) -> RecallThreshold:
+    """What is known of the recall at the threshold of another rule; certified by a holdout that did not choose it."""
+    confidence = guarantee.confidence
+    if result.threshold is None:
+        return RecallThreshold(None, None, confidence, 0, 0, None, None, result.reason)
+    scores, units = held_out.positives
+    if len(scores) and result.rows != "holdout":
+        return recall_at(scores, result.threshold, confidence=confidence, groups=units)
+    rows = held_out if result.rows == "holdout" else oof
+    reason = f"threshold.rule {result.rule} promises no recall"
+    if rows is held_out:
+        reason += "; the holdout chose the threshold, so it cannot certify the recall there, too"
+    else:
+        reason += "; positives held out (guarantee.holdout) would certify, after the fact, what it is"
+    scores, units = rows.positives
+    if not len(scores):
+        return RecallThreshold(result.threshold, None, confidence, 0, 0, None, None, reason)
+    return replace(recall_at(scores, result.threshold, confidence=confidence, groups=units), recall=None, reason=reason)
+
+
+def _result(
+    config: ThresholdConfig,
+    guarantee: GuaranteeConfig,
+    found: rules.Expected,
+    measure: str,
+    rows: str,
+    reason: str,
+    *,
+    certified: bool = False,
+) -> RuleResult:
+    requested = config.requested | ({"confidence": guarantee.confidence} if config.rule == "precision" else {})
+    return RuleResult(
+        config.rule, requested, found.threshold, measure, found.estimate, found.interval, rows, certified, reason
+    )
+
+
+def _precision_goal(floor: float, confidence: float) -> str:
+    return f"a precision of at least {floor:g} with {exact_percent(confidence)} confidence"
+
+
+def _name(rows: _Rows) -> str:
+    return "holdout images" if rows.kind == "holdout" else "out-of-fold images"

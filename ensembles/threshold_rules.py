@@ -1,0 +1,163 @@
+"""Thresholds by a precision floor, a review budget, costs or F-beta: pure functions of targets and scores.
+
+Each says what may be expected at its threshold (score >= threshold is flagged). The recall rule is in
+`ensembles.thresholds`; `ensembles.threshold_choice` picks the rows and puts results into words.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import logit
+
+from trainers.guarantee import positives_needed
+from trainers.intervals import ratio_interval, share_interval
+from trainers.metrics import precision_recall_curve
+from trainers.resampling import Groups, group_codes
+
+MAX_STARTS = 3
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A threshold and what is expected there, with an interval (low, high); None where nothing can be said."""
+
+    threshold: float | None
+    estimate: float | None = None
+    interval: tuple[float, float] | None = None
+
+
+def precision_threshold(
+    targets: np.ndarray, scores: np.ndarray, *, floor: float, confidence: float, groups: Groups = None
+) -> Expected:
+    """The lowest threshold whose precision is at least `floor` with probability `confidence`; None when none is.
+
+    Looking at many thresholds and keeping the lowest that seems good enough is optimistic, so they are tested in a
+    fixed order, from a high one down until the first fails: Learn-then-Test with several starts (Angelopoulos et al.
+    2021, algorithm 1, https://arxiv.org/abs/2110.01052), which share the level. The test is exact binomial
+    (Clopper-Pearson) on the rows strictly above the candidate, which is itself a score: given the candidate these are
+    independent draws from what lies above it. It takes for granted that once the precision falls below the floor it
+    stays there. The precision holds at the prevalence of these rows. Rows of one group count as fewer, as in
+    `trainers.intervals.share_interval`. The interval is of the flagged rows at the level of the test, so its low end
+    is at least `floor`.
+    """
+    order = np.argsort(-scores, kind="stable")
+    is_positive, ranked = targets[order] == 1, scores[order]
+    codes = group_codes(groups, len(scores))
+    units = np.arange(len(scores)) if codes is None else codes[order]
+    starts = _starts(len(np.unique(units[is_positive])), floor=floor, confidence=confidence)
+    first_seen = np.zeros(len(units), dtype=np.int64)
+    first_seen[np.unique(units, return_index=True)[1]] = 1
+    num_units = np.cumsum(first_seen)
+    cuts = np.flatnonzero(np.diff(ranked)) + 1  # how many rows are above each next lower score
+    best, bounds = 0, (0.0, 0.0)
+    for start in starts:
+        for cut in cuts[num_units[cuts - 1] >= start]:
+            own = None if codes is None else units[:cut]
+            level = 1.0 - 2.0 * (1.0 - confidence) / len(starts)  # both ends, of which the low one is tested
+            low, high = share_interval(is_positive[:cut], groups=own, confidence=level)
+            if low < floor:
+                break
+            if cut > best:
+                best, bounds = int(cut), (low, high)
+    if not best:
+        return Expected(None)
+    return Expected(float(np.nextafter(ranked[best], np.inf)), float(is_positive[:best].mean()), bounds)
+
+
+def _starts(num_positives: int, *, floor: float, confidence: float) -> list[int]:
+    """Numbers of flagged rows that the tests begin at: from the fewest that can pass to as many as positives.
+
+    They depend on the number of positives alone. n flagged without a false alarm bound the precision as n positives
+    without a missed one bound the recall.
+    """
+    for number in range(MAX_STARTS, 0, -1):
+        fewest = positives_needed(recall=floor, confidence=1.0 - (1.0 - confidence) / number)
+        if fewest * 2 ** (number - 1) <= num_positives:
+            return np.unique(np.geomspace(fewest, num_positives, number).round().astype(int)).tolist()
+    return []
+
+
+def budget_threshold(scores: np.ndarray, *, max_reviewed: int) -> float:
+    """The lowest threshold that flags at most `max_reviewed` of these scores; rows that tie at the cut are all out.
+
+    >>> budget_threshold(np.array([3.0, 1.0, 2.0]), max_reviewed=2)
+    2.0
+    """
+    if max_reviewed >= len(scores):
+        return float(scores.min())
+    cut = float(np.partition(scores, len(scores) - max_reviewed)[len(scores) - max_reviewed])
+    return cut if (scores >= cut).sum() <= max_reviewed else float(np.nextafter(cut, np.inf))
+
+
+def worthwhile_probability(cost_ratio: float) -> float:
+    """The probability from which flagging costs less than not: p * ratio >= 1 - p.
+
+    >>> worthwhile_probability(9)
+    0.1
+    """
+    return 1.0 / (1.0 + cost_ratio)
+
+
+def score_at_probability(scores: np.ndarray, probabilities: np.ndarray, wanted: float) -> float:
+    """The score that has the `wanted` probability, by rows on a map from scores that never falls.
+
+    Between the two rows on either side it is interpolated on the log-odds scale, on which most calibrations are
+    straight, so that new images between them are flagged as the map would. Where all rows are on one side it is the
+    lowest score, or just above the highest.
+    """
+    worth = probabilities >= wanted
+    if worth.all():
+        return float(scores.min())
+    below = float(scores[~worth].max())
+    if not worth.any():
+        return float(np.nextafter(below, np.inf))
+    above = float(scores[worth].min())
+    ends = np.clip([probabilities[~worth].max(), probabilities[worth].min()], 1e-300, 1.0 - 1e-16)
+    between = float(np.interp(logit(wanted), logit(ends), [below, above]))
+    return float(np.clip(between, np.nextafter(below, np.inf), above))
+
+
+def expected_cost(
+    targets: np.ndarray, flagged: np.ndarray, *, cost_ratio: float, groups: Groups = None, confidence: float
+) -> tuple[float, tuple[float, float]]:
+    """Mean cost of an image in false alarms, a missed positive costing `cost_ratio` of them, with its interval."""
+    costs = np.where(targets == 1, cost_ratio * ~flagged, flagged).astype(np.float64)
+    low, high = ratio_interval(costs, np.ones(len(costs)), groups=groups, confidence=confidence)
+    return float(costs.mean()), (max(0.0, low), min(max(1.0, cost_ratio), high))
+
+
+def f_beta_threshold(targets: np.ndarray, scores: np.ndarray, *, beta: float) -> float:
+    """The threshold with the highest F-beta on these rows (van Rijsbergen 1979), the highest of equal ones.
+
+    Raises ValueError without positives.
+    """
+    curve = precision_recall_curve(targets, scores)
+    if not len(curve.recall):
+        raise ValueError("F-beta is undefined without positives")
+    weight = beta**2
+    values = (1.0 + weight) * curve.precision * curve.recall / (weight * curve.precision + curve.recall)
+    return float(curve.thresholds[int(values.argmax())])
+
+
+def cross_fitted_f_beta(
+    targets: np.ndarray,
+    scores: np.ndarray,
+    folds: np.ndarray,
+    *,
+    beta: float,
+    groups: Groups = None,
+    confidence: float,
+) -> tuple[float, tuple[float, float]]:
+    """F-beta of rows flagged by the best threshold of the other folds' rows, with its interval.
+
+    At the best threshold of the very rows it is optimistic. Raises ValueError when the other folds have no positive.
+    """
+    flagged = np.zeros(len(targets), dtype=bool)
+    for fold in np.unique(folds):
+        own = folds == fold
+        flagged[own] = scores[own] >= f_beta_threshold(targets[~own], scores[~own], beta=beta)
+    hits, weight = (targets == 1) & flagged, beta**2
+    part = (1.0 + weight) * hits
+    whole = part + weight * ((targets == 1) & ~flagged) + ((targets == 0) & flagged)
+    low, high = ratio_interval(part, whole, groups=groups, confidence=confidence)
+    return float(part.sum() / whole.sum()), (max(0.0, low), min(1.0, high))

@@ -1,0 +1,47 @@
+"""A threshold in words: what its rule asked for, and what work it makes and spares on the rows that judge it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ensembles.wording import exact_percent, percent
+
+MIN_LIFT = 2.0  # of a threshold that is of use: its precision over the prevalence
+
+
+def rule_in_words(rule: Mapping[str, Any]) -> str:
+    """What was asked for, from `threshold_rule` of metrics.json.
+
+    >>> rule_in_words({"rule": "budget", "requested": {"max_reviewed": 5000, "review": "pool"}})
+    'at most 5,000 pool images flagged'
+    """
+    asked = rule["requested"]
+    if rule["rule"] == "recall":
+        return f"a recall of at least {asked['recall']:g}"
+    if rule["rule"] == "precision":
+        return f"a precision of at least {asked['precision']:g} with {exact_percent(asked['confidence'])} confidence"
+    if rule["rule"] == "budget":
+        return f"at most {asked['max_reviewed']:,} {asked['review']} images flagged"
+    if rule["rule"] == "cost":
+        return f"the lowest cost when a missed positive costs as much as {asked['cost_ratio']:g} false alarms"
+    return f"the highest F{asked['beta']:g}"
+
+
+def work_in_words(figures: Mapping[str, Any]) -> str | None:
+    """Found, flagged and right at the threshold, and plainly so where it spares little work; None without a threshold.
+
+    `figures` are those of a scoring in metrics.json that has rows of both classes.
+    """
+    if figures.get("confusion") is None or figures.get("recall_at_threshold") is None:
+        return None
+    flagged, found, right = (figures[f"{name}_at_threshold"] for name in ("reviewed", "recall", "precision"))
+    counts = figures["confusion"]
+    prevalence = (counts["true_positives"] + counts["false_negatives"]) / sum(counts.values())
+    if right is None:
+        return "it flags none of the images"
+    text = (
+        f"it flags {percent(flagged)} of the images and finds {percent(found)} of the positives; {percent(right)} of "
+        f"what it flags is positive, where {percent(prevalence)} of all images are"
+    )
+    if right < MIN_LIFT * prevalence:
+        text += f". That spares little work: as many images drawn at random would find {percent(flagged)}"
+    return text
