@@ -6,7 +6,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, log_softmax, softmax
 
 from configs.errors import InputError
-from ensembles.teacher_calibration import fit_calibration, fit_platt, fit_temperature
+from ensembles.calibration import fit_calibration, fit_platt, fit_temperature
 from trainers.prior import estimate_prevalence_em
 
 
