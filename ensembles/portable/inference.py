@@ -70,12 +70,12 @@ def _columns(config: dict[str, Any], *, submission: bool) -> list[str]:
 
 def _rows(config: dict[str, Any], ids: Sequence[str], scores: np.ndarray, *, submission: bool) -> Iterator[list[Any]]:
     """Rows of the output as text; numbers in full."""
-    probabilities = probabilities_of(config["blend"], scores)
+    probabilities = probabilities_of(config["blend"], scores, config["calibration"])
     for id_, row, score in zip(ids, probabilities.tolist(), scores.tolist(), strict=True):
         if submission:
             yield [id_ if output is None else repr(row[output]) for _, output in config["submission"]]
         elif config["positive_label"] is None:
-            yield [id_, config["classes"][int(np.argmax(row))], *map(repr, row)]
+            yield [id_, config["classes"][int(np.argmax(score))], *map(repr, row)]
         else:
             threshold = config["threshold"]
             yield [id_, repr(row[0]), repr(score[0]), *([] if threshold is None else [int(score[0] >= threshold)])]

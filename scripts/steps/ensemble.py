@@ -34,6 +34,7 @@ def ensemble_step(pipeline: Pipeline) -> None:
         # propagated labels are judged beside the models, and no part of the blend
         "predictions": {name: own for name, own in digests.items() if not name.startswith(f"{PROPAGATION}/")},
         "ensemble": config.ensemble.model_dump(),
+        "calibration": config.calibration.model_dump(),
         "guarantee": config.guarantee.model_dump(),
         "rows": rows_digest(table, np.arange(len(table.frame))),
         "pool": {**config.pool.model_dump(), "scored": config.predict.pool},
@@ -67,6 +68,7 @@ def ensemble_step(pipeline: Pipeline) -> None:
             config=config.ensemble,
             guarantee=config.guarantee,
             out=partial / "ensemble",
+            calibration=config.calibration,
             tuning=tuning,
         )
         return StageOutcome(result.summary, {})
