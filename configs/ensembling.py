@@ -1,4 +1,4 @@
-"""The section of the config about how the models' scores become one. Nothing here imports torch."""
+"""The sections of the config about how the models' scores become one, and a probability. Nothing here imports torch."""
 
 from typing import Annotated, Literal
 
@@ -23,3 +23,18 @@ class EnsembleConfig(Section):
         50, description="blends tried in each search, one search for each fold and one for all"
     )
     seed: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(None, description="of the search; null = the run's")
+
+
+class CalibrationConfig(Section):
+    """How scores become probabilities.
+
+    Logistic is the default: two parameters, which 20 positives can bear. A temperature cannot mend the level, which
+    focal loss leaves off by a half (configs/LOG.md); beta has a third parameter for high probabilities, where few
+    images are, and its gain on rare-fashion was .0004 of log-loss.
+    """
+
+    method: Literal["logistic", "beta", "temperature", "none"] = Field(
+        "logistic",
+        description="fitted on out-of-fold scores; logistic of the score (several classes: a temperature and a bias "
+        "per class), beta (two classes only), temperature, or none; rankings stay as they are",
+    )

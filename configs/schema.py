@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from configs.clustering import ClusterConfig
-from configs.ensembling import EnsembleConfig
+from configs.ensembling import CalibrationConfig, EnsembleConfig
 from configs.networks import EmbedConfig, NetworkConfig, ProbeConfig
 from configs.pool import PoolConfig, PseudoConfig
 from configs.pretraining import PretrainConfig
@@ -270,6 +270,7 @@ class RunConfig(Section):
     cluster: ClusterConfig = ClusterConfig()
     predict: PredictConfig = PredictConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
     threshold: ThresholdConfig = ThresholdConfig()
     metrics: MetricsConfig = MetricsConfig()
     submit: SubmitConfig = SubmitConfig()

@@ -7,7 +7,7 @@ are fitted here (`fit_blend`); `ensembles.tuning` searches others.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,10 @@ import pandas as pd
 from scipy.special import expit, log_softmax, logit, softmax
 
 from configs.errors import InputError, listed
+from ensembles.calibration import Calibration
+from ensembles.portable.calibration import score_log_odds
 from ensembles.portable.ranks import rank_in_map
 from ensembles.predictions import numbered, view_columns
-from ensembles.teacher_calibration import Calibration
 from trainers.metrics import one_vs_rest_log_odds
 
 NUM_KNOTS = 257
@@ -119,6 +120,10 @@ class Blend:
             return softmax(scores, axis=1)
         return expit(scores) if self.method in ("logits", "stacking") else scores
 
+    def log_odds(self, scores: np.ndarray) -> np.ndarray:
+        """What is calibrated: finite log-odds of scores (rows, 1); those of several classes are on a log scale."""
+        return score_log_odds(scores, method=self.method)
+
     def class_scores(self, scores: np.ndarray) -> np.ndarray:
         """Scores that rank rows within each output, for AP: (rows, outputs) -> (rows, outputs)."""
         return scores if self.num_outputs == 1 else one_vs_rest_log_odds(scores)
@@ -152,7 +157,7 @@ class Blend:
         if self.method == "stacking":
             value |= {"slope": self.slope, "intercept": self.intercept}
         if self.calibrations:
-            value["calibrations"] = {model: asdict(own) for model, own in self.calibrations.items()}
+            value["calibrations"] = {model: own.to_json() for model, own in self.calibrations.items()}
         if self.views is not None:
             value["views"] = self.views
         return value
@@ -162,9 +167,7 @@ class Blend:
         maps = {(entry["model"], int(entry["fold"])): QuantileMap.from_json(entry) for entry in value["quantile_maps"]}
         optional: dict[str, Any] = {key: value[key] for key in ("power", "slope", "intercept", "views") if key in value}
         for model, own in value.get("calibrations", {}).items():
-            intercept = own["intercept"]
-            own = Calibration(own["slope"], tuple(intercept) if isinstance(intercept, list) else intercept)
-            optional.setdefault("calibrations", {})[model] = own
+            optional.setdefault("calibrations", {})[model] = Calibration.from_json(own)
         return cls(
             value["method"], dict(value["weights"]), dict(value["folds"]), int(value["num_outputs"]), maps, **optional
         )
@@ -237,6 +240,19 @@ def blend_scores(blend: Blend, predictions: pd.DataFrame) -> pd.DataFrame:
     images["fold"] = images["fold"].astype("Int64").where(images["kind"] == "oof")
     blended = pd.DataFrame(blend.finished(total.loc[images["id"], scores].to_numpy()), columns=scores)
     return pd.concat([images.drop(columns="target"), blended, images["target"]], axis=1)
+
+
+def fold_scores(blend: Blend, predictions: pd.DataFrame) -> np.ndarray:
+    """Scores (folds, images, outputs) by the blend's models of each fold alone; the images in the order of their ids.
+
+    `predictions` are rows of images that every fold model scored, as those of the pool.
+    """
+    per_fold = []
+    for fold in sorted({fold for folds in blend.folds.values() for fold in folds}):
+        alone = replace(blend, folds={model: [fold] for model in blend.folds})
+        rows = blend_scores(alone, predictions[predictions["fold"] == fold]).set_index("id")
+        per_fold.append(rows[score_columns(blend.num_outputs)].sort_index().to_numpy(dtype=np.float64))
+    return np.stack(per_fold)
 
 
 def blend_images(blend: Blend, logits: Mapping[tuple[str, int], np.ndarray]) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""The ensemble stage: blend one arm's predictions, choose the threshold, write ensemble.json and scores.parquet.
+"""The ensemble stage: blend one arm's predictions, calibrate, choose the threshold; ensemble.json and scores.parquet.
 
 scores.parquet has one row per image: id, split, kind, fold, score, probability, target (multi-class: score_0 ...,
-probability_0 ...). The threshold is in units of `score`; with a holdout it carries a guarantee for exactly this
-ensemble.
+probability_0 ...). `probability` is calibrated (ensembles.calibrated_scores), out of fold without the row's own fold.
+The threshold is in units of `score`; with a holdout it carries a guarantee for exactly this ensemble.
 """
 
 import json
@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from configs.ensembling import EnsembleConfig
+from configs.ensembling import CalibrationConfig, EnsembleConfig
 from configs.errors import InputError
 from configs.schema import GuaranteeConfig
 from configs.thresholds import ThresholdConfig
 from ensembles.blending import Blend, blend_scores, fit_blend, score_columns
+from ensembles.calibrated_scores import EnsembleCalibration, calibrate
 from ensembles.predictions import prediction_files, prediction_metadata, read_predictions
 from ensembles.threshold_choice import RuleResult, choose_threshold
 from ensembles.thresholds import RecallThreshold
@@ -52,6 +53,7 @@ class StoredEnsemble:
     threshold: float | None
     recall_guarantee: dict[str, Any]
     threshold_rule: dict[str, Any]
+    calibration: EnsembleCalibration
 
 
 def run(
@@ -62,11 +64,13 @@ def run(
     config: EnsembleConfig,
     guarantee: GuaranteeConfig,
     out: Path,
+    calibration: CalibrationConfig | None = None,
     tuning: Tuning | None = None,
     threshold: ThresholdConfig | None = None,
 ) -> EnsembleResult:
     """Blend the models of `arm` found in the `predictions` folder and write both files below `out`.
 
+    `calibration` is by default that of the config's defaults.
     The blend is that of `tuning` if it is adopted; the scores of training rows are then its cross-fitted ones.
     `threshold` is the rule of the threshold, by default that of the recall.
     Raises InputError when the arm has no predictions or they do not fit together or to the table.
@@ -82,9 +86,11 @@ def run(
     else:
         blend = fit_blend(chosen, method=config.method)
         scores = _in_table_order(blend_scores(blend, chosen), table)
-    columns = score_columns(blend.num_outputs)
+    calibrated = calibrate(
+        blend, scores, chosen, config=calibration or CalibrationConfig(), num_classes=len(table.classes)
+    )
     probabilities = pd.DataFrame(
-        blend.probabilities(scores[columns].to_numpy()), columns=score_columns(blend.num_outputs, "probability")
+        calibrated.probabilities(blend, scores), columns=score_columns(blend.num_outputs, "probability")
     )
     scores = pd.concat([scores.drop(columns="target"), probabilities, scores["target"]], axis=1)
     found, rule = choose_threshold(scores, table, guarantee=guarantee, config=threshold or ThresholdConfig())
@@ -99,6 +105,7 @@ def run(
             "recall_guarantee": guarantee_json(found),
             "threshold_rule": rule.to_json(),
             "blend": blend.to_json(),
+            "calibration": calibrated.to_json(),
             "provenance": provenance,
         },
     )
@@ -111,6 +118,8 @@ def read_ensemble(folder: Path) -> StoredEnsemble:
     if not (folder / ENSEMBLE_FILE).is_file() or not (folder / SCORES_FILE).is_file():
         raise InputError(f"{folder}: no {ENSEMBLE_FILE} and {SCORES_FILE} here; `rarefind ensemble CONFIG` writes them")
     stored = json.loads((folder / ENSEMBLE_FILE).read_text(encoding="utf-8"))
+    if "calibration" not in stored:
+        raise InputError(f"{folder / ENSEMBLE_FILE}: of an earlier version; `rarefind run CONFIG` brings it up to date")
     return StoredEnsemble(
         arm=stored["arm"],
         blend=Blend.from_json(stored["blend"]),
@@ -118,6 +127,7 @@ def read_ensemble(folder: Path) -> StoredEnsemble:
         threshold=stored["threshold"],
         recall_guarantee=stored["recall_guarantee"],
         threshold_rule=stored["threshold_rule"],
+        calibration=EnsembleCalibration.from_json(stored["calibration"]),
     )
 
 

@@ -18,6 +18,7 @@ import sklearn.metrics
 from configs.errors import InputError, counted, listed
 from configs.schema import MetricsConfig
 from ensembles.blending import Blend, blend_scores, fit_logits, score_columns
+from ensembles.calibration_figures import calibration_figures, class_calibration_figures
 from ensembles.ensemble import StoredEnsemble, read_ensemble
 from ensembles.predictions import read_predictions
 from ensembles.scoring_figures import at_threshold, binary_figures, class_figures, mean_of_defined
@@ -153,7 +154,7 @@ class _Judge:
             figures["confusion"] = sklearn.metrics.confusion_matrix(targets, predicted, labels=numbers).tolist()
         elif stored.threshold is not None:
             figures |= self._at_threshold(rows, targets, stored.threshold)
-        return figures
+        return {**figures, "calibration": self._calibration(rows, targets, stored)}
 
     def decisions(self, stored: StoredEnsemble) -> dict[str, Any]:
         """What the threshold does to the rows that it belongs to, with their kind as `threshold_rows`; may be empty."""
@@ -220,6 +221,25 @@ class _Judge:
             confidence=confidence,
             rng=np.random.default_rng(derive_seed(self.seed, stream)),
         )
+
+    def _calibration(self, rows: pd.DataFrame, targets: np.ndarray, stored: StoredEnsemble) -> dict[str, Any]:
+        """How far the probabilities can be believed, and those of the blend as it is."""
+        outputs = stored.blend.num_outputs
+        calibrated = rows[score_columns(outputs, "probability")].to_numpy(dtype=np.float64)
+        plain = stored.blend.probabilities(rows[score_columns(outputs)].to_numpy(dtype=np.float64))
+
+        def figures(values: np.ndarray) -> dict[str, Any]:
+            settings: dict[str, Any] = {
+                "groups": self._units(rows),
+                "metrics": self.metrics,
+                "rng": np.random.default_rng(derive_seed(self.seed, "calibration")),
+            }
+            if self.table.is_binary:
+                return calibration_figures(targets, values[:, 0], **settings)
+            return class_calibration_figures(targets, values, classes=self.table.classes, **settings)
+
+        own = {"method": stored.calibration.method, "reason": stored.calibration.reason}
+        return {**own, **figures(calibrated), "uncalibrated": figures(plain)}
 
     def _at_threshold(self, rows: pd.DataFrame, targets: np.ndarray, threshold: float) -> dict[str, Any]:
         groups, scores = self._units(rows), rows["score"].to_numpy()

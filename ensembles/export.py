@@ -44,6 +44,7 @@ LIB = (
     "ensembles/__init__.py",
     "ensembles/portable/__init__.py",
     "ensembles/portable/blend.py",
+    "ensembles/portable/calibration.py",
     "ensembles/portable/listing.py",
     "ensembles/portable/order.py",
     "ensembles/portable/ranks.py",
@@ -80,9 +81,10 @@ def run(
     stored = read_ensemble(run_dir / "ensemble")
     table = read_table(run_dir / "table.parquet")
     blend = json.loads((run_dir / "ensemble" / ENSEMBLE_FILE).read_text(encoding="utf-8"))["blend"]
+    calibration = None if stored.calibration.deployed is None else stored.calibration.deployed.to_json()
     check_known(blend)
     predictions = read_predictions(run_dir / "predictions", table=table).query("arm == @stored.arm")
-    export_checks.check_blend(blend, predictions, stored.scores)
+    export_checks.check_blend(blend, calibration, predictions, stored.scores)
     finals = {
         (model, int(fold)): run_dir / "train" / stored.arm / model / f"fold{fold}" / "final"
         for model, folds in blend["folds"].items()
@@ -106,6 +108,7 @@ def run(
         "networks": [_network(key, own) for key, own in facts.items()],
         "own_networks": any(own["backbone"] in SMALL_NETS for own in facts.values()),
         "blend": blend,
+        "calibration": calibration,
         "threshold": stored.threshold,
         "recall_guarantee": stored.recall_guarantee,
         "submission": _submission_columns(run_dir, table, submit),

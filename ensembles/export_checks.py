@@ -47,11 +47,14 @@ class ImageCheck:
         )
 
 
-def check_blend(blend: Mapping[str, Any], predictions: pd.DataFrame, scores: pd.DataFrame) -> None:
+def check_blend(
+    blend: Mapping[str, Any], calibration: Mapping[str, Any] | None, predictions: pd.DataFrame, scores: pd.DataFrame
+) -> None:
     """Raise InputError unless the description alone gives what the project's own blend and the stored scores are.
 
     `predictions` are those of the ensemble's arm, `scores` the columns of scores.parquet. Stored scores of training
-    images are not looked at: a tuned blend has them from other weights than those that are deployed.
+    images are not looked at: a tuned blend has them from other weights than those that are deployed, and their
+    probabilities are by the calibrations of their folds; `calibration` is the deployed one.
     """
     logits = natural_logits(blend, predictions)
     num_rows = min(len(own) for own in logits.values())
@@ -70,7 +73,7 @@ def check_blend(blend: Mapping[str, Any], predictions: pd.DataFrame, scores: pd.
     ids = [f"id {id_!r}" for id_ in deployed["id"]]
     _compare(blend, found, deployed[columns].to_numpy(np.float64), ids)
     stored = deployed[score_columns(blend["num_outputs"], "probability")].to_numpy(np.float64)
-    _compare(blend, probabilities_of(blend, found), stored, ids)
+    _compare(blend, probabilities_of(blend, found, calibration), stored, ids)
 
 
 def check_weights(run_dir: Path, arm: str, finals: Mapping[tuple[str, int], Path]) -> None:
@@ -134,7 +137,7 @@ def check_images(
     They are compared with the blend of the run's logits (`predictions` of the arm). Raises InputError where a
     probability differs by more than MAX_DIFFERENCE.
     """
-    blend = ensemble.config["blend"]
+    blend, calibration = ensemble.config["blend"], ensemble.config["calibration"]
     kind = next(kind for kind in KINDS if (scores["kind"] == kind).any())
     rows = scores[scores["kind"] == kind].sort_values(score_columns(blend["num_outputs"])[0], kind="stable")
     rows = rows.iloc[np.unique(np.linspace(0, len(rows) - 1, NUM_IMAGES).round().astype(int))]
@@ -152,13 +155,13 @@ def check_images(
             pixels = read_pixels(ensemble.config["images"], roots[index.frame["origin"].iloc[at]], path)
         except (UnreadableImage, KeyError) as error:
             return ImageCheck(0, kind, None, f"{path!r}: {error}")
-        found = probabilities_of(blend, score_pixels(ensemble, np.stack([pixels]), fold=fold))[0]
+        found = probabilities_of(blend, score_pixels(ensemble, np.stack([pixels]), fold=fold), calibration)[0]
         own = {
             key: frame.loc[[row["id"]]].to_numpy(np.float64)
             for key, frame in logits.items()
             if fold is None or key[1] == fold
         }
-        stored = probabilities_of(blend, blended(blend, own))[0]
+        stored = probabilities_of(blend, blended(blend, own), calibration)[0]
         difference = float(np.abs(found - stored).max())
         if difference > MAX_DIFFERENCE:
             raise InputError(

@@ -26,6 +26,7 @@ def render(config: Mapping[str, Any], metrics: Mapping[str, Any], facts: Facts, 
     return environment.get_template(TEMPLATE).render(
         config=config,
         prevalence=metrics["prevalence"],
+        calibration=metrics["ensemble"]["calibration"],
         figures=_figures(metrics),
         models=_models(facts),
         check=check,

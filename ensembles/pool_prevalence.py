@@ -7,7 +7,7 @@ the adjusted mean of the probabilities (Bella et al. 2010, Quantification via pr
 disagree if it does not.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -16,8 +16,8 @@ from scipy.optimize import brentq
 from scipy.special import expit, logit
 
 from configs.errors import InputError
-from ensembles.blending import Blend, blend_scores, score_columns
-from ensembles.teacher_calibration import fit_platt
+from ensembles.blending import Blend, fold_scores
+from ensembles.calibration import fit_platt
 from trainers.resampling import t_multiplier
 
 NUM_BINS = 4096  # of the scores, in which likelihood ratios differ by less than what the labels know
@@ -107,13 +107,8 @@ def fold_log_odds(predictions: pd.DataFrame, blend: Blend) -> np.ndarray:
     pool = predictions[predictions["kind"] == "pool"]
     if pool.empty:
         return np.empty((0, 0))
-    per_fold = []
-    for fold in sorted({fold for folds in blend.folds.values() for fold in folds}):
-        alone = replace(blend, folds={model: [fold] for model in blend.folds})
-        rows = blend_scores(alone, pool[pool["fold"] == fold])
-        scores = rows.set_index("id")[score_columns(blend.num_outputs)].sort_index()
-        per_fold.append(log_odds_of(blend.probabilities(scores.to_numpy(dtype=np.float64))[:, 0]))
-    return np.stack(per_fold)
+    scores = fold_scores(blend, pool)
+    return np.stack([log_odds_of(blend.probabilities(own)[:, 0]) for own in scores])
 
 
 def log_odds_of(probabilities: np.ndarray) -> np.ndarray:

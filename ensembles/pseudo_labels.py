@@ -15,8 +15,8 @@ from scipy.special import expit, log_softmax, softmax
 
 from configs.errors import InputError, counted
 from configs.pool import PseudoConfig
+from ensembles.calibration import Calibration, fit_calibration
 from ensembles.predictions import numbered
-from ensembles.teacher_calibration import Calibration, fit_calibration
 from trainers.metrics import one_vs_rest_log_odds
 from trainers.prior import estimate_prevalence_em, shift_prevalence
 from trainers.table import ImageTable

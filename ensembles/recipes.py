@@ -14,8 +14,8 @@ from sklearn.linear_model import LogisticRegression
 
 from configs.errors import InputError
 from ensembles.blending import Blend, QuantileMap, fit_logits, logits_of_views
+from ensembles.calibration import Calibration, fit_temperature
 from ensembles.predictions import num_views, numbered
-from ensembles.teacher_calibration import Calibration, fit_temperature
 from trainers.fast_ranking import average_precisions
 
 METHODS = ("ranks", "logits", "probabilities", "powers", "stacking")
@@ -173,12 +173,7 @@ class Learner:
             visible = self.targets >= 0
             logits, targets = self.oof.logits(model, views)[visible], self.targets[visible]
             shares = np.bincount(targets, minlength=self.oof.num_classes) / len(targets)
-            if self.oof.num_outputs > 1:
-                return fit_temperature(logits, targets, shares)
-            # a logit is the difference of two
-            own = fit_temperature(np.hstack([np.zeros_like(logits), logits]), targets, shares)
-            negative, positive = np.asarray(own.intercept)
-            return Calibration(own.slope, float(positive - negative))
+            return fit_temperature(logits, targets, shares)
 
         return _remembered(self._temperatures, (model, views), fitted, at_most=MAX_SMALL)
 

@@ -16,6 +16,7 @@ from configs.load import dump_config
 from configs.schema import MetricsConfig, ReportConfig
 from ensembles.chance import chance_level
 from ensembles.pages import page_environment
+from ensembles.report_calibration import calibration_section
 from ensembles.report_galleries import galleries
 from ensembles.report_neighbours import neighbours_section
 from ensembles.report_pretraining import pretraining_panels
@@ -49,7 +50,7 @@ FILES = {
     "neighbours": "images that are there twice, in pairs, and a page of them",
     "predictions": "every score of every model, read as one table",
     "clusters": "clusters of frozen features: one table each, figures, and a page",
-    "ensemble": "blend, threshold, and the ensemble's score of every image",
+    "ensemble": "blend, calibration, threshold, and the ensemble's score and probability of every image",
     "metrics.json": "the figures of this page but for those of curves, galleries and single folds, and more",
     "submission.csv": "the scores of the test images, to hand in",
     "log.jsonl": "what happened when",
@@ -123,6 +124,7 @@ def _sections(
         "review": review(files) if binary else {},
         "ranking": binary_ranking(files, metrics, rng) if binary else class_ranking(files),
         "distribution": distribution(files) if binary else None,
+        "calibration": calibration_section(files),
         "confusion": None if binary else confusion(files),
         "class_rows": None if binary else class_rows(files),
         "model_groups": model_groups(files),

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from configs.errors import InputError
+from ensembles.portable.calibration import LOG_SCALE, calibrated_log_odds, score_log_odds
 from ensembles.portable.ranks import rank_in_map
 
 METHODS = ("logits", "ranks", "probabilities", "powers", "stacking")
@@ -56,11 +57,19 @@ def blended(blend: Mapping[str, Any], logits: FoldLogits) -> np.ndarray:
     return _finished(blend, total)
 
 
-def probabilities_of(blend: Mapping[str, Any], scores: np.ndarray) -> np.ndarray:
-    """Values in [0, 1] from scores (rows, outputs), of the same shape: what the submission has."""
-    if blend["num_outputs"] > 1:
-        return torch.softmax(torch.tensor(scores), dim=1).numpy()
-    return _sigmoid(scores) if blend["method"] in ("logits", "stacking") else scores
+def probabilities_of(
+    blend: Mapping[str, Any], scores: np.ndarray, calibration: Mapping[str, Any] | None = None
+) -> np.ndarray:
+    """Values in [0, 1] from scores (rows, outputs), of the same shape: what the submission has.
+
+    `calibration` has the keywords of `calibrated_log_odds`; without it they are what the blend itself says.
+    """
+    several = blend["num_outputs"] > 1
+    if calibration is not None:
+        scores = calibrated_log_odds(score_log_odds(scores, method=blend["method"]), **calibration)
+    elif not several and blend["method"] not in LOG_SCALE:
+        return scores
+    return torch.softmax(torch.tensor(scores), dim=1).numpy() if several else _sigmoid(scores)
 
 
 def _transformed(blend: Mapping[str, Any], key: tuple[str, int], logits: np.ndarray) -> np.ndarray:
@@ -75,7 +84,7 @@ def _transformed(blend: Mapping[str, Any], key: tuple[str, int], logits: np.ndar
         return torch.log_softmax(torch.tensor(logits), dim=1).numpy() if several else logits
     calibration = blend.get("calibrations", {}).get(key[0])
     if calibration is not None:
-        logits = calibration["slope"] * logits + np.asarray(calibration["intercept"])
+        logits = calibrated_log_odds(logits, **calibration)
     probabilities = torch.softmax(torch.tensor(logits), dim=1).numpy() if several else _sigmoid(logits)
     return probabilities ** blend["power"] if method == "powers" else probabilities
 

@@ -71,14 +71,14 @@ def _columns(config: dict[str, Any], *, submission: bool) -> list[str]:
 
 def _rows(config: dict[str, Any], ids: Sequence[str], scores: np.ndarray, *, submission: bool) -> Iterator[list[Any]]:
     """Rows of the output as text; numbers in full. A submission's are to be given all at once, to keep their order."""
-    probabilities = probabilities_of(config["blend"], scores)
+    probabilities = probabilities_of(config["blend"], scores, config["calibration"])
     if submission and config["positive_label"] is not None:
         probabilities = strictly_ordered(probabilities[:, 0], scores[:, 0])[:, None]
     for id_, row, score in zip(ids, probabilities.tolist(), scores.tolist(), strict=True):
         if submission:
             yield [id_ if output is None else repr(row[output]) for _, output in config["submission"]]
         elif config["positive_label"] is None:
-            yield [id_, config["classes"][int(np.argmax(row))], *map(repr, row)]
+            yield [id_, config["classes"][int(np.argmax(score))], *map(repr, row)]
         else:
             threshold = config["threshold"]
             yield [id_, repr(row[0]), repr(score[0]), *([] if threshold is None else [int(score[0] >= threshold)])]

@@ -35,6 +35,7 @@ def ensemble_step(pipeline: Pipeline) -> None:
         # propagated labels are judged beside the models, and no part of the blend
         "predictions": {name: own for name, own in digests.items() if not name.startswith(f"{PROPAGATION}/")},
         "ensemble": config.ensemble.model_dump(),
+        "calibration": config.calibration.model_dump(),
         "guarantee": config.guarantee.model_dump(),
         "threshold": config.threshold.model_dump(),
         "rows": rows_digest(table, np.arange(len(table.frame))),
@@ -69,6 +70,7 @@ def ensemble_step(pipeline: Pipeline) -> None:
             config=config.ensemble,
             guarantee=config.guarantee,
             out=partial / "ensemble",
+            calibration=config.calibration,
             tuning=tuning,
             threshold=config.threshold,
         )

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from scipy.special import expit, softmax
 
+from configs.ensembling import CalibrationConfig
 from configs.errors import InputError
 from configs.schema import EnsembleConfig, GuaranteeConfig
 from ensembles import ensemble
@@ -44,7 +45,7 @@ def write_toy_predictions(folder, table, *, models=("a", "b"), arm=ARM, seed=0, 
             write_predictions(path, table=table, rows=rows, logits=logits, arm=arm, model=model, fold=fold)
 
 
-def run(tmp_path, table, *, method="logits", arm=ARM, **guarantee):
+def run(tmp_path, table, *, method="logits", arm=ARM, calibration="logistic", **guarantee):
     return ensemble.run(
         predictions=tmp_path / "predictions",
         table=table,
@@ -52,6 +53,7 @@ def run(tmp_path, table, *, method="logits", arm=ARM, **guarantee):
         config=EnsembleConfig(method=method),
         guarantee=GuaranteeConfig(**guarantee),
         out=tmp_path / "ensemble",
+        calibration=CalibrationConfig(method=calibration),
     )
 
 
@@ -59,7 +61,7 @@ def run(tmp_path, table, *, method="logits", arm=ARM, **guarantee):
 def test_scores_have_one_row_per_image_in_the_order_of_the_table(tmp_path, method):
     table = toy_table()
     write_toy_predictions(tmp_path / "predictions", table)
-    run(tmp_path, table, method=method)
+    run(tmp_path, table, method=method, calibration="none")
     scores = pd.read_parquet(tmp_path / "ensemble/scores.parquet")
     assert scores.columns.tolist() == ["id", "split", "kind", "fold", "score", "probability", "target"]
     assert scores["id"].tolist() == table.frame["id"].tolist()
@@ -68,6 +70,33 @@ def test_scores_have_one_row_per_image_in_the_order_of_the_table(tmp_path, metho
     assert scores["fold"].equals(table.frame["fold"])
     expected = expit(scores["score"]) if method == "logits" else scores["score"]
     assert np.allclose(scores["probability"], expected, atol=1e-15)
+
+
+@pytest.mark.parametrize("method", ["logits", "ranks"])
+def test_calibration_changes_probabilities_but_neither_scores_nor_threshold(tmp_path, method):
+    table = toy_table()
+    write_toy_predictions(tmp_path / "predictions", table)
+    plain = run(tmp_path, table, method=method, calibration="none")
+    result = run(tmp_path, table, method=method)
+    assert result.scores["score"].equals(plain.scores["score"])
+    assert result.threshold == plain.threshold
+    assert np.abs(result.scores["probability"] - plain.scores["probability"]).max() > 0.05
+    new = result.scores[result.scores["kind"] != "oof"].sort_values("score")
+    assert new["probability"].is_monotonic_increasing
+    assert (np.diff(new["probability"])[np.diff(new["score"]) > 0] > 0).all()
+    stored = ensemble.read_ensemble(tmp_path / "ensemble").calibration
+    frame = result.scores.drop(columns="probability")
+    assert np.array_equal(stored.probabilities(result.blend, frame)[:, 0], result.scores["probability"])
+
+
+def test_an_ensemble_of_an_earlier_version_names_the_remedy(tmp_path):
+    table = toy_table()
+    write_toy_predictions(tmp_path / "predictions", table)
+    run(tmp_path, table)
+    path = tmp_path / "ensemble/ensemble.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "calibration": None}).replace('"calibration"', '"old"'))
+    with pytest.raises(InputError, match="of an earlier version; `rarefind run CONFIG`"):
+        ensemble.read_ensemble(tmp_path / "ensemble")
 
 
 def test_score_is_the_mean_logit_recomputed_from_the_files(tmp_path):
@@ -83,7 +112,7 @@ def test_score_is_the_mean_logit_recomputed_from_the_files(tmp_path):
 def test_multi_class_scores_have_a_column_per_class_and_no_threshold(tmp_path):
     table = toy_table(classes=("x", "y", "z"))
     write_toy_predictions(tmp_path / "predictions", table)
-    result = run(tmp_path, table)
+    result = run(tmp_path, table, calibration="none")
     scores = result.scores
     logits = scores[["score_0", "score_1", "score_2"]].to_numpy()
     probabilities = scores[["probability_0", "probability_1", "probability_2"]].to_numpy()

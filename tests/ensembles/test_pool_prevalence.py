@@ -10,8 +10,8 @@ from scipy.special import expit, logit
 from configs.errors import InputError
 from ensembles import pool_prevalence
 from ensembles.blending import fit_blend
+from ensembles.calibration import fit_platt
 from ensembles.pool_prevalence import PoolPrevalence, estimate_pool_prevalence, fold_log_odds, likeliest_prevalence
-from ensembles.teacher_calibration import fit_platt
 from trainers.prior import estimate_prevalence_em
 
 Draw = Callable[[np.random.Generator, np.ndarray], np.ndarray]

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from scipy.special import expit
 
+from configs.ensembling import CalibrationConfig
 from configs.errors import InputError
 from configs.schema import EnsembleConfig, GuaranteeConfig, SubmitConfig
 from ensembles import ensemble, submission
@@ -16,7 +17,15 @@ NONE_REJECTED = pd.DataFrame(columns=["id", "path", "row", "reason", "split"])
 ONE_REJECTED = pd.DataFrame([["broken", "b.jpg", "17", "truncated", "test"]], columns=NONE_REJECTED.columns)
 
 
-def make_run(tmp_path, *, classes=("no", "yes"), test_ids=tuple(TEST_IDS), test_logits=None, method="logits"):
+def make_run(
+    tmp_path,
+    *,
+    classes=("no", "yes"),
+    test_ids=tuple(TEST_IDS),
+    test_logits=None,
+    method="logits",
+    calibration="logistic",
+):
     """A run folder with an ensemble; one model, two folds."""
     num_test = len(test_ids)
     ids = [f"train-{row}" for row in range(12)] + list(test_ids)
@@ -39,6 +48,7 @@ def make_run(tmp_path, *, classes=("no", "yes"), test_ids=tuple(TEST_IDS), test_
         config=EnsembleConfig(method=method),
         guarantee=GuaranteeConfig(),
         out=tmp_path / "ensemble",
+        calibration=CalibrationConfig(method=calibration),
     )
     return table
 
@@ -205,7 +215,7 @@ def test_rejected_images_of_other_splits_do_not_matter(tmp_path):
 
 def test_scores_that_differ_are_written_differently_and_in_order(tmp_path):
     logits = np.array([40.0, 50.0, 45.0, -800.0, 40.0, 1e-17])
-    table = make_run(tmp_path, test_logits=logits)
+    table = make_run(tmp_path, test_logits=logits, calibration="none")
     assert expit(logits[0]) == expit(logits[1])  # the control: as plain floats they tie
     submit(tmp_path, table)
     values = np.array([float(row[1]) for row in written(tmp_path)[1:]])

@@ -1,0 +1,188 @@
+"""Probabilities of an ensemble: cross-fitted out of fold, and carried over to the mean of the fold models."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import expit, logit, softmax
+
+from configs.ensembling import CalibrationConfig
+from configs.errors import InputError
+from ensembles.blending import blend_scores, fit_blend
+from ensembles.calibrated_scores import EnsembleCalibration, calibrate, fit_spread
+from ensembles.calibration import fit_logistic, maximum_likelihood
+
+NUM_FOLDS = 3
+
+
+def toy(
+    num: int = 3000, *, pool: int = 0, noise: float = 1.0, prevalence: float = 0.1, pool_prevalence: float = 0.1,
+    flip: int | None = None, skill: float = 2.5, seed: int = 0, num_outputs: int = 1,
+) -> tuple[pd.DataFrame, np.ndarray]:  # fmt: skip
+    """Prediction table of one model whose folds err by themselves, and the pool's true targets."""
+    rng = np.random.default_rng(seed)
+    num_classes = max(2, num_outputs)
+
+    def drawn(rows: int, share: float) -> tuple[np.ndarray, np.ndarray]:
+        shares = np.r_[1 - share, np.full(num_classes - 1, share / (num_classes - 1))]
+        targets = rng.choice(num_classes, rows, p=shares)
+        signal = np.eye(num_classes)[targets][:, 1:] if num_outputs == 1 else np.eye(num_classes)[targets]
+        return targets, skill * signal + rng.normal(size=(rows, num_outputs)) - 2.0
+
+    def table(kind: str, targets: np.ndarray, values: np.ndarray, folds: np.ndarray) -> pd.DataFrame:
+        values = 1.5 * (values + noise * rng.normal(size=values.shape))
+        names = ["logit"] if num_outputs == 1 else [f"logit_{n}" for n in range(num_outputs)]
+        return pd.DataFrame(values, columns=names).assign(
+            id=[f"{kind}-{row:05d}" for row in range(len(targets))], split=kind, kind=kind, arm="a", model="m",
+            fold=folds, target=pd.array(targets if kind == "oof" else [None] * len(targets), dtype="Int64"),
+        )  # fmt: skip
+
+    targets, values = drawn(num, prevalence)
+    folds = np.arange(num) % NUM_FOLDS
+    if flip is not None:
+        targets = np.where(folds == flip, (targets + 1) % num_classes, targets)
+    parts = [table("oof", targets, values, folds)]
+    truth, values = drawn(pool, pool_prevalence)
+    parts += [table("pool", truth, values, np.full(pool, fold)) for fold in range(NUM_FOLDS) if pool]
+    return pd.concat(parts, ignore_index=True), truth
+
+
+def calibrated(
+    predictions: pd.DataFrame, *, method: str = "logistic", blend_method: str = "logits"
+) -> tuple[EnsembleCalibration, pd.DataFrame, np.ndarray]:
+    blend = fit_blend(predictions, method=blend_method)
+    scores = blend_scores(blend, predictions)
+    found = calibrate(
+        blend, scores, predictions, config=CalibrationConfig(method=method), num_classes=max(2, blend.num_outputs)
+    )
+    return found, scores, found.probabilities(blend, scores)
+
+
+def judged(targets: np.ndarray, probabilities: np.ndarray) -> tuple[float, float]:
+    """Observed over expected, and the slope."""
+    slope, _ = maximum_likelihood(logit(probabilities)[:, None], targets.astype(float))
+    return targets.sum() / probabilities.sum(), float(slope[0])
+
+
+def test_out_of_fold_rows_are_calibrated_without_their_own_fold() -> None:
+    found, scores, probabilities = calibrated(toy()[0])
+    flipped, _, others = calibrated(toy(flip=1)[0])
+    assert found.out_of_fold is not None and flipped.out_of_fold is not None
+    own = (scores["fold"] == 1).to_numpy()
+    np.testing.assert_array_equal(probabilities[own], others[own])
+    assert np.abs(probabilities[~own] - others[~own]).max() > 0.01, (
+        "the control: other folds' maps have seen the labels"
+    )
+    rows = scores[~own]
+    expected = fit_logistic(rows[["score"]].to_numpy(), rows["target"].to_numpy(int), np.array([0.9, 0.1]))
+    assert found.out_of_fold[1].slope == pytest.approx(expected.slope, rel=1e-6)
+
+
+def test_a_map_fitted_on_the_rows_that_it_is_judged_on_looks_better_than_it_is() -> None:
+    gains = []
+    for seed in range(30):
+        predictions, _ = toy(150, seed=seed)
+        _, scores, probabilities = calibrated(predictions)
+        log_odds, targets = scores[["score"]].to_numpy(), scores["target"].to_numpy(int)
+        inside = expit(fit_logistic(log_odds, targets, np.array([0.9, 0.1]))(log_odds))[:, 0]
+        loss_in, loss_out = (
+            -np.mean(targets * np.log(p) + (1 - targets) * np.log1p(-p)) for p in (inside, probabilities[:, 0])
+        )
+        gains.append(loss_out - loss_in)
+    assert np.mean(gains) > 2 * np.std(gains) / 30**0.5 > 0
+
+
+@pytest.mark.parametrize("blend_method", ["logits", "ranks"])
+@pytest.mark.parametrize("pool_prevalence", [0.1, 0.03])
+def test_the_pool_tells_how_probabilities_of_mean_scores_differ(blend_method: str, pool_prevalence: float) -> None:
+    predictions, truth = toy(30_000, pool=60_000, pool_prevalence=pool_prevalence)
+    found, scores, probabilities = calibrated(predictions, blend_method=blend_method)
+    plain, _, without = calibrated(predictions[predictions["kind"] == "oof"], blend_method=blend_method)
+    assert plain.spread is None and "0 pool images are scored" in plain.reason
+    assert found.spread is not None and found.spread.scale > 1.2
+    assert found.spread.prevalence[1] == pytest.approx(pool_prevalence, abs=0.01)
+    pool = scores[scores["kind"] == "pool"].sort_values("id").index
+    # as frequent as among the labels: of a pool with fewer positives, negatives are left out
+    share = pool_prevalence * 0.9 / (0.1 * (1 - pool_prevalence))
+    chosen = (truth == 1) | (np.random.default_rng(0).random(len(truth)) < share)
+    blend = fit_blend(predictions, method=blend_method)
+    log_odds = blend.log_odds(scores.loc[pool, ["score"]].to_numpy())
+    mended = judged(truth[chosen], probabilities[pool, 0][chosen])
+    assert plain.deployed is not None
+    as_it_is = judged(truth[chosen], expit(plain.deployed(log_odds))[chosen, 0])
+    assert 0.95 < mended[0] < 1.05 and 0.9 < mended[1] < 1.1
+    assert as_it_is[0] > 1.1 and as_it_is[1] > 1.2, "the control: the map of one fold model's scores"
+    assert without.shape[0] == 30_000
+
+
+def test_the_spread_of_several_classes_makes_their_expected_numbers_right() -> None:
+    predictions, truth = toy(6000, pool=6000, num_outputs=3, prevalence=0.3, pool_prevalence=0.3)
+    _, scores, probabilities = calibrated(predictions)
+    plain, _, _ = calibrated(predictions[predictions["kind"] == "oof"])
+    pool = scores[scores["kind"] == "pool"].sort_values("id")
+    counts = np.bincount(truth, minlength=3)
+    np.testing.assert_allclose(probabilities[pool.index].sum(axis=0) / counts, 1.0, atol=0.07)
+    assert plain.deployed is not None
+    values = pool[["score_0", "score_1", "score_2"]].to_numpy()
+
+    def loss(p: np.ndarray) -> float:
+        return -float(np.log(p[np.arange(len(truth)), truth]).mean())
+
+    assert loss(probabilities[pool.index]) < loss(softmax(plain.deployed(values), axis=1)) - 0.002
+
+
+def test_fold_models_that_agree_need_no_mending() -> None:
+    z = np.random.default_rng(0).normal(-3, 2, (1, 2000, 1))
+    spread = fit_spread(np.repeat(z, 3, axis=0), z[0], np.array([0.9, 0.1]))
+    assert spread.scale == pytest.approx(1.0, abs=1e-3) and spread.offset == pytest.approx([0.0], abs=1e-3)
+
+
+def test_one_image_alone_gets_the_probability_that_it_gets_among_all() -> None:
+    predictions, _ = toy(600, pool=300)
+    found, scores, probabilities = calibrated(predictions)
+    blend = fit_blend(predictions, method="logits")
+    row = scores.index[scores["kind"] == "pool"][7]
+    assert found.probabilities(blend, scores.loc[[row]])[0, 0] == probabilities[row, 0]
+
+
+def test_labels_of_the_pool_and_holdout_rows_change_nothing() -> None:
+    predictions, truth = toy(600, pool=300)
+    seen = predictions.copy()
+    seen.loc[seen["kind"] == "pool", "target"] = np.tile(truth, NUM_FOLDS)
+    held = predictions[predictions["kind"] == "pool"].assign(
+        kind="holdout", id=lambda frame: "h" + frame["id"], target=1, logit=9.0
+    )
+    expected = calibrated(predictions)[0].to_json()
+    assert calibrated(seen)[0].to_json() == expected
+    assert calibrated(pd.concat([predictions, held]))[0].to_json() == expected
+
+
+@pytest.mark.parametrize("method", ["logistic", "beta", "temperature"])
+def test_what_is_stored_reads_back(method: str) -> None:
+    found, scores, probabilities = calibrated(toy(600, pool=300)[0], method=method)
+    again = EnsembleCalibration.from_json(found.to_json())
+    blend = fit_blend(toy(600, pool=300)[0], method="logits")
+    np.testing.assert_array_equal(again.probabilities(blend, scores), probabilities)
+
+
+def test_without_positives_nothing_is_calibrated_and_the_reason_is_told() -> None:
+    predictions, _ = toy(300)
+    for targets in (np.zeros(300, dtype=int), np.arange(300) == 0):
+        predictions["target"] = pd.array(np.asarray(targets, dtype=int), dtype="Int64")
+        found, scores, probabilities = calibrated(predictions)
+        assert found.method == "none" and "outside of fold 0 the labelled images are of one class" in found.reason
+        np.testing.assert_allclose(probabilities[:, 0], expit(scores["score"]))
+
+
+def test_scores_without_information_get_the_prevalence() -> None:
+    predictions, _ = toy(600)
+    predictions["logit"] = 0.0
+    targets = predictions["target"].to_numpy(int)
+    _, _, probabilities = calibrated(predictions)
+    assert targets.sum() / probabilities.sum() == pytest.approx(1.0, abs=0.05) and np.ptp(probabilities) < 0.02
+
+
+def test_settings_that_do_not_fit_are_told() -> None:
+    with pytest.raises(InputError, match="beta is for two classes, here are 3"):
+        calibrated(toy(300, num_outputs=3, prevalence=0.5)[0], method="beta")
+    found, _, _ = calibrated(toy(300)[0], method="temperature", blend_method="ranks")
+    assert found.method == "logistic" and "logistic instead of temperature" in found.reason
