@@ -16,6 +16,7 @@ from ensembles.portable.scoring import Ensemble
 LOGITS = [40.0, 50.0, 45.0, -800.0, 40.0]
 CONFIG = {
     "blend": {"method": "logits", "num_outputs": 1},
+    "calibration": None,
     "positive_label": "b",
     "threshold": 0.0,
     "images": {},
