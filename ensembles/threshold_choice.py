@@ -322,7 +322,7 @@ def _recall_of(result: RuleResult, oof: _Rows, held_out: _Rows, guarantee: Guara
     if len(scores) and result.rows != "holdout":
         return recall_at(scores, result.threshold, confidence=confidence, groups=units)
     rows = held_out if result.rows == "holdout" else oof
-    reason = f"threshold.rule {result.rule} promises no recall"
+    reason = f"the rule of the threshold, {result.rule}, promises no recall"
     if rows is held_out:
         reason += "; the holdout chose the threshold, so it cannot certify the recall there, too"
     else:
