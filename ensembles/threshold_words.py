@@ -18,12 +18,21 @@ def rule_in_words(rule: Mapping[str, Any]) -> str:
     if rule["rule"] == "recall":
         return f"a recall of at least {asked['recall']:g}"
     if rule["rule"] == "precision":
-        return f"a precision of at least {asked['precision']:g} with {exact_percent(asked['confidence'])} confidence"
+        return precision_goal(asked["precision"], asked["confidence"])
     if rule["rule"] == "budget":
         return f"at most {asked['max_reviewed']:,} {asked['review']} images flagged"
     if rule["rule"] == "cost":
         return f"the lowest cost when a missed positive costs as much as {asked['cost_ratio']:g} false alarms"
     return f"the highest F{asked['beta']:g}"
+
+
+def precision_goal(floor: float, confidence: float) -> str:
+    """What the precision rule promises.
+
+    >>> precision_goal(0.8, 0.95)
+    'a precision of at least 0.8 with 95% confidence'
+    """
+    return f"a precision of at least {floor:g} with {exact_percent(confidence)} confidence"
 
 
 def work_in_words(figures: Mapping[str, Any]) -> str | None:

@@ -10,7 +10,8 @@ from configs.load import check_config
 from configs.schema import EnsembleConfig, GuaranteeConfig
 from configs.thresholds import ThresholdConfig
 from ensembles import ensemble
-from ensembles.threshold_choice import check_request, choose_threshold
+from ensembles.threshold_choice import choose_threshold
+from ensembles.threshold_requests import check_request
 from ensembles.threshold_words import rule_in_words, work_in_words
 from tests.ensembles.test_ensemble import ARM, run, toy_table, write_toy_predictions
 
@@ -100,13 +101,13 @@ def test_a_holdout_too_small_for_a_precision_leaves_an_estimate_out_of_fold(tmp_
     _, stored = chosen(tmp_path, toy_table(num_holdout=50), {"rule": "precision", "precision": 0.8}, shift=4.0)
     assert stored["threshold_rule"]["achieved"]["rows"] == "oof"
     assert not stored["threshold_rule"]["achieved"]["certified"]
-    assert "is an estimate" in stored["threshold_rule"]["reason"]
+    assert "estimated, not certified" in stored["threshold_rule"]["reason"]
 
 
 def test_a_precision_that_the_networks_do_not_reach_has_no_threshold_and_says_why(tmp_path):
     result, stored = chosen(tmp_path, toy_table(), {"rule": "precision", "precision": 0.9}, shift=0.5)
     assert stored["threshold"] is None
-    assert "of the 29 highest-scored out-of-fold images" in stored["threshold_rule"]["reason"]
+    assert "the out-of-fold images show at most that it is above 0." in stored["threshold_rule"]["reason"]
     assert stored["recall_guarantee"]["reason"] == stored["threshold_rule"]["reason"]
     assert "threshold" not in result.summary
 
