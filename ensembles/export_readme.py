@@ -6,7 +6,8 @@ from typing import Any
 
 import jinja2
 
-from ensembles.wording import exact_percent
+from ensembles.threshold_words import rule_in_words, work_in_words
+from ensembles.wording import exact_percent, sentence
 from trainers.backbones import PACKAGED
 
 TEMPLATE = "export_readme.md.j2"
@@ -23,7 +24,14 @@ def render(config: Mapping[str, Any], metrics: Mapping[str, Any], facts: Facts, 
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["sentence"] = sentence
+    ensemble = metrics["ensemble"]
+    rule = ensemble["threshold_rule"]
     return environment.get_template(TEMPLATE).render(
+        rule=None if config["threshold"] is None else rule_in_words(rule),
+        rows=ensemble.get("threshold_rows"),
+        work=work_in_words(ensemble),
+        rule_reason=None if rule["rule"] == "recall" else rule["reason"],
         config=config,
         prevalence=metrics["prevalence"],
         calibration=metrics["ensemble"]["calibration"],

@@ -37,6 +37,7 @@ from ensembles.report_sections import (
     training_panels,
 )
 from ensembles.run_files import RunFiles, read_run
+from ensembles.threshold_words import rule_in_words, spares_little
 from trainers import atomic
 from trainers.provenance import derive_seed
 
@@ -116,6 +117,12 @@ def _sections(
         "chance": chance_level(files.metrics),
         "test_chance": chance_level(files.metrics["test"]) if "test" in files.metrics else None,
         "num_flagged": num_flagged(files),
+        "threshold_words": {
+            "rule": rule_in_words(files.ensemble["threshold_rule"]),
+            "spares_little": spares_little(files.ensemble),
+        }
+        if binary
+        else {},
         "alarms": alarms(files),
         "logged_warnings": [
             message for message in logged_warnings(files.events) if message not in files.metrics["warnings"]

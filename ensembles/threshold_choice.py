@@ -15,9 +15,10 @@ from configs.schema import GuaranteeConfig
 from configs.thresholds import ThresholdConfig
 from ensembles import threshold_rules as rules
 from ensembles.operating_points import found_by_review
+from ensembles.threshold_words import precision_goal
 from ensembles.thresholds import RecallThreshold, certified_threshold, estimated_threshold, recall_at
-from ensembles.wording import exact_percent, number, span
-from trainers.guarantee import highest_recall, missing_guarantee, positive_units, positives_needed
+from ensembles.wording import number, span
+from trainers.guarantee import missing_guarantee, positive_units, positives_needed
 from trainers.table import ImageTable
 
 ONE_FOLD_MODEL = "out-of-fold rows were scored by one fold model each and new images by all"
@@ -106,71 +107,6 @@ def choose_threshold(
     return _recall_of(result, oof, held_out, guarantee), result
 
 
-def check_request(
-    config: ThresholdConfig, guarantee: GuaranteeConfig, table: ImageTable, *, pool_is_scored: bool
-) -> list[str]:
-    """Warnings about a threshold that will be asked for, from the counts of a table whose folds are assigned.
-
-    Raises InputError for one that is impossible, before hours of training.
-    """
-    if config.rule == "recall":
-        warnings = []
-    elif not table.is_binary:
-        raise InputError(
-            f"threshold.rule {config.rule} is for two classes, here are {len(table.classes)}; remove it, or set "
-            "data.positive_label if one class is to be found"
-        )
-    elif config.rule == "precision":
-        warnings = _check_precision(config, guarantee, table)
-    elif config.rule == "budget":
-        warnings = _check_budget(config, table, pool_is_scored=pool_is_scored)
-    else:
-        warnings = []
-    if config.unused:
-        names = ", ".join(f"threshold.{name}" for name in config.unused)
-        warnings.append(f"{names}: no effect with threshold.rule {config.rule}")
-    return warnings
-
-
-def _check_precision(config: ThresholdConfig, guarantee: GuaranteeConfig, table: ImageTable) -> list[str]:
-    assert config.precision is not None
-    units = positive_units(table, holdout=guarantee.holdout)
-    needed = positives_needed(recall=config.precision, confidence=guarantee.confidence)
-    most = max(units.labelled - units.held_out, units.held_out)
-    goal = _precision_goal(config.precision, guarantee.confidence)
-    if most < needed:
-        lower = highest_recall(most, confidence=guarantee.confidence)
-        raise InputError(
-            f"threshold.precision: to show {goal}, at least {needed} flagged {units.noun} without a false alarm are "
-            f"needed, and {most} can judge it; label more, or set threshold.precision to at most {lower:g}"
-        )
-    if units.held_out and units.held_out < needed:
-        return [
-            f"the precision will be an estimate out of fold, not a guarantee: to show {goal}, at least {needed} "
-            f"flagged {units.noun} without a false alarm must be among those held out, and {units.held_out} are there; "
-            "raise guarantee.holdout or lower threshold.precision"
-        ]
-    return []
-
-
-def _check_budget(config: ThresholdConfig, table: ImageTable, *, pool_is_scored: bool) -> list[str]:
-    assert config.max_reviewed is not None
-    number = len(table.rows(config.review))
-    if not number:
-        raise InputError(
-            f"threshold.review {config.review}: there are no {config.review} images to review; set data.{config.review}"
-            f", or threshold.review to {'pool' if config.review == 'test' else 'test'}"
-        )
-    if config.review == "pool" and not pool_is_scored:
-        raise InputError("threshold.review pool: the pool is not scored; set predict.pool to true")
-    if config.max_reviewed >= number:
-        return [
-            f"threshold.max_reviewed {config.max_reviewed}: there are but {number} {config.review} images, so all of "
-            "them will be flagged; lower it"
-        ]
-    return []
-
-
 def _labelled(scores: pd.DataFrame, table: ImageTable, kind: str) -> _Rows:
     rows = scores[(scores["kind"] == kind).to_numpy() & scores["target"].notna().to_numpy()]
     units = pd.Series(table.units, index=table.frame["id"])
@@ -200,43 +136,40 @@ def _by_recall(oof: _Rows, held_out: _Rows, table: ImageTable, guarantee: Guaran
 def _by_precision(oof: _Rows, held_out: _Rows, config: ThresholdConfig, guarantee: GuaranteeConfig) -> RuleResult:
     assert config.precision is not None
     asked = {"floor": config.precision, "confidence": guarantee.confidence}
-    goal = _precision_goal(config.precision, guarantee.confidence)
+    goal = precision_goal(config.precision, guarantee.confidence)
     refusals = []
-    for rows in (held_out, oof):
+    for rows in [held_out, oof] if len(held_out.targets) else [oof]:
         found = rules.precision_threshold(rows.targets, rows.scores, groups=rows.units, **asked)
         if found.threshold is None:
-            refusals.append(_no_precision(rows, **asked))
+            refusals.append(_no_precision(rows, found, **asked))
             continue
         flagged = rows.scores >= found.threshold
         certified = rows is held_out
         reason = (
-            f"{goal} {'is certified' if certified else 'is an estimate'} where positives are as frequent as among the "
-            f"labelled images: of {int(flagged.sum())} flagged {_name(rows)} {int(rows.targets[flagged].sum())} are "
-            "positive, and thresholds were tested in a fixed order from a high one down"
+            f"{'certified' if certified else 'estimated, not certified'}: {goal}, where positives are as frequent as "
+            f"among the labelled images; of {int(flagged.sum())} flagged {_name(rows)} "
+            f"{int(rows.targets[flagged].sum())} are positive, and thresholds were tested in a fixed order from a high "
+            "one down; "
         )
-        reason += (
-            "; it holds for exactly these fold models and weights"
-            if certified
-            else f"; {ONE_FOLD_MODEL}; set guarantee.holdout for a guarantee"
-        )
+        if certified:
+            reason += "it holds for exactly these fold models and weights"
+        else:
+            reason += f"{ONE_FOLD_MODEL}; positives held out (guarantee.holdout) can certify it"
         return _result(config, guarantee, found, "precision", rows.kind, reason, certified=certified)
-    reason = f"no threshold has {goal}: {'; '.join(refusals if len(held_out.targets) else refusals[1:])}"
+    reason = f"no threshold has {goal}: {'; '.join(refusals)}; lower threshold.precision, or label more"
     return _result(config, guarantee, rules.Expected(None), "precision", "oof", reason)
 
 
-def _no_precision(rows: _Rows, *, floor: float, confidence: float) -> str:
+def _no_precision(rows: _Rows, found: rules.Expected, *, floor: float, confidence: float) -> str:
     """Why these rows show no such precision: too few positives, or too many false alarms."""
     units = len(set(rows.positives[1]))
     needed = positives_needed(recall=floor, confidence=confidence)
-    if units < needed:
+    if units < needed or found.interval is None:
         return (
-            f"at least {needed} flagged positives without a false alarm are needed, and {units} {_name(rows)} are there"
+            f"at least {needed} flagged positives without a false alarm are needed, and {units} independent ones are "
+            f"among the {_name(rows)}"
         )
-    top = rows.targets[np.argsort(-rows.scores, kind="stable")[:needed]]
-    return (
-        f"of the {needed} highest-scored {_name(rows)} {int(top.sum())} are positive, which shows too little; lower "
-        "threshold.precision, or train better networks"
-    )
+    return f"the {_name(rows)} show at most that it is above {number(found.interval[0])}"
 
 
 def _by_budget(scores: pd.DataFrame, oof: _Rows, config: ThresholdConfig, guarantee: GuaranteeConfig) -> RuleResult:
@@ -322,7 +255,7 @@ def _recall_of(result: RuleResult, oof: _Rows, held_out: _Rows, guarantee: Guara
     if len(scores) and result.rows != "holdout":
         return recall_at(scores, result.threshold, confidence=confidence, groups=units)
     rows = held_out if result.rows == "holdout" else oof
-    reason = f"threshold.rule {result.rule} promises no recall"
+    reason = f"the rule of the threshold, {result.rule}, promises no recall"
     if rows is held_out:
         reason += "; the holdout chose the threshold, so it cannot certify the recall there, too"
     else:
@@ -347,10 +280,6 @@ def _result(
     return RuleResult(
         config.rule, requested, found.threshold, measure, found.estimate, found.interval, rows, certified, reason
     )
-
-
-def _precision_goal(floor: float, confidence: float) -> str:
-    return f"a precision of at least {floor:g} with {exact_percent(confidence)} confidence"
 
 
 def _name(rows: _Rows) -> str:

@@ -38,7 +38,7 @@ def precision_threshold(
     independent draws from what lies above it. It takes for granted that once the precision falls below the floor it
     stays there. The precision holds at the prevalence of these rows. Rows of one group count as fewer, as in
     `trainers.intervals.share_interval`. The interval is of the flagged rows at the level of the test, so its low end
-    is at least `floor`.
+    is at least `floor`; without a threshold it is that of the test that came nearest, if there was one.
     """
     order = np.argsort(-scores, kind="stable")
     is_positive, ranked = targets[order] == 1, scores[order]
@@ -50,17 +50,20 @@ def precision_threshold(
     num_units = np.cumsum(first_seen)
     cuts = np.flatnonzero(np.diff(ranked)) + 1  # how many rows are above each next lower score
     best, bounds = 0, (0.0, 0.0)
+    nearest = Expected(None)
     for start in starts:
         for cut in cuts[num_units[cuts - 1] >= start]:
             own = None if codes is None else units[:cut]
             level = 1.0 - 2.0 * (1.0 - confidence) / len(starts)  # both ends, of which the low one is tested
             low, high = share_interval(is_positive[:cut], groups=own, confidence=level)
             if low < floor:
+                if nearest.interval is None or low > nearest.interval[0]:
+                    nearest = Expected(None, float(is_positive[:cut].mean()), (low, high))
                 break
             if cut > best:
                 best, bounds = int(cut), (low, high)
     if not best:
-        return Expected(None)
+        return nearest
     return Expected(float(np.nextafter(ranked[best], np.inf)), float(is_positive[:best].mean()), bounds)
 
 

@@ -18,7 +18,7 @@ def rule_in_words(rule: Mapping[str, Any]) -> str:
     if rule["rule"] == "recall":
         return f"a recall of at least {asked['recall']:g}"
     if rule["rule"] == "precision":
-        return f"a precision of at least {asked['precision']:g} with {exact_percent(asked['confidence'])} confidence"
+        return precision_goal(asked["precision"], asked["confidence"])
     if rule["rule"] == "budget":
         return f"at most {asked['max_reviewed']:,} {asked['review']} images flagged"
     if rule["rule"] == "cost":
@@ -26,22 +26,40 @@ def rule_in_words(rule: Mapping[str, Any]) -> str:
     return f"the highest F{asked['beta']:g}"
 
 
-def work_in_words(figures: Mapping[str, Any]) -> str | None:
-    """Found, flagged and right at the threshold, and plainly so where it spares little work; None without a threshold.
+def precision_goal(floor: float, confidence: float) -> str:
+    """What the precision rule promises.
 
-    `figures` are those of a scoring in metrics.json that has rows of both classes.
+    >>> precision_goal(0.8, 0.95)
+    'a precision of at least 0.8 with 95% confidence'
     """
-    if figures.get("confusion") is None or figures.get("recall_at_threshold") is None:
+    return f"a precision of at least {floor:g} with {exact_percent(confidence)} confidence"
+
+
+def work_in_words(figures: Mapping[str, Any]) -> str | None:
+    """Found, flagged and right at the threshold, and plainly so where it spares little; None without a threshold.
+
+    `figures` are those of a scoring in metrics.json.
+    """
+    if figures.get("recall_at_threshold") is None:
         return None
     flagged, found, right = (figures[f"{name}_at_threshold"] for name in ("reviewed", "recall", "precision"))
-    counts = figures["confusion"]
-    prevalence = (counts["true_positives"] + counts["false_negatives"]) / sum(counts.values())
     if right is None:
         return "it flags none of the images"
     text = (
         f"it flags {percent(flagged)} of the images and finds {percent(found)} of the positives; {percent(right)} of "
-        f"what it flags is positive, where {percent(prevalence)} of all images are"
+        f"what it flags is positive, where {percent(_prevalence(figures))} of all images are"
     )
-    if right < MIN_LIFT * prevalence:
+    if spares_little(figures):
         text += f". That spares little work: as many images drawn at random would find {percent(flagged)}"
     return text
+
+
+def spares_little(figures: Mapping[str, Any]) -> bool:
+    """Whether what the threshold flags is hardly more often positive than any image is."""
+    right = figures.get("precision_at_threshold")
+    return right is not None and right < MIN_LIFT * _prevalence(figures)
+
+
+def _prevalence(figures: Mapping[str, Any]) -> float:
+    counts = figures["confusion"]
+    return float((counts["true_positives"] + counts["false_negatives"]) / sum(counts.values()))

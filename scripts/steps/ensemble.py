@@ -153,7 +153,8 @@ def _say_threshold(ensemble: dict[str, Any]) -> None:
         line = "" if "per_class" in ensemble else f"none, {rule_in_words(rule)} was asked for: {rule['reason']}"
     else:
         where = "on the holdout" if ensemble["threshold_rows"] == "holdout" else "out of fold"
-        line = f"{ensemble['threshold']:.4g} for {rule_in_words(rule)}; {where} {work_in_words(ensemble)}"
+        work = work_in_words(ensemble)
+        line = f"{ensemble['threshold']:.4g} for {rule_in_words(rule)}" + (f"; {where} {work}" if work else "")
         if guarantee["recall"] is not None:
             whose = "groups with all positives found" if guarantee["unit"] == "groups" else "recall"
             share = exact_percent(guarantee["confidence"])

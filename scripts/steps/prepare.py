@@ -59,7 +59,7 @@ def prepare_step(pipeline: Pipeline) -> None:
 def check_later_stages(pipeline: Pipeline, wanted: Sequence[str]) -> None:
     """What would fail after hours of training is told before: truth and sample that do not fit, lost test images."""
     from ensembles import evaluation, submission
-    from ensembles.threshold_choice import check_request
+    from ensembles.threshold_requests import check_request
 
     config, run_dir = pipeline.config, pipeline.run_dir
     table, rejected = read_table(run_dir / "table.parquet"), read_rejected(run_dir)

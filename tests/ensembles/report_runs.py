@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
@@ -47,6 +48,7 @@ def write_run(
     curves: bool = False,
     groups: bool = False,
     skill: float = 2.0,
+    threshold: Mapping[str, Any] | None = None,
     name: str = "run",
     seed: int = 0,
 ) -> RunConfig:
@@ -62,6 +64,7 @@ def write_run(
             "models": [{"backbone": model} for model in MODELS],
             "train": {"keep": keep},
             "metrics": METRICS.model_dump(),
+            "threshold": dict(threshold or {}),
         },
         "the test",
     )
@@ -81,6 +84,7 @@ def write_run(
         arm="supervised",
         config=config.ensemble,
         guarantee=config.guarantee,
+        threshold=config.threshold,
         out=folder / "ensemble",
     )
     known = None

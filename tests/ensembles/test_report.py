@@ -47,6 +47,30 @@ def test_a_guarantee_is_told_as_one(tmp_path):
     )
 
 
+def test_a_threshold_says_what_it_was_chosen_for_and_what_work_it_makes(tmp_path):
+    write_run(tmp_path / "run", threshold={"rule": "budget", "max_reviewed": 5})
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    text = Page(make_report(tmp_path / "run")).text
+    assert "The threshold was chosen for at most 5 test images flagged." in text
+    assert "Threshold: 5 of 40 test images are flagged, at most 5 may be" in text
+    assert "Recall not guaranteed: The rule of the threshold, budget, promises no recall" in text
+    assert f"{wording.percent(metrics['ensemble']['reviewed_at_threshold'])} of the images are flagged" in text
+    assert "spares little work" not in text
+
+
+def test_a_threshold_that_flags_nearly_all_is_not_praised(tmp_path):
+    write_run(tmp_path / "run", skill=0.0)  # at recall 0.9
+    text = Page(make_report(tmp_path / "run")).text
+    assert "That spares little work: as many images drawn at random would find" in text
+
+
+def test_a_rule_that_found_no_threshold_is_told_with_its_reason(tmp_path):
+    write_run(tmp_path / "run", threshold={"rule": "precision", "precision": 0.99})
+    text = Page(make_report(tmp_path / "run")).text
+    assert "There is no threshold: a precision of at least 0.99 with 95% confidence was asked for." in text
+    assert "at least 299 flagged positives without a false alarm are needed" in text
+
+
 def test_a_guarantee_by_group_is_never_read_as_one_of_the_images(tmp_path):
     write_run(tmp_path / "run", sizes=Sizes(train=300, holdout=700, positives=100), groups=True)
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())

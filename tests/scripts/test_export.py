@@ -16,6 +16,7 @@ from configs.errors import InputError
 from configs.load import load_config
 from ensembles import export
 from ensembles.portable import inference
+from ensembles.wording import percent
 from scripts.export import main as export_main
 from scripts.pipeline import run_pipeline
 from tests.scripts.bare_machine import BareMachine
@@ -299,6 +300,13 @@ def test_the_readme_of_the_folder_has_the_figures_and_the_meaning(binary: Export
     text = (binary.folder / "README.md").read_text()
     assert f"| AP | {metrics['ensemble']['ap']:.3f} |" in text
     assert "is not a probability" in text and "an estimate, not a guarantee" in text
+    own = metrics["ensemble"]
+    assert f"Out of fold it flags {percent(own['reviewed_at_threshold'])} of the images and finds" in text
+    assert f"{percent(own['precision_at_threshold'])} of what it flags is positive" in text
+    counts = own["confusion"]
+    prevalence = (counts["true_positives"] + counts["false_negatives"]) / sum(counts.values())
+    useless = own["precision_at_threshold"] < 2 * prevalence
+    assert ("That spares little work: as many images drawn at random" in text) == useless
     assert "trained from scratch" in text and "tried on 8 test images" in text
     assert (
         f"| macro AP | {json.loads((classes.run / 'metrics.json').read_text())['ensemble']['ap']:.3f} |"

@@ -113,6 +113,28 @@ def test_a_finished_run_is_skipped_and_a_new_report_does_not_retrain(finished: P
     assert fresh(run_pipeline(config_of(data, out))) == ["report"]
 
 
+def test_another_rule_of_the_threshold_retrains_nothing_and_is_told(
+    finished: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = json.loads((finished / "metrics.json").read_text())["ensemble"]
+    budget = {"rule": "budget", "max_reviewed": 5}
+    assert fresh(run_pipeline(config_of(data, finished.parent, threshold=budget)))[:2] == ["ensemble", "evaluate"]
+    now = json.loads((finished / "metrics.json").read_text())["ensemble"]
+    assert now["ap"] == before["ap"] and now["threshold"] != before["threshold"]
+    assert (before["threshold_rule"]["rule"], now["threshold_rule"]["rule"]) == ("recall", "budget")
+    scores = pd.read_parquet(finished / "ensemble/scores.parquet")
+    assert (scores[scores["kind"] == "test"]["score"] >= now["threshold"]).sum() == 5
+    told = " ".join(capsys.readouterr().out.split())
+    assert "for at most 5 test images flagged; out of fold it flags" in told
+    run_pipeline(config_of(data, finished.parent))
+
+
+def test_a_threshold_that_the_labels_cannot_show_is_refused_before_training(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"at least 29 flagged positives .* and 12 can judge it"):
+        run_pipeline(config_of(data, tmp_path, threshold={"rule": "precision", "precision": 0.9}))
+    assert not (tmp_path / "tiny" / "train").exists()
+
+
 def test_a_change_to_one_model_retrains_that_one(finished: Path, data: Path) -> None:
     models = [{"backbone": "test_resnet", "train": {"steps": 6}}, {"backbone": "test_efficientnet"}]
     names = fresh(run_pipeline(config_of(data, finished.parent, models=models), until="predict"))
