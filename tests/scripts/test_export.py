@@ -298,7 +298,7 @@ def test_the_readme_of_the_folder_has_the_figures_and_the_meaning(binary: Export
     metrics = json.loads((binary.run / "metrics.json").read_text())
     text = (binary.folder / "README.md").read_text()
     assert f"| AP | {metrics['ensemble']['ap']:.3f} |" in text
-    assert "is not a probability" in text and "an estimate, not a guarantee" in text
+    assert "calibrated (logistic)" in text and "an estimate, not a guarantee" in text
     assert "trained from scratch" in text and "tried on 8 test images" in text
     assert (
         f"| macro AP | {json.loads((classes.run / 'metrics.json').read_text())['ensemble']['ap']:.3f} |"
