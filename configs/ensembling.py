@@ -30,7 +30,7 @@ class CalibrationConfig(Section):
 
     Logistic is the default: two parameters, which 20 positives can bear. A temperature cannot mend the level, which
     focal loss leaves off by a half (configs/LOG.md); beta has a third parameter for high probabilities, where few
-    images are, and its gain on rare-fashion was .0004 of log-loss.
+    images are, and its gain on rare-fashion was small.
     """
 
     method: Literal["logistic", "beta", "temperature", "none"] = Field(

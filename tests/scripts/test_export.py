@@ -299,7 +299,7 @@ def test_the_readme_of_the_folder_has_the_figures_and_the_meaning(binary: Export
     metrics = json.loads((binary.run / "metrics.json").read_text())
     text = (binary.folder / "README.md").read_text()
     assert f"| AP | {metrics['ensemble']['ap']:.3f} |" in text
-    assert "is not a probability" in text and "an estimate, not a guarantee" in text
+    assert "calibrated (logistic)" in text and "an estimate, not a guarantee" in text
     own = metrics["ensemble"]
     assert f"Out of fold it flags {percent(own['reviewed_at_threshold'])} of the images and finds" in text
     assert f"{percent(own['precision_at_threshold'])} of what it flags is positive" in text
