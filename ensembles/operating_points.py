@@ -13,7 +13,7 @@ import numpy as np
 from scipy.special import expit, logit
 
 from configs.errors import InputError
-from trainers.intervals import PrecisionBand, precision_recall_band
+from trainers.intervals import PrecisionBand, logit_interval, precision_recall_band
 from trainers.resampling import (
     Counts,
     Groups,
@@ -22,7 +22,7 @@ from trainers.resampling import (
     count_units,
     group_codes,
     observed_counts,
-    t_multiplier,
+    sd_of,
     unseen_share,
 )
 
@@ -171,7 +171,7 @@ def found_by_review(
     interval is Student's t on the logit scale with the sd of the bootstrap, joined with what unseen positives could
     change. Raises InputError without positives or negatives.
     """
-    ranking = Ranking.of(targets, scores)
+    ranking = Ranking.of(targets, scores).with_all_negatives()
     codes = group_codes(groups, len(ranking.cells))
     num_units = count_units(ranking.is_positive, codes)
     if not num_units:
@@ -192,9 +192,5 @@ def found_by_review(
 
     estimate = float(found([observed_counts(ranking)])[0, 0])
     values = bootstrap(found, [ranking], codes, ~ranking.is_positive, replicates=replicates, rng=rng)[0]
-    unseen = unseen_share(num_units, confidence)
-    low, high = (1.0 - unseen) * estimate, (1.0 - unseen) * estimate + unseen
-    if 0.0 < estimate < 1.0:
-        half = t_multiplier(num_units, confidence) * float(values.std(ddof=1)) / (estimate * (1.0 - estimate))
-        low, high = min(low, float(expit(logit(estimate) - half))), max(high, float(expit(logit(estimate) + half)))
+    low, high = logit_interval(estimate, sd_of(values), num_units, unseen_share(num_units, confidence), confidence)
     return FoundByReview(reviewed_share, estimate, (low, high))

@@ -65,7 +65,7 @@ def average_precision_interval(
     estimate = average_precision_of(ranking)
     values = bootstrap(precisions, [ranking], codes, ~ranking.is_positive, replicates=replicates, rng=rng)
     sd = sd_of(values[0])
-    low, high = _logit_interval(estimate, sd, num_units, unseen_share(num_units, confidence), confidence)
+    low, high = logit_interval(estimate, sd, num_units, unseen_share(num_units, confidence), confidence)
     return Interval(estimate, low, high, sd, num_units, confidence, values.shape[1])
 
 
@@ -97,7 +97,7 @@ def macro_average_precision_interval(
     sd = sd_of(values)
     # what was not seen moves the mean most when all of it is in the rarest class
     unseen = unseen_share(num_units, confidence) / len(present)
-    low, high = _logit_interval(estimate, sd, num_units, unseen, confidence)
+    low, high = logit_interval(estimate, sd, num_units, unseen, confidence)
     return Interval(estimate, low, high, sd, num_units, confidence, len(values))
 
 
@@ -153,7 +153,7 @@ def precision_recall_band(
     values = bootstrap(precision_at_grid, [ranking], codes, ~ranking.is_positive, replicates=replicates, rng=rng)
     found_units = np.maximum(1, np.ceil(grid * num_units - 1e-9)).astype(int)
     bounds = [
-        _logit_interval(float(estimate), sd_of(column), num_units, unseen_share(int(units), confidence), confidence)
+        logit_interval(float(estimate), sd_of(column), num_units, unseen_share(int(units), confidence), confidence)
         for estimate, column, units in zip(observed, values, found_units, strict=True)
     ]
     low, high = np.array(bounds).T
@@ -214,9 +214,7 @@ def _effective_number(values: np.ndarray, groups: np.ndarray, confidence: float)
     return min(float(num_rows), number)
 
 
-def _logit_interval(
-    estimate: float, sd: float, num_units: int, unseen: float, confidence: float
-) -> tuple[float, float]:
+def logit_interval(estimate: float, sd: float, num_units: int, unseen: float, confidence: float) -> tuple[float, float]:
     """The t interval on the logit scale (delta method), joined with what an unseen share could make of the estimate."""
     low, high = (1 - unseen) * estimate, (1 - unseen) * estimate + unseen
     if sd > 0 and 0 < estimate < 1:

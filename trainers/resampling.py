@@ -6,7 +6,7 @@ positive scores, and those counts are a multinomial.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -54,6 +54,10 @@ class Ranking:
         is_positive, score = checked(targets, scores)
         cells, thresholds = ranked_cells(is_positive, score)
         return cls(is_positive, cells, len(thresholds))
+
+    def with_all_negatives(self) -> "Ranking":
+        """The same with a last cell, in which counts have the negatives below all positives, too."""
+        return replace(self, num_cells=self.num_cells + 1)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SAME_RECALL = 0.005  # a line for each of two recalls nearer than this tells the same twice
 LEARNT_NO_POOL = ("supervised", "pretrained")  # arms whose networks take nothing for the class of a pool image
+LABELLED = "the labelled images"
 RUN_MARKS = ("table.parquet", ".stages", "log.jsonl")
 
 
@@ -133,7 +134,7 @@ def _at_prevalences(run: _Run, named: Sequence[float]) -> dict[str, Any]:
     )
     num_negatives = len(np.unique(units[targets == 0]))
     pool = _pool(run)
-    wanted: list[tuple[str, float, tuple[float, float] | None]] = [("the labelled images", measured_at, None)]
+    wanted: list[tuple[str, float, tuple[float, float] | None]] = [(LABELLED, measured_at, None)]
     if pool["estimate"] is not None:
         wanted.append(("the pool, estimated", pool["estimate"], (pool["low"], pool["high"])))
     wanted += [("asked for", prevalence, None) for prevalence in dict.fromkeys(named)]
@@ -150,6 +151,7 @@ def _at_prevalences(run: _Run, named: Sequence[float]) -> dict[str, Any]:
             asdict(point) | {"threshold": at_threshold is not None and abs(point.recall - at_threshold) < 1e-9}
             for point in points
         ]
+        entry["ap"] = None if entry["refused"] else _average_precision(run, of, prevalence, interval)
         entries.append(entry)
     return {
         "num_positives": int(targets.sum()),
@@ -158,6 +160,29 @@ def _at_prevalences(run: _Run, named: Sequence[float]) -> dict[str, Any]:
         "pool_prevalence": pool,
         "prevalences": entries,
     }
+
+
+def _average_precision(run: _Run, of: str, prevalence: float, interval: tuple[float, float] | None) -> dict[str, Any]:
+    """AP at a prevalence with its interval; at that of the labelled images it is that of metrics.json."""
+    import numpy as np
+
+    from ensembles.carried_precision import carried_average_precision
+    from trainers.intervals import average_precision_interval
+    from trainers.provenance import derive_seed
+
+    targets, scores, _, units = _oof(run)
+    metrics = run.config.metrics
+    settings: dict[str, Any] = {
+        "groups": units,
+        "replicates": metrics.replicates,
+        "confidence": metrics.confidence,
+        "rng": np.random.default_rng(derive_seed(run.config.seed, "plan", "ap")),
+    }
+    if of == LABELLED:
+        seen = average_precision_interval(targets, scores, **settings)
+        return {"estimate": seen.estimate, "interval": (seen.low, seen.high)}
+    found = carried_average_precision(targets, scores, prevalence=prevalence, prevalence_interval=interval, **settings)
+    return asdict(found)
 
 
 def _pool(run: _Run) -> dict[str, Any]:

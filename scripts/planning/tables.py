@@ -122,6 +122,8 @@ def _show_prevalences(console: Console, plan: Mapping[str, Any]) -> None:
         heading = f"[bold]at {percent(entry['prevalence'])}[/], {entry['of']}{interval}"
         console.print(f"{heading}: [yellow]{entry['refused']}[/]" if entry["refused"] else heading)
         if not entry["refused"]:
+            ap = entry["ap"]
+            console.print(f"average precision {number(ap['estimate'])} ({span(ap['interval'])})")
             console.print(_points(entry["points"]))
     if any(point["threshold"] for entry in plan["prevalences"] for point in entry["points"]):
         console.print("* at the threshold of the run")

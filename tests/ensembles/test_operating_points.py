@@ -123,3 +123,11 @@ def test_negatives_in_uneven_groups_say_nothing_where_no_negative_matters() -> N
     unseen = unseen_share(33, 0.95)
     alone = found.found_share
     assert found.interval == pytest.approx(((1 - unseen) * alone, (1 - unseen) * alone + unseen), abs=1e-9)
+
+
+def test_negatives_below_all_positives_are_counted_among_those_not_reviewed() -> None:
+    """Half of the negatives are below: taken for none, the others' rate is twice too high."""
+    targets = np.repeat([1, 0], [10, 1000])
+    scores = np.concatenate([np.arange(10.0), np.linspace(-9.5, 9.5, 1000)])
+    found = found_by_review(targets, scores, prevalence=0.01, reviewed_share=0.25, rng=np.random.default_rng(0))
+    assert found.found_share == pytest.approx(0.5, abs=0.06)

@@ -86,6 +86,8 @@ def test_a_run_tells_precision_at_its_own_prevalence_and_at_others(run_dir: Path
     assert by_name[0.001]["points"] == []
     assert by_name[0.5]["points"][0]["precision"] >= own["points"][0]["precision"]
     metrics = json.loads((run_dir / "metrics.json").read_text())["ensemble"]
+    assert own["ap"]["estimate"] == pytest.approx(metrics["ap"]) and by_name[0.001]["ap"] is None
+    assert by_name[0.5]["ap"]["estimate"] > own["ap"]["estimate"]
     at_threshold = next(point for point in own["points"] if point["threshold"])
     positives = plan["num_positives"]
     for entry in plan["prevalences"]:

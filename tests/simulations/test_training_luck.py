@@ -31,7 +31,7 @@ METRICS = MetricsConfig(replicates=400)
 def test_networks_that_are_lucky_are_kept_as_seldom_as_promised(luck, shape, size):
     if (luck, shape) != (0.6, (2, 3)):
         size.only_in_full()
-    draws, kept, blind = size.draws(60, 400), 0, 0
+    draws, kept, blind = size.draws(40, 400), 0, 0
     for seed in range(draws):
         rng = np.random.default_rng(seed)
         folds = toy_folds(luck, rng, num_models=shape[0], num_folds=shape[1])
@@ -51,7 +51,7 @@ def test_networks_that_are_lucky_are_kept_as_seldom_as_promised(luck, shape, siz
 
 def test_an_arm_of_other_seeds_is_kept_as_seldom_as_promised(size, tmp_path):
     """Networks really trained, 2 models x 3 folds in each arm, judged by the gate itself."""
-    draws, kept, blind = size.draws(8, 300), 0, 0
+    draws, kept, blind = size.draws(6, 300), 0, 0
     for seed in range(draws):
         rng = np.random.default_rng(seed)
         table = toy_table(rng, num_rows=ROWS, shares=(1 - POSITIVES / ROWS, POSITIVES / ROWS), num_test=0)
