@@ -19,6 +19,7 @@ BENCHMARKS = {
     "recipes": "scripts.bench.recipes",
     "study": "scripts.bench.study",
     "train": "scripts.bench.train",
+    "tuned": "scripts.bench.tuned",
 }
 
 
