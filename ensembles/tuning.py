@@ -40,17 +40,22 @@ MIN_ROWS = 10  # labelled rows of each class, outside of each fold, without whic
 
 @dataclass(frozen=True)
 class Tuning:
-    """The verdict. `blend` is the tuned one if it is adopted, `scores` its cross-fitted ones, (rows, outputs).
+    """The verdict. `searched` is the tuned blend, None where there was no search, `scores` its cross-fitted scores.
 
-    `ids` are those of the rows of `scores`, which are in units of what `blend` gives to new images. `facts` are what
-    metrics.json says of it.
+    `ids` are those of the rows of `scores` (rows, outputs), which are in units of what `searched` gives to new images.
+    `facts` are what metrics.json says of it.
     """
 
     adopted: bool
-    blend: Blend | None
+    searched: Blend | None
     ids: np.ndarray
     scores: np.ndarray
     facts: dict[str, Any]
+
+    @property
+    def blend(self) -> Blend | None:
+        """The tuned blend if it is adopted."""
+        return self.searched if self.adopted else None
 
     def cross_fitted(self, scores: pd.DataFrame) -> pd.DataFrame:
         """`scores` (as of `ensembles.blending.blend_scores`) of the blend with the cross-fitted ones of its rows."""
@@ -164,7 +169,7 @@ def _tuned(
         "seed": seed,
     }
     scores = _in_units_of(oof, final, blends, ranking)
-    return Tuning(adopted, final if adopted else None, oof.ids, scores, facts)
+    return Tuning(adopted, final, oof.ids, scores, facts)
 
 
 def _in_units_of(oof: OutOfFold, final: Blend, blends: list[Blend], ranking: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, MaxNLocator
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator
 from optuna.trial import FrozenTrial, TrialState
 
 from ensembles.figures import STAND_INS, draw
@@ -58,7 +58,7 @@ def importance_picture(importances: Mapping[str, float]) -> Markup:
         axes.grid(visible=False, axis="y")
 
     height = 0.75 + 0.28 * len(shares)
-    return draw(paint, name="importance", label="Importance of the settings", height=height)
+    return draw(paint, name="importance", label="Importance of the settings", width=8.6, height=height)
 
 
 def slice_picture(
@@ -79,14 +79,25 @@ def slice_picture(
             axes.xaxis.set_major_locator(FixedLocator(list(range(1, len(choices) + 1))))
             axes.set_xlim(0.5, len(choices) + 0.5)
             axes.set_xlabel("Choice")
-        elif log:
-            axes.set_xscale("log")
-            axes.minorticks_off()
+        elif log and shown:
+            _log_scale(axes, min(values), max(values))
         if aps.size:
             axes.set_ylim(_limits(aps))
         axes.set_ylabel("Out-of-fold AP")
 
     return draw(paint, name=f"slice-{key}", label="Average precision over a setting", height=2.3)
+
+
+def _log_scale(axes: Axes, low: float, high: float) -> None:
+    """A logarithmic axis with a few ticks at round numbers, however many decades it has."""
+    decades = np.log10(high / low)
+    axes.set_xscale("log")
+    if decades > 0.5:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1,) if decades > 3 else (1, 3) if decades > 1.7 else (1, 2, 5)))
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.minorticks_off()
 
 
 def _limits(aps: np.ndarray) -> tuple[float, float]:

@@ -21,6 +21,7 @@ BENCHMARKS = {
     "screening": "scripts.bench.screening",
     "study": "scripts.bench.study",
     "train": "scripts.bench.train",
+    "tuned": "scripts.bench.tuned",
 }
 
 

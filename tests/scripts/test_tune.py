@@ -202,12 +202,40 @@ def test_a_trial_far_behind_is_given_up_after_its_first_fold(folder: Path, monke
     assert trained(folder) == 3
 
 
-def test_hyperband_begins_with_short_trainings(folder: Path) -> None:
-    pruning = {"method": "hyperband", "min_steps": 2, "reduction": 2}
-    run_study(call_of(folder, LR, trials=3, pruning=pruning))
-    trials = study_of(folder).trials
-    assert all(list(trial.intermediate_values) in ([2], [2, 4]) for trial in trials)
-    assert any(trial.state == TrialState.COMPLETE for trial in trials)
+def test_hyperband_begins_with_short_trainings_and_gives_up_after_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The networks' scores are drawn: those of trial 3 are the wrong way round. Trial 1 competes with it (a bracket of
+    Optuna's, by the study's name and the trial's number), the others do not."""
+    real = trial_step.judge_fold
+
+    def judged(pipeline: Any, table: Any, fold: int) -> Any:
+        scores = real(pipeline, table, fold)
+        sign = -1.0 if pipeline.config.name.startswith("3") else 1.0
+        return replace(scores, scores=sign * scores.targets[:, None].astype(float))
+
+    monkeypatch.setattr(trial_step, "judge_fold", judged)
+    run_study(call_of(folder, LR, trials=4, pruning={"method": "hyperband", "min_steps": 2, "reduction": 2}))
+    *others, behind = study_of(folder).trials
+    assert [trial.state for trial in others] == [TrialState.COMPLETE] * 3
+    assert all(list(trial.intermediate_values) == [2, 4] for trial in others)
+    assert behind.state == TrialState.PRUNED
+    assert list(behind.intermediate_values) == [2]
+    assert behind.user_attrs["reason"] == "not among the best after 2 steps"
+    assert trained(folder) == 2 * (3 * 2 + 1)
+
+
+def test_recall_is_a_second_objective_and_a_constraint(folder: Path) -> None:
+    objective = {"second": "recall", "precision": 0.3}
+    result = run_study(call_of(folder, LR, trials=2, objective=objective, constraints={"min_recall": 0.01}))
+    study = study_of(folder)
+    assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MAXIMIZE"]
+    for trial in study.trials:
+        folds = read_trials(folder / "runs/tiny/tune", [trial.number], FULL, num_folds=2, groups=None)[0]
+        recall = sum(fold.recall(0.3) for fold in folds) / 2
+        assert trial.values[1] == pytest.approx(recall)
+        assert trial.constraints == {"min_recall": pytest.approx(0.01 - recall)}
+    assert result.front[0].values[0] == max(trial.values[0] for trial in result.front)
 
 
 def test_constraints_and_a_second_objective(folder: Path) -> None:

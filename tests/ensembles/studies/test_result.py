@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from configs.errors import InputError
 from configs.tuning import TuningConfig
 from ensembles.studies.fold_scores import FULL, mean_average_precision, scores_file, write_scores
 from ensembles.studies.page import write_page
+from ensembles.studies.pictures import slice_picture
 from ensembles.studies.result import StudyResult, evaluate
 from tests.ensembles.studies.study_scores import NUM_FOLDS, drawn_trials
 
@@ -76,7 +78,24 @@ def test_the_page_escapes_what_users_write_and_loads_nothing(tmp_path: Path) -> 
     assert HOSTILE not in page
     assert page.count("&lt;script&gt;") >= 4
     assert "https:" not in page
+    assert '<div class="eyebrow">rarefind tune</div>' in page
     assert page.count("<svg") == 2 + len(TUNING.space)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(1e-3, 3e-2, {"0.001", "0.002", "0.005", "0.01", "0.02"}), (1e-6, 1e-1, {"1e-05", "0.0001", "0.001"}),
+     (0.0021, 0.0039, {"0.0024", "0.0028", "0.0032"}), (3e-4, 2e-2, {"0.0003", "0.001", "0.003", "0.01"})],
+)  # fmt: skip
+def test_a_logarithmic_axis_has_some_ticks(low: float, high: float, expected: set[str]) -> None:
+    trials = [
+        create_trial(value=0.5, params={"x": x}, distributions={"x": FloatDistribution(1e-7, 1, log=True)})
+        for x in (low, (low * high) ** 0.5, high)
+    ]
+    picture = slice_picture(trials, "x", [], log=True, best=trials[0])
+    ticks = set(re.findall(r">([0-9.e-]+)</text>", str(picture)))
+    assert expected <= ticks
+    assert len(ticks) <= 14  # those of both axes
 
 
 def test_scores_that_are_on_another_machine_are_told(tmp_path: Path) -> None:

@@ -4,39 +4,14 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import sklearn.metrics
 from scipy.special import log_softmax
 
 from configs.errors import InputError
-from ensembles.predictions import read_predictions, write_predictions
+from ensembles.predictions import read_predictions
 from scripts.bench.pairs import average_precisions, main
-from trainers.table import ImageTable, write_table
-
-MODELS = ("a", "b", "c")
-
-
-def toy_run(folder: Path, *, classes: tuple[str, ...] = ("no", "yes"), models: tuple[str, ...] = MODELS) -> Path:
-    """60 rows in two folds and 20 test rows, whose scores are noise that favours the class of the row."""
-    rng = np.random.default_rng(len(models))
-    numbers = np.arange(80) % 5 % len(classes)
-    ids = [f"i{row}" for row in range(80)]
-    labels = [classes[number] if row < 60 else None for row, number in enumerate(numbers)]
-    folds = [row // 5 % 2 if row < 60 else None for row in range(80)]
-    frame = pd.DataFrame({"id": ids, "path": ids, "label": labels, "split": ["train"] * 60 + ["test"] * 20})
-    frame = frame.assign(group=None, fold=pd.array(folds, dtype="Int64"), sha256=ids, width=8, height=8)
-    table = ImageTable(frame, list(classes), classes[1] if len(classes) == 2 else None)
-    folder.mkdir()
-    write_table(folder / "table.parquet", table)
-    for model in models:
-        for fold in range(2):
-            rows = np.concatenate([table.rows("train", fold=fold), table.rows("test")])
-            own = numbers[rows] == 1 if table.is_binary else np.eye(len(classes))[numbers[rows]]
-            logits = rng.normal(size=(len(rows), table.num_outputs)) + own.reshape(len(rows), -1)
-            path = folder / "predictions" / model / f"{fold}.parquet"
-            write_predictions(path, table=table, rows=rows, logits=logits, arm="supervised", model=model, fold=fold)
-    return folder
+from tests.scripts.bench.toy_runs import toy_run
 
 
 def test_a_pair_is_the_mean_of_its_logits_on_out_of_fold_rows(tmp_path: Path) -> None:
