@@ -26,6 +26,12 @@ GOOD_TRIALS = 0.25  # share of the trials whose values are compared with those o
 NUM_IMPORTANCES = 10  # complete trials before importances are worth a look
 
 
+def trials_by_state(trials: Sequence[FrozenTrial]) -> dict[str, int]:
+    """Trials by how they ended; interrupted ones that were begun anew are not counted."""
+    again = repeated(list(trials))
+    return dict(Counter(WORDS[trial.state.name] for trial in trials if trial.number not in again))
+
+
 @dataclass(frozen=True)
 class StudyResult:
     """A study that has ended, or what there is of it.
@@ -51,8 +57,7 @@ class StudyResult:
     @property
     def counts(self) -> dict[str, int]:
         """Trials by how they ended; interrupted ones that were begun anew are not counted."""
-        again = repeated(self.trials)
-        return dict(Counter(WORDS[trial.state.name] for trial in self.trials if trial.number not in again))
+        return trials_by_state(self.trials)
 
     @property
     def failures(self) -> dict[str, int]:

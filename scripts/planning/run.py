@@ -65,11 +65,7 @@ def plan_run(run_dir: Path, *, prevalences: Sequence[float], job: Job | None) ->
 
     for prevalence in prevalences:
         check_prevalence(prevalence)
-    if not (run_dir / "config.yaml").is_file() or not (run_dir / "metrics.json").is_file():
-        raise InputError(
-            f"{run_dir}: this run is not finished (no config.yaml or no metrics.json); `rarefind run CONFIG` goes on "
-            "with it, and `rarefind plan CONFIG` plans from the labels alone"
-        )
+    _check_finished(run_dir)
     table = read_table(run_dir / "table.parquet")
     run = _Run(run_dir, load_config(run_dir / "config.yaml"), table, read_ensemble(run_dir / "ensemble"))
     if not table.is_binary and (job is None or prevalences):
@@ -84,6 +80,22 @@ def plan_run(run_dir: Path, *, prevalences: Sequence[float], job: Job | None) ->
         result["budget"] = _budget(run, job, result.get("prevalences", ()))
     result["assumptions"] = [*_assumptions(run, result), *run.notes]
     return result
+
+
+def _check_finished(run_dir: Path) -> None:
+    """Raise InputError naming what a run has not got yet, and the command that makes it."""
+    if (run_dir / "metrics.json").is_file() and (run_dir / "config.yaml").is_file():
+        return
+    stages = {
+        "it is not prepared": (run_dir / "table.parquet").is_file(),
+        "no network is trained": any(run_dir.glob("train/*/*/fold*/final")),
+        "no image is scored": any(run_dir.glob("predictions/*/*/*.parquet")),
+    }
+    missing = next((what for what, there in stages.items() if not there), "there is no ensemble yet (metrics.json)")
+    raise InputError(
+        f"{run_dir}: this run has no scores to plan from, {missing}. Finish it with `rarefind run CONFIG` and the config "
+        "that it was begun with; `rarefind plan CONFIG` plans from the labels alone"
+    )
 
 
 def _oof(run: _Run) -> tuple["np.ndarray", "np.ndarray", "np.ndarray", "np.ndarray"]:

@@ -21,7 +21,8 @@ from rich.markup import escape
 
 from configs.errors import InputError, counted, listed
 from configs.load import dump_config
-from configs.tuning_plan import TuningPlan, load_plan, rung_steps
+from configs.trial_cost import cost_of_pool
+from configs.tuning_plan import TuningPlan, ends, load_plan, rung_steps
 from scripts.steps.run_state import CONSOLE
 from scripts.steps.trial import TrialObjective, groups_of, without_lines
 from trainers import atomic
@@ -70,8 +71,12 @@ def run_study(call: Call, *, workers: int = 1) -> "StudyResult":
         f"[bold]tune[/]      {escape(plan.study_name)}: {counted(tuning.num_trials, 'trial')} over "
         f"{counted(len(tuning.space), 'setting')} ({', '.join(tuning.space)})  [dim]{escape(str(folder))}[/]"
     )
+    for words in dict.fromkeys(cost_of_pool(plan.config(chosen)) for chosen in ({}, *ends(tuning))):
+        if words is not None:
+            CONSOLE.print(f"[bold]cost[/]      {escape(words)}")
     if workers > 1:
-        _opened(plan, call)  # so that what is wrong is told once
+        _, study, _ = _opened(plan, call)  # so that what is wrong is told once
+        _say_earlier(study, tuning.num_trials)
         _work_side_by_side(call, workers)
     else:
         work_on(call)
@@ -86,6 +91,8 @@ def work_on(call: Call, *, is_helper: bool = False) -> None:
     tuning = plan.tuning
     with without_lines() if is_helper else nullcontext():
         store, study, objective = _opened(plan, call)
+    if not is_helper:
+        _say_earlier(study, tuning.num_trials)
     work(
         study,
         store,
@@ -264,6 +271,23 @@ def _serve(call: Call, threads: int, lifeline: Any) -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
+
+
+def _say_earlier(study: "optuna.Study", num_trials: int) -> None:
+    """That the study is no new one, and what it has so far."""
+    from ensembles.studies.result import trials_by_state
+    from ensembles.studies.search import best_trial
+
+    states = trials_by_state(study.get_trials(deepcopy=False))
+    if not states:
+        return
+    best, begun = best_trial(study), sum(states.values())
+    so_far = "" if best is None else f"; the best so far is trial {best.number}, AP {best.values[0]:.3f}"
+    CONSOLE.print(
+        f"[bold]goes on[/]   a study with {counted(begun, 'earlier trial')} "
+        f"({', '.join(f'{number} {state}' for state, number in states.items())}){so_far}; "
+        f"{max(0, num_trials - begun)} to go. For a new study set `name` or `out`"
+    )
 
 
 def _say_trial(trial: "FrozenTrial") -> None:

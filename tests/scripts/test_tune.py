@@ -102,6 +102,23 @@ def test_the_same_command_goes_on_and_trains_nothing_again(folder: Path) -> None
     assert trained(folder) == 4
 
 
+def test_earlier_trials_and_what_the_pool_costs_are_told_before_the_first_trial(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    semi = ("pool.arm=semi", "semi.batch_size=8")
+    run_study(call_of(folder, LR, *semi, trials=1))
+    first = capsys.readouterr().out.splitlines()
+    assert first[1].startswith(
+        "cost      pool.arm: semi trains 2 networks for a trial (semi), without the pool it is 2;"
+    )
+    assert "8 images of the pool at every step beside" in first[1] and not [line for line in first if line.startswith("goes on")]
+    run_study(call_of(folder, LR, *semi, trials=2))
+    again = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in again if line.startswith("goes on")]
+    assert "a study with 1 earlier trial (1 complete); the best so far is trial 0, AP 0." in line and "1 to go" in line
+    assert again.index(line) < next(number for number, own in enumerate(again) if own.startswith("trial"))
+
+
 def test_other_settings_are_not_mixed_into_a_study(folder: Path) -> None:
     run_study(call_of(folder, LR, trials=1))
     with pytest.raises(InputError, match=r"train.steps: begun with 4, now 5"):

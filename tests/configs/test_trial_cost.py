@@ -1,0 +1,32 @@
+"""What a trial trains more with the pool is told with its numbers."""
+
+from typing import Any
+
+from configs.load import check_config
+from configs.trial_cost import cost_of_pool
+
+
+def cost(**values: Any) -> str:
+    return str(cost_of_pool(check_config(values, "test")))
+
+
+def test_without_the_pool_there_is_nothing_to_tell() -> None:
+    assert cost() == "None"
+
+
+def test_students_cost_their_teachers_and_every_round() -> None:
+    told = cost(pool={"arm": "pseudo"}, pseudo={"rounds": 2})
+    assert "trains 18 networks for a trial (supervised, pseudo-1, pseudo-2), without the pool it is 6" in told
+    assert "64 images of the pool at every step beside 64 labelled ones" in told and "cannot be given up before all" in told
+    told = cost(pool={"arm": "pseudo"}, pseudo={"teacher": "pretrained", "inner_holdout": 0.2})
+    assert "trains 24 networks for a trial (supervised, pretrained, pseudo-1, teacher-pretrained)" in told
+    assert "2 backbones learn from the pool before, 5,000 steps each" in told
+
+
+def test_an_arm_of_its_own_is_all_that_is_trained() -> None:
+    assert "trains 6 networks for a trial (pretrained), without the pool it is 6; 2 back" in cost(
+        pool={"arm": "pretrained"}
+    )
+    clusters = cost(pool={"arm": "semi"}, semi={"background_classes": 5, "batch_size": 32})
+    assert "trains 12 networks for a trial (supervised, semi)" in clusters
+    assert "those of semi see 32 images of the pool at every step beside 64 labelled ones" in clusters
