@@ -43,7 +43,8 @@ class Spread:
 class EnsembleCalibration:
     """How scores become probabilities. `deployed` None: not calibrated, for the `reason`.
 
-    `instead_of` is the method that was asked for, where it could not be used. `out_of_fold` has the map of each fold, fitted on the others; `spread` is a part of `deployed`.
+    `out_of_fold` has the map of each fold, fitted on the others; `spread` is a part of `deployed`; `instead_of` is the
+    method that was asked for, where it could not be used.
     """
 
     method: str
