@@ -43,7 +43,8 @@ class Spread:
 class EnsembleCalibration:
     """How scores become probabilities. `deployed` None: not calibrated, for the `reason`.
 
-    `out_of_fold` has the map of each fold, fitted on the others; `spread` is a part of `deployed`.
+    `out_of_fold` has the map of each fold, fitted on the others; `spread` is a part of `deployed`; `instead_of` is the
+    method that was asked for, where it could not be used.
     """
 
     method: str
@@ -51,6 +52,7 @@ class EnsembleCalibration:
     deployed: Calibration | None = None
     out_of_fold: Mapping[int, Calibration] | None = None
     spread: Spread | None = None
+    instead_of: str | None = None
 
     def probabilities(self, blend: Blend, scores: pd.DataFrame) -> np.ndarray:
         """Probabilities (rows, outputs) of rows as `blend_scores` has them."""
@@ -71,6 +73,7 @@ class EnsembleCalibration:
         return {
             "method": self.method,
             "reason": self.reason,
+            "instead_of": self.instead_of,
             "deployed": None if self.deployed is None else self.deployed.to_json(),
             "out_of_fold": None
             if self.out_of_fold is None
@@ -88,13 +91,14 @@ class EnsembleCalibration:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "EnsembleCalibration":
         if value["deployed"] is None:
-            return cls(value["method"], value["reason"])
+            return cls(value["method"], value["reason"], instead_of=value["instead_of"])
         folds = {int(fold): Calibration.from_json(own) for fold, own in value["out_of_fold"].items()}
         spread = value["spread"]
         if spread is not None:
             arrays = {name: np.array(spread[name]) for name in ("offset", "prevalence")}
             spread = Spread(spread["scale"], num_images=spread["num_images"], **arrays)
-        return cls(value["method"], value["reason"], Calibration.from_json(value["deployed"]), folds, spread)
+        deployed = Calibration.from_json(value["deployed"])
+        return cls(value["method"], value["reason"], deployed, folds, spread, value["instead_of"])
 
 
 def calibrate(
@@ -107,7 +111,7 @@ def calibrate(
     """
     if config.method == "none":
         return EnsembleCalibration("none", "calibration.method is none")
-    method, reason = config.method, ""
+    method, reason = str(config.method), ""
     if method == "temperature" and blend.num_outputs == 1 and blend.method == "ranks":
         method = "logistic"
         reason = "logistic instead of temperature, because the blend is of ranks, which are at no prevalence"
@@ -116,7 +120,8 @@ def calibrate(
     log_odds = blend.log_odds(rows[score_columns(blend.num_outputs)].to_numpy(dtype=np.float64))
     for fold in np.unique(folds):
         if len(np.unique(targets[folds != fold])) < 2:
-            return EnsembleCalibration("none", f"outside of fold {fold} the labelled images are of one class")
+            reason = f"outside of fold {fold} the labelled images are of one class"
+            return EnsembleCalibration("none", reason, instead_of=config.method)
 
     def fitted(chosen: np.ndarray) -> Calibration:
         # a class without rows gets half a row, whose share has a logarithm
@@ -129,7 +134,9 @@ def calibrate(
     spread, missing = _pool_spread(blend, deployed, predictions[predictions["kind"] == "pool"], shares / shares.sum())
     if spread is not None:
         deployed = deployed.then(spread.scale, spread.offset)
-    return EnsembleCalibration(method, "; ".join(filter(None, [reason, missing])), deployed, out_of_fold, spread)
+    reason = "; ".join(filter(None, [reason, missing]))
+    other = None if method == config.method else config.method
+    return EnsembleCalibration(method, reason, deployed, out_of_fold, spread, instead_of=other)
 
 
 def _pool_spread(

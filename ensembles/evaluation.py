@@ -18,6 +18,7 @@ import sklearn.metrics
 from configs.errors import InputError, counted, listed
 from configs.schema import MetricsConfig
 from ensembles.blending import Blend, blend_scores, fit_logits, score_columns
+from ensembles.calibrated_scores import EnsembleCalibration
 from ensembles.calibration_figures import calibration_figures, class_calibration_figures
 from ensembles.ensemble import StoredEnsemble, read_ensemble
 from ensembles.predictions import read_predictions
@@ -92,7 +93,11 @@ def run(
             **oof["ensemble"],
             **judge.decisions(stored),
         },
-        "warnings": [*judge.scale_warnings(stored), *judge.member_warnings(stored, scorings)],
+        "warnings": [
+            *judge.scale_warnings(stored),
+            *judge.member_warnings(stored, scorings),
+            *calibration_warnings(stored.calibration),
+        ],
         "pool": dict(pool),
         "timing": dict(timing),
         "confidence": metrics.confidence,
@@ -310,6 +315,14 @@ def model_scorings(everything: pd.DataFrame, optimistic: Collection[str]) -> dic
             "optimistic": model in optimistic,
         }
     return scorings
+
+
+def calibration_warnings(calibration: EnsembleCalibration) -> list[str]:
+    """A line when probabilities are not calibrated as asked for."""
+    if calibration.instead_of is None:
+        return []
+    done = "the probabilities are not calibrated" if calibration.deployed is None else "another method is used"
+    return [f"calibration.method {calibration.instead_of}: {done}: {calibration.reason}"]
 
 
 def known_targets(table: ImageTable, truth: pd.DataFrame | None, rejected: Collection[str]) -> np.ndarray:

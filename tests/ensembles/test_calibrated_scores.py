@@ -10,6 +10,7 @@ from configs.errors import InputError
 from ensembles.blending import blend_scores, fit_blend
 from ensembles.calibrated_scores import EnsembleCalibration, calibrate, fit_spread
 from ensembles.calibration import fit_logistic, maximum_likelihood
+from ensembles.evaluation import calibration_warnings
 
 NUM_FOLDS = 3
 
@@ -169,6 +170,10 @@ def test_without_positives_nothing_is_calibrated_and_the_reason_is_told() -> Non
     for targets in (np.zeros(300, dtype=int), np.arange(300) == 0):
         predictions["target"] = pd.array(np.asarray(targets, dtype=int), dtype="Int64")
         found, scores, probabilities = calibrated(predictions)
+        assert calibration_warnings(found)[0].startswith(
+            "calibration.method logistic: the probabilities are not calibr"
+        )
+        assert EnsembleCalibration.from_json(found.to_json()) == found
         assert found.method == "none" and "outside of fold 0 the labelled images are of one class" in found.reason
         np.testing.assert_allclose(probabilities[:, 0], expit(scores["score"]))
 
@@ -186,3 +191,5 @@ def test_settings_that_do_not_fit_are_told() -> None:
         calibrated(toy(300, num_outputs=3, prevalence=0.5)[0], method="beta")
     found, _, _ = calibrated(toy(300)[0], method="temperature", blend_method="ranks")
     assert found.method == "logistic" and "logistic instead of temperature" in found.reason
+    assert "another method is used" in calibration_warnings(found)[0]
+    assert calibration_warnings(calibrated(toy(300)[0])[0]) == [], "that there is no pool is told, but no warning"
