@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from configs.errors import InputError
-from trainers import knn
+from trainers import exact_neighbours, knn
 from trainers.knn import Neighbours, nearest, recall
 
 needs_faiss = pytest.mark.skipif(not knn.has_faiss(), reason="faiss is not installed (the extra knn)")
@@ -31,7 +31,7 @@ def clustered(num_rows: int, dim: int, seed: int, *, in_order: bool = False) -> 
 def test_the_exact_neighbours_are_those_of_brute_force(
     num_rows: int, k: int, in_order: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(knn, "BLOCK_ROWS", 64)
+    monkeypatch.setattr(exact_neighbours, "BLOCK_ROWS", 64)
     features = clustered(num_rows, 12, seed=k, in_order=in_order)
     expected = by_brute_force(features, k)
     found = nearest(features, k, metric="euclidean")
@@ -52,7 +52,7 @@ def test_cosine_is_one_minus_the_cosine() -> None:
 
 
 def test_queries_may_find_a_row_that_equals_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(knn, "BLOCK_ROWS", 48)
+    monkeypatch.setattr(exact_neighbours, "BLOCK_ROWS", 48)
     features, queries = clustered(250, 9, seed=1), clustered(70, 9, seed=2)
     queries[3] = features[200]
     found = nearest(features, 7, metric="euclidean", queries=queries)
