@@ -10,22 +10,20 @@ def cost_of_pool(config: RunConfig) -> str | None:
         return None
     arms = _arms_of_a_trial(config)
     plain = len(config.models) * config.folds.num_folds
-    on_pool = [arm for arm in arms if arm in (*config.semi_arms, *config.student_arms)]
     words = (
         f"pool.arm: {config.pool.arm} trains {counted(len(arms) * plain, 'network')} for a trial ({', '.join(arms)}), "
         f"without the pool it is {plain}"
     )
-    if on_pool:
-        section = config.semi if on_pool[-1] in config.semi_arms else config.pseudo
-        words += (
-            f"; those of {', '.join(on_pool)} see {section.batch_size} images of the pool at every step beside "
-            f"{config.train.batch_size} labelled ones"
-        )
+    for some, section in ((config.semi_arms, config.semi), (config.student_arms, config.pseudo)):
+        if own := [arm for arm in arms if arm in some]:
+            words += (
+                f"; those of {', '.join(own)} see {section.batch_size} images of the pool beside each labelled batch"
+            )
     if any(config.starts_pretrained(arm) for arm in arms):
         backbones = counted(len(config.models), "backbone learns", "backbones learn")
         words += f"; {backbones} from the pool before, {config.pretrain.steps:,} steps each"
     if config.student_arms:
-        words += "; such a trial cannot be given up before all are trained"
+        words += "; such a trial cannot be given up between its folds"
     return f"{words}. Networks that no setting of a trial changes are trained once for all trials"
 
 

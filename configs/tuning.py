@@ -20,6 +20,7 @@ NOT_SEARCHED = {
     "seed": "a seed that scores well is luck",
     "folds": "trials would be judged on other folds",
     "guarantee": "trials would be judged on other rows",
+    "calibration": "trials are judged by rankings, which it leaves alone",
     "threshold": "it changes no score",
     "metrics": "it changes no score",
     "submit": "it changes no score",

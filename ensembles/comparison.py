@@ -19,8 +19,10 @@ from ensembles.classic_learners import UNLABELLED
 from ensembles.fold_graphs import FoldGraphs
 from ensembles.heads import HEADS, TrainingPart
 from trainers import metrics as metric
+from trainers.intervals import ratio_interval
 from trainers.metrics import one_vs_rest_log_odds
 from trainers.provenance import derive_seed
+from trainers.resampling import Groups
 from trainers.table import ImageTable
 
 RBF_ROWS, RBF_POOL = 8000, 1000  # scikit-learn's dense matrices of more rows take gigabytes; pool rows it needs
@@ -199,12 +201,11 @@ def ranking(probabilities: np.ndarray, *, is_binary: bool) -> np.ndarray:
 
 
 def accuracy_difference(
-    targets: np.ndarray, one: np.ndarray, other: np.ndarray, *, z: float = 1.96
+    targets: np.ndarray, one: np.ndarray, other: np.ndarray, *, groups: Groups = None, confidence: float = 0.95
 ) -> tuple[float, float, float]:
-    """Accuracy of one prediction less that of another on the same rows, with its 95% interval (paired, normal)."""
+    """Accuracy of one prediction less that of another on the same rows, with its interval; groups count as one."""
     gain = (one == targets).astype(np.float64) - (other == targets)
-    half = z * gain.std(ddof=1) / np.sqrt(len(gain))
-    return float(gain.mean()), float(gain.mean() - half), float(gain.mean() + half)
+    return float(gain.mean()), *ratio_interval(gain, np.ones(len(gain)), groups=groups, confidence=confidence)
 
 
 def _unit(features: np.ndarray) -> np.ndarray:

@@ -52,11 +52,20 @@ def recipe_gains(
                 *(ranking(side, is_binary=table.is_binary) for side in (mine, others)),
                 groups=table.units[rows],
                 replicates=metrics.replicates,
+                confidence=metrics.confidence,
                 rng=np.random.default_rng(derive_seed(seed, "recipe-gains", kind)),
             )
             own_gains[kind] = {
                 "ap": [gain.estimate, gain.low, gain.high],
-                "accuracy": list(accuracy_difference(known[rows], mine.argmax(axis=1), others.argmax(axis=1))),
+                "accuracy": list(
+                    accuracy_difference(
+                        known[rows],
+                        mine.argmax(axis=1),
+                        others.argmax(axis=1),
+                        groups=table.units[rows],
+                        confidence=metrics.confidence,
+                    )
+                ),
             }
         gains[entry["name"]] = own_gains
     return gains

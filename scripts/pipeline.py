@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from configs.errors import InputError, counted, listed
-from configs.load import WEIGHT_SUFFIXES, dump_config
+from configs.load import WEIGHT_SUFFIXES, dump_config, load_config
 from configs.networks import NetworkConfig
 from configs.schema import RunConfig
 from configs.without_effect import settings_without_effect
@@ -82,24 +82,24 @@ def run_pipeline(
         networks_to_embed(config)  # before the images are read, which may take hours
         check_label_use(config.embed.networks, until)
     if "train" in wanted:
-        for line in settings_without_effect(config):
+        for line in settings_without_effect(described or config):
             CONSOLE.print(f"[yellow]warning:[/] {escape(line)}")
     no_submission: InputError | None = None
     with locked(config.run_dir):
-        pipeline = Pipeline(config, restart)
+        kept = [] if "ensemble" in wanted else _judged_arms(config)
+        pipeline = Pipeline(config, restart, kept_arms=kept)
         for name in wanted:
-            if name == "report":  # which shows it
-                _write_config(config)
             try:
                 story[name](pipeline)
             except InputError as error:
                 if name != "submit" or until == "submit":
                     raise
                 no_submission = error
+            if name == "ensemble":  # metrics.json is of this config from now on
+                _write_config(config)
             if name == "prepare":
                 check_later_stages(pipeline, wanted)
-        new_figures = "ensemble" in wanted or not (config.run_dir / "metrics.json").exists()
-        if until != "report" and new_figures:
+        if "ensemble" not in wanted and not (config.run_dir / "metrics.json").exists():
             _write_config(described or config)
     if "ensemble" in wanted:
         say_if_like_chance(config.run_dir)
@@ -111,6 +111,17 @@ def run_pipeline(
 def _write_config(config: RunConfig) -> None:
     """Not before the stages are done, and not by those that leave metrics.json as it is: it tells what that is of."""
     atomic.write_text(config.run_dir / "config.yaml", dump_config(config))
+
+
+def _judged_arms(config: RunConfig) -> list[str]:
+    """The arms that metrics.json of the run is of; a command that leaves it as it is leaves their scores, too."""
+    stored = config.run_dir / "config.yaml"
+    if not stored.exists() or not (config.run_dir / "metrics.json").exists():
+        return []
+    try:
+        return load_config(stored).arms
+    except InputError:  # of another version
+        return []
 
 
 def _check_files(config: RunConfig) -> None:

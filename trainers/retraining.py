@@ -20,6 +20,7 @@ REPLICATES = 400
 # Gains in AP are in [-1, 1], so that no sd is above 1.
 SDS = np.concatenate([[0.0], np.geomspace(1e-5, 1.0, 2000)])
 SMALLEST_VARIANCE = 1e-12
+USUAL_SD = 0.3  # of one network's gain in AP: half of all sds are taken to be below it before any network is seen
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,9 @@ def training_errors(folds: Sequence[FoldScores], *, rng: np.random.Generator) ->
 def _likely_errors(squares: Sequence[MeanSquare], num_trainings: int) -> TrainingErrors:
     """Errors of a mean of `num_trainings` gains under every sd of training, as likely as the mean squares make it.
 
-    Mean squares are chi-squared about training plus images; before they are seen all sds are equally likely (Gelman
-    2006, Prior distributions for variance parameters in hierarchical models).
+    Mean squares are chi-squared about training plus images; before they are seen the sd is half-Cauchy (Gelman 2006,
+    Prior distributions for variance parameters in hierarchical models, section 3.2: a flat one says nothing where there
+    are but two or three networks).
     """
     if not squares:
         return TrainingErrors(np.zeros(1), np.ones(1))
@@ -94,7 +96,7 @@ def _likely_errors(squares: Sequence[MeanSquare], num_trainings: int) -> Trainin
     for square in squares:
         variances = np.maximum(SDS**2 + square.by_images, SMALLEST_VARIANCE)
         log_density -= square.freedom / 2 * (np.log(variances) + square.value / variances)
-    weights = np.exp(log_density - log_density.max()) * np.gradient(SDS)
+    weights = np.exp(log_density - log_density.max()) * np.gradient(SDS) / (1 + (SDS / USUAL_SD) ** 2)
     return TrainingErrors(SDS / np.sqrt(num_trainings), weights / weights.sum())
 
 

@@ -51,16 +51,17 @@ def main(
     from scripts.pipeline import run_pipeline
 
     out = out or Path("runs") / "learners"
+    configs = [_config(benchmark, out, seed, overrides or []) for seed in range(seeds)]
+    if not configs[0].predict.pool:
+        raise InputError("predict.pool=false: what is compared is judged on the pool; leave it out")
     results = []
-    for seed in range(seeds):
-        config = _config(benchmark, out, seed, overrides or [], idx)
+    for seed, config in enumerate(configs):
+        _write_data(benchmark, out, seed, idx)
         print(f"--- {benchmark}, seed {seed}", flush=True)
         run_pipeline(config, restart=restart)
         run_pipeline(config, until="compare-learners", restart=restart)
         file = config.run_dir / "comparison" / "comparison.json"
         results.append(json.loads(file.read_text(encoding="utf-8")))
-    if any("pool" not in entry for result in results for entry in result["entries"] if "oof" in entry):
-        raise InputError("the pool was not scored by all: predict.pool=false must not be among --set")
     is_binary = benchmark is Name.RARE_FASHION
     rows = _rows(results)
     best = _best(results, key="ap" if is_binary else "accuracy")
@@ -69,20 +70,25 @@ def main(
     print(json.dumps({"benchmark": str(benchmark), "ways": rows, "project": best}))
 
 
-def _config(benchmark: Name, out: Path, seed: int, given: list[str], idx: Path | None) -> "RunConfig":
-    """The preset on the data of one seed, which are written unless they are there."""
-    from configs.load import load_config
-    from scripts.bench.benchmark_data import TABLE, write_benchmark
+def _write_data(benchmark: Name, out: Path, seed: int, idx: Path | None) -> None:
+    """The images and labels of one seed, unless they are there."""
+    from scripts.bench.benchmark_data import write_benchmark
     from trainers import digits, fashion
 
     data = out / f"data-{benchmark}-seed{seed}"
     if benchmark is Name.TENTH_DIGITS:
         digits.write_tenth_digits(data, digits.TenthDigits(seed=seed))
-        preset = digits.TENTH_PRESET
     else:
         kind = fashion.Tenth if benchmark is Name.TENTH else fashion.RareFashion
         write_benchmark(data, kind(seed=seed), idx=idx)
-        preset = fashion.BENCHMARKS[kind].preset
+
+
+def _config(benchmark: Name, out: Path, seed: int, given: list[str]) -> "RunConfig":
+    """The preset on the data of one seed."""
+    from configs.load import load_config
+    from scripts.bench.benchmark_data import TABLE
+
+    data, preset = out / f"data-{benchmark}-seed{seed}", f"{benchmark.replace('-', '_')}.yaml"
     own = [
         *(["predict.pool=true"] if benchmark is Name.RARE_FASHION else []),  # the preset leaves it out
         *given,
@@ -125,9 +131,15 @@ def _best(results: list[dict[str, Any]], *, key: str) -> dict[str, Any]:
     Seeds label other ones of the same images, so their pools overlap: `ci_images` is as wide as that of one seed. It
     leaves out what other labels would change, which `ci_seeds` (Student's t) has.
     """
+    from configs.errors import InputError
+
     chosen, gains, recipes = [], [], []
     for result in results:
         judged = [entry for entry in result["entries"] if "gain" in entry and entry["method"].startswith(PROJECT)]
+        if not judged:
+            raise InputError(
+                "the recipe, scikit-learn's spreading, was not possible; see the notes above for the reason"
+            )
         entry = max(judged, key=lambda entry: entry["oof"]["ap"])
         chosen.append(entry["name"])
         recipes.append(entry["gain"]["over"])

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 # Sections of the config that decide what is trained on labels, and those that decide nothing that is trained.
 LABELS = {"data", "guarantee", "folds", "train", "models", "augment", "seed"}
 NOTHING_TRAINED = {
-    *("name", "out", "embed", "probe", "predict", "ensemble", "threshold", "metrics", "submit", "report", "compute")
+    *("name", "out", "embed", "probe", "predict", "ensemble", "calibration", "threshold"),
+    *("metrics", "submit", "report", "compute"),
 }
 
 

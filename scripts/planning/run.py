@@ -175,7 +175,7 @@ def _at_prevalences(run: _Run, named: Sequence[float]) -> dict[str, Any]:
 
 
 def _average_precision(run: _Run, of: str, prevalence: float, interval: tuple[float, float] | None) -> dict[str, Any]:
-    """AP at a prevalence with its interval; at that of the labelled images it is that of metrics.json."""
+    """AP at a prevalence with its interval; at that of the labelled images the estimate is that of metrics.json."""
     import numpy as np
 
     from ensembles.carried_precision import carried_average_precision

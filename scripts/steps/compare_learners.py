@@ -315,7 +315,9 @@ def _verdicts(
     shared = shared[known[shared] >= 0]
     if len(shared) > 1:
         predicted = [own.pool[np.searchsorted(own.pool_rows, shared)].argmax(axis=1) for own in (one, two)]
-        difference = comparison.accuracy_difference(known[shared], *predicted)
+        difference = comparison.accuracy_difference(
+            known[shared], *predicted, groups=table.units[shared], confidence=config.metrics.confidence
+        )
         lines.append("On the pool, accuracy of the same: {:+.4f} [{:+.4f}, {:+.4f}].".format(*difference))
     return lines
 

@@ -39,16 +39,24 @@ def predict_arms(pipeline: Pipeline, arms: Sequence[str]) -> None:
 
 
 def keep_predictions_of(pipeline: Pipeline, arms: Sequence[str]) -> None:
-    """Drop scores of other arms, and of models or folds that are no more, so that the folder reads as one table."""
+    """Drop scores of other arms, and of models or folds that are no more, so that the folder reads as one table.
+
+    Scores that the pipeline keeps are of these rows, or they would not read as one table with the others.
+    """
     folder, table = pipeline.run_dir / "predictions", read_table(pipeline.run_dir / "table.parquet")
     wanted = {
         folder / arm / model.name / f"fold{fold}.parquet"
-        for arm, model, fold in product(arms, pipeline.config.models, range(table.num_folds))
+        for arm, model, fold in product([*arms, *_kept_arms(pipeline)], pipeline.config.models, range(table.num_folds))
     }
     wanted |= current_predictions(pipeline.run_dir, table)
     for path in folder.rglob("*.parquet"):
         if path not in wanted:
             path.unlink()
+
+
+def _kept_arms(pipeline: Pipeline) -> Sequence[str]:
+    same_rows = all(record.skipped for record in pipeline.records if record.name == "prepare")
+    return pipeline.kept_arms if same_rows else []
 
 
 def _predict_one(pipeline: Pipeline, table: ImageTable, arm: str, model: ModelConfig, fold: int) -> StageRecord:

@@ -99,6 +99,7 @@ def label_pool(pipeline: Pipeline, arm: str, name: str) -> StageRecord:
             else None,
             "rows": rows_digest(table, table.rows("train"), LABEL_COLUMNS),
             "seed": config.seed,
+            "metrics": config.metrics.model_dump(include={"replicates", "confidence"}),  # of the teachers' AP
             "version": LEDGER_VERSION,
         },
         (ledger_file(name),),

@@ -28,11 +28,15 @@ CONSOLE = Console(highlight=False, soft_wrap=True)
 
 @dataclass
 class Pipeline:
-    """A run in progress: its config and folder, and the records of its stages so far."""
+    """A run in progress: its config and folder, and the records of its stages so far.
+
+    `kept_arms` are arms whose scores stay though the config does not have them.
+    """
 
     config: RunConfig
     restart: bool
     records: list[StageRecord] = field(default_factory=list)
+    kept_arms: Sequence[str] = ()
 
     @property
     def run_dir(self) -> Path:

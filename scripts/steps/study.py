@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 BEST_FILE = "best.yaml"
 # Settings of the study that may change while it runs.
 NOT_COMPARED = {"config", "trials", "retries", "replicates", "keep", "heartbeat_seconds", "patience_seconds", "study"}
-NOT_JUDGED = {"name", "out", "metrics", "submit", "report", "compute", "embed", "probe"}
+NOT_JUDGED = {"name", "out", "calibration", "threshold", "metrics", "submit", "report", "compute", "embed", "probe"}
 
 
 @dataclass(frozen=True)
@@ -183,6 +183,8 @@ def _check_same(study: "optuna.Study", plan: TuningPlan) -> None:
         "study": plan.tuning.model_dump(mode="json", exclude=NOT_COMPARED),
     }
     before = study.user_attrs.get("settings")
+    if before is not None:  # perhaps by a version that compared more, or knew fewer settings
+        before = before | {"config": {name: own for name, own in before["config"].items() if name not in NOT_JUDGED}}
     if before is None:
         study.set_user_attr("settings", now)
         second = plan.tuning.objective.second

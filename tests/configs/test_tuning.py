@@ -91,6 +91,7 @@ def test_a_grid_has_as_many_trials_as_combinations(tmp_path: Path) -> None:
         ({"train.lr": {"choices": [0.1]}}, "at least two choices"),
         ({"train.lr": {"choices": [0.1, 0.1]}}, "there twice"),
         ({"seed": {"choices": [1, 2]}}, "a seed that scores well is luck"),
+        ({"calibration.method": {"choices": ["logistic", "beta"]}}, "judged by rankings"),
         ({"folds.num_folds": {"choices": [2, 3]}}, "judged on other folds"),
         ({"data.max_rejected": {"low": 0, "high": 1}}, "of data only"),
         ({**LR, "train.steps": {"choices": [5, 6], "when": {"nothing": 1}}}, "when names nothing"),

@@ -340,8 +340,13 @@ def test_a_command_of_one_arm_leaves_the_stored_config_that_of_the_run(
 
     shutil.rmtree(config.run_dir)
     shutil.copytree(finished, config.run_dir)
-    before = stored.read_bytes()
+    before, scored = stored.read_bytes(), _scored_arms(config.run_dir)
     command.main(path)
     assert stored.read_bytes() == before, "metrics.json is still that of the run"
+    assert scored <= _scored_arms(config.run_dir), "which needs the scores it was made from"
     run_pipeline(config)
     assert load_config(stored) == config, "the control: a run replaces it"
+
+
+def _scored_arms(run_dir: Path) -> set[str]:
+    return {path.parent.parent.name for path in (run_dir / "predictions").rglob("*.parquet")}

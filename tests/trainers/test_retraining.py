@@ -5,6 +5,7 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from tests.trainers.luck import toy_folds
+from trainers.paired import paired_gains
 from trainers.retraining import FoldScores, training_errors
 
 
@@ -47,6 +48,25 @@ def test_errors_known_from_few_networks_have_long_tails() -> None:
 
     assert far() > 0.1
     assert far(num_models=4, num_folds=10) < 0.08
+
+
+@pytest.mark.parametrize(
+    "shape", [{"num_models": 1, "num_folds": 2}, {"num_models": 1}, {"num_models": 2, "num_folds": 2}]
+)
+def test_few_networks_that_agree_on_a_clear_gain_are_believed(shape: dict[str, int]) -> None:
+    """The arm's networks are better in every fold by far more than images explain; none is lucky."""
+    kept, widths = 0, []
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        folds = toy_folds(0.0, rng, gain=0.5, **shape)
+        targets = np.concatenate([fold.targets for fold in folds])
+        means = [
+            np.concatenate([np.mean([pair[side] for pair in fold.pairs], axis=0) for fold in folds]) for side in (1, 0)
+        ]
+        (gain,) = paired_gains(targets, means, replicates=300, training=[training_errors(folds, rng=rng)], rng=rng)
+        kept, widths = kept + gain.better, [*widths, gain.interval.high - gain.interval.low]
+    assert kept >= 9
+    assert np.median(widths) < 0.5, "two or three networks say something"
 
 
 def test_several_classes_and_a_fold_without_positives() -> None:
