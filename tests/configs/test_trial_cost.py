@@ -17,7 +17,10 @@ def test_without_the_pool_there_is_nothing_to_tell() -> None:
 def test_students_cost_their_teachers_and_every_round() -> None:
     told = cost(pool={"arm": "pseudo"}, pseudo={"rounds": 2})
     assert "trains 18 networks for a trial (supervised, pseudo-1, pseudo-2), without the pool it is 6" in told
-    assert "64 images of the pool at every step beside 64 labelled ones" in told and "cannot be given up before all" in told
+    assert (
+        "64 images of the pool at every step beside 64 labelled ones" in told
+        and "cannot be given up before all" in told
+    )
     told = cost(pool={"arm": "pseudo"}, pseudo={"teacher": "pretrained", "inner_holdout": 0.2})
     assert "trains 24 networks for a trial (supervised, pretrained, pseudo-1, teacher-pretrained)" in told
     assert "2 backbones learn from the pool before, 5,000 steps each" in told

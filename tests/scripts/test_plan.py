@@ -178,7 +178,9 @@ def test_a_run_that_is_not_finished_is_told(run_dir: Path, tmp_path: Path) -> No
     half = tmp_path / "half"
     half.mkdir()
     shutil.copy(run_dir / "table.parquet", half)
-    with pytest.raises(InputError, match=r"no scores to plan from, no network is trained. Finish it with `rarefind run"):
+    with pytest.raises(
+        InputError, match=r"no scores to plan from, no network is trained. Finish it with `rarefind run"
+    ):
         planned(half)
     for folder in ("train", "predictions"):
         shutil.copytree(run_dir / folder, half / folder)
