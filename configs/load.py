@@ -127,7 +127,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise InputError(f"{path}: no such config file; `rarefind init DATA_DIR` writes one") from None
+        raise InputError(f"{path}: no such config file{_nearly(path)}") from None
     except IsADirectoryError:
         raise InputError(f"{path}: a folder, not a config file; `rarefind init {path}` writes one for it") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -141,6 +141,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected `key: value` lines at the top, got a {type(values).__name__}")
     return values
+
+
+def _nearly(path: Path) -> str:
+    """What to do about a config that is not there: the file beside it whose name is nearly the same, or a new one."""
+    files = [own.name for own in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, files, n=1, cutoff=0.7)
+    return f"; did you mean {path.parent / close[0]}?" if close else "; `rarefind init DATA_DIR` writes one"
 
 
 def _overridden(values: dict[str, Any], text: str) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def _compared(
 
 def _sentence(arm: str, comparison: Comparison, *, kept: bool, num_arms: int, pool: PoolConfig, is_binary: bool) -> str:
     low, high = comparison.gain_ci
-    gain = f"{comparison.gain:+.3f} [{low:+.3f}, {high:+.3f}]"
+    gain = f"{comparison.gain:+z.3f} [{low:+z.3f}, {high:+z.3f}]"
     which = f"arm {arm!r}" if num_arms == 1 else f"arm {arm!r}, chosen among {num_arms},"
     figure = "out-of-fold AP" if is_binary else "out-of-fold macro AP"
     sure = f"{exact_percent(pool.confidence)} sure"

@@ -5,7 +5,7 @@ on the same rows and compared with the best probe pairwise. Holdout rows are nev
 """
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +216,15 @@ def model_names(models: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str]
         for model, by_arm in models.items()
         for arm in by_arm
     }
+
+
+def table_blocks(figures: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Mapping[str, Any]]]]:
+    """What probe.json has, as a table shows it: (heading, entries by name) of each network, then of the models."""
+    yield from figures["probes"].items()
+    models = figures["models"]
+    if models:
+        entries = {name: models[model][arm] for (model, arm), name in model_names(models).items()}
+        yield "trained here", {name + " *" * entry["optimistic"]: entry for name, entry in entries.items()}
 
 
 def verdict(

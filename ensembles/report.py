@@ -68,18 +68,20 @@ def run(
     out: Path,
     truth: pd.DataFrame | None = None,
     clusters: Mapping[str, Any] | None = None,
+    probe: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `out`/report.html from the files of `run_dir` and return its path; the same files give the same bytes.
 
     `pixels` gives the uint8 image (height, width, channels) of a row of table.parquet; without it there are no
     galleries. `truth` (columns id, label) adds the curve of the test set; its figures are in metrics.json either way.
-    `clusters` is the section of ensembles.report_clusters, if there is any.
+    `clusters` is the section of ensembles.report_clusters, `probe` that of ensembles.report_probe, if there is any.
     Raises InputError when a file of an earlier stage is missing or does not fit the others.
     """
     files = read_run(run_dir, truth=truth)
     rng = np.random.default_rng(derive_seed(seed, "report"))
     path = out / REPORT_FILE
-    atomic.write_text(path, render(files, report, clusters=clusters, **_sections(files, report, metrics, pixels, rng)))
+    sections = _sections(files, report, metrics, pixels, rng)
+    atomic.write_text(path, render(files, report, clusters=clusters, probe=probe, **sections))
     return path
 
 

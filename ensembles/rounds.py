@@ -70,7 +70,7 @@ def gain_in_words(gain: Triple) -> str:
     value, low, high = gain
     if value is None or low is None or high is None:
         return "unknown"
-    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return f"{value:+z.3f} [{low:+z.3f}, {high:+z.3f}]"
 
 
 def precision_in_words(precision: Triple) -> str:

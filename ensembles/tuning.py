@@ -260,7 +260,7 @@ def _sentence(
 ) -> str:
     figure = f"cross-fitted {'AP' if oof.num_outputs == 1 else 'macro AP'}"
     gains = " and ".join(
-        f"{gain.estimate:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] against {'the' if first else 'that of'} "
+        f"{gain.estimate:+z.3f} [{gain.low:+z.3f}, {gain.high:+z.3f}] against {'the' if first else 'that of'} "
         f"{'equal-weight mean of ' if first else ''}{method}"
         for first, (method, gain) in zip((True, False), against.items(), strict=False)
     )

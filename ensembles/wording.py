@@ -9,21 +9,21 @@ MISSING = "–"
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Fixed digits, or a dash for what is undefined.
+    """Fixed digits, or a dash for what is undefined; what rounds to zero has no minus.
 
-    >>> number(0.64519), number(None), number(-1.5, 2)
-    ('0.645', '–', '−1.50')
+    >>> number(0.64519), number(None), number(-1.5, 2), number(-0.0004)
+    ('0.645', '–', '−1.50', '0.000')
     """
-    return MISSING if value is None or not np.isfinite(value) else f"{value:.{digits}f}".replace("-", "−")
+    return MISSING if value is None or not np.isfinite(value) else f"{value:z.{digits}f}".replace("-", "−")
 
 
 def signed(value: float, digits: int = 3) -> str:
-    """A difference, with its sign.
+    """A difference, with its sign; what rounds to zero has a plus.
 
-    >>> signed(0.0124), signed(-0.02)
-    ('+0.012', '−0.020')
+    >>> signed(0.0124), signed(-0.02), signed(-0.0004)
+    ('+0.012', '−0.020', '+0.000')
     """
-    return f"{value:+.{digits}f}".replace("-", "−")
+    return f"{value:+z.{digits}f}".replace("-", "−")
 
 
 def whole(value: int) -> str:

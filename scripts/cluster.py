@@ -21,11 +21,10 @@ def main(
     restart: RestartOption = False,
 ) -> None:
     """Clusters of frozen features, found without labels and judged with them (and embed, if that is not done)."""
-    from configs.load import load_config
-    from scripts.pipeline import run_pipeline
+    from scripts.configured import run_configured
 
     until = "compare-learners" if compare else "cluster"
-    run_pipeline(load_config(config, overrides or ()), until=until, restart=restart)
+    run_configured(config, overrides, until=until, restart=restart)
 
 
 if __name__ == "__main__":

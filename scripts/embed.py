@@ -6,10 +6,9 @@ from scripts.command import run_command
 
 def main(config: ConfigArgument, overrides: OverridesArgument = None, restart: RestartOption = False) -> None:
     """Describe every image by the features of frozen networks (and prepare, if that is not done)."""
-    from configs.load import load_config
-    from scripts.pipeline import run_pipeline
+    from scripts.configured import run_configured
 
-    run_pipeline(load_config(config, overrides or ()), until="embed", restart=restart)
+    run_configured(config, overrides, until="embed", restart=restart)
 
 
 if __name__ == "__main__":

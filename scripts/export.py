@@ -16,8 +16,6 @@ def main(
     """Write a folder that scores images with the run's ensemble on a machine without rarefind."""
     from configs.errors import InputError
     from configs.load import load_config
-    from ensembles import export
-    from trainers.stages import locked
 
     config_file = run / "config.yaml"
     if not config_file.is_file() or not (run / "metrics.json").is_file():
@@ -26,6 +24,9 @@ def main(
             "`rarefind run CONFIG` makes one"
         )
     config = load_config(config_file)
+    from ensembles import export  # after what is wrong was told: it imports torch
+    from trainers.stages import locked
+
     folder = out or run / "export"
     with locked(run):
         result = export.run(

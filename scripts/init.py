@@ -21,6 +21,8 @@ def main(
     from trainers.atomic import write_text
     from trainers.inspect import inspect_data, relative_to
 
+    if not data_dir.exists():
+        raise InputError(f"{data_dir} does not exist; name the folder with your images")
     if out.exists() and not force:
         raise InputError(f"{out} exists; name another file with --out, or replace it with --force")
     understood = inspect_data(data_dir)

@@ -6,10 +6,9 @@ from scripts.command import run_command
 
 def main(config: ConfigArgument, overrides: OverridesArgument = None, restart: RestartOption = False) -> None:
     """Find images that are there twice: exact and near-duplicates, also across folds and from train to test."""
-    from configs.load import load_config
-    from scripts.pipeline import run_pipeline
+    from scripts.configured import run_configured
 
-    run_pipeline(load_config(config, overrides or ()), until="neighbours", restart=restart)
+    run_configured(config, overrides, until="neighbours", restart=restart)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,11 @@ fingerprint of both. A stage that is finished with the same fingerprint is skipp
 retrains.
 """
 
-from pathlib import Path
-
 from rich.markup import escape
 
-from configs.errors import InputError, counted, listed
-from configs.load import WEIGHT_SUFFIXES, dump_config, load_config
-from configs.networks import NetworkConfig
+from configs.errors import InputError
+from configs.input_files import check_input_files
+from configs.load import dump_config, load_config
 from configs.schema import RunConfig
 from configs.without_effect import settings_without_effect
 from scripts.steps.cluster import cluster_step
@@ -73,11 +71,8 @@ def run_pipeline(
     story = next(steps for steps in STORIES if until in steps)
     names = list(story)
     wanted = names[: names.index(until) + 1]
-    if config.data.source is None:
-        raise InputError(
-            "data.source is not set: name the table or folder with your labelled images (`rarefind init DATA_DIR` does)"
-        )
-    _check_files(config)
+    check_input_files(config)
+    _check_sheets(config)
     if "embed" in wanted:
         networks_to_embed(config)  # before the images are read, which may take hours
         check_label_use(config.embed.networks, until)
@@ -124,22 +119,9 @@ def _judged_arms(config: RunConfig) -> list[str]:
         return []
 
 
-def _check_files(config: RunConfig) -> None:
-    """A file that is missing or cannot be read is told at once, not when its stage comes, hours later."""
-    data = config.data
-    named = {f"data.{key}": getattr(data, key) for key in ("source", "pool", "test", "truth", "root")}
-    named["submit.sample"] = config.submit.sample
-    networks: dict[str, NetworkConfig] = {f"models.{position}": model for position, model in enumerate(config.models)}
-    networks |= {f"embed.networks.{position}": network for position, network in enumerate(config.embed.networks)}
-    networks |= {f"pseudo.voices.{position}": voice for position, voice in enumerate(config.pseudo.voices)}
-    networks["pretrain.distill.teacher"] = config.pretrain.distill.teacher
-    for key, network in networks.items():
-        if network.pretrained and network.pretrained.endswith(WEIGHT_SUFFIXES):
-            named[f"{key}.pretrained"] = Path(network.pretrained)
-    missing = [f"{key}: {path} does not exist" for key, path in named.items() if path is not None and not path.exists()]
-    if missing:
-        raise InputError(f"{counted(len(missing), 'file')} named in the config not found\n{listed(missing)}")
-    if data.truth is not None:
-        read_truth(data.truth)
+def _check_sheets(config: RunConfig) -> None:
+    """A table that cannot be read is told at once, not when its stage comes, hours later."""
+    if config.data.truth is not None:
+        read_truth(config.data.truth)
     if config.submit.sample is not None:
         read_sheet(config.submit.sample)

@@ -6,10 +6,9 @@ from scripts.command import run_command
 
 def main(config: ConfigArgument, overrides: OverridesArgument = None, restart: RestartOption = False) -> None:
     """Score held-out, pool and test images with the trained models (and what comes before)."""
-    from configs.load import load_config
-    from scripts.pipeline import run_pipeline
+    from scripts.configured import run_configured
 
-    run_pipeline(load_config(config, overrides or ()), until="predict", restart=restart)
+    run_configured(config, overrides, until="predict", restart=restart)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,9 @@ from scripts.command import run_command
 
 def main(config: ConfigArgument, overrides: OverridesArgument = None, restart: RestartOption = False) -> None:
     """The whole pipeline: prepare, train, predict, ensemble, submit, report. Resumable."""
-    from configs.load import load_config
-    from scripts.pipeline import run_pipeline
+    from scripts.configured import run_configured
 
-    run_pipeline(load_config(config, overrides or ()), restart=restart)
+    run_configured(config, overrides, restart=restart)
 
 
 if __name__ == "__main__":

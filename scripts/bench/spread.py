@@ -35,7 +35,7 @@ def signed(difference: float | None, interval: Sequence[float] | None) -> str:
     """
     if difference is None:
         return ""
-    return f"{difference:+.3f} {bracketed(interval)}".rstrip()
+    return f"{difference:+z.3f} {bracketed(interval)}".rstrip()
 
 
 def bracketed(interval: Sequence[float] | None) -> str:
@@ -44,4 +44,4 @@ def bracketed(interval: Sequence[float] | None) -> str:
     >>> bracketed([-0.01, 0.05]), bracketed(None)
     ('[-0.010, +0.050]', '')
     """
-    return "" if interval is None else f"[{interval[0]:+.3f}, {interval[1]:+.3f}]"
+    return "" if interval is None else f"[{interval[0]:+z.3f}, {interval[1]:+z.3f}]"

@@ -141,5 +141,5 @@ def _assumptions(counts: "LabelCounts", config: RunConfig) -> list[str]:
         lines.append(f"Of {counts.num_classes} classes the rarest, {counts.class_name!r}, is taken against the rest.")
     if config.student_arms:
         lines.append("Rounds of pseudo-labels are counted in full, and may end early.")
-    lines.append("Hours leave out starting up, looks at the held-out fold, the ensemble and the report: minutes.")
+    lines.append("Times leave out starting up, looks at the held-out fold, the ensemble and the report: minutes.")
     return lines

@@ -93,8 +93,8 @@ def _check_finished(run_dir: Path) -> None:
     }
     missing = next((what for what, there in stages.items() if not there), "there is no ensemble yet (metrics.json)")
     raise InputError(
-        f"{run_dir}: this run has no scores to plan from, {missing}. Finish it with `rarefind run CONFIG` and the "
-        "config that it was begun with; `rarefind plan CONFIG` plans from the labels alone"
+        f"{run_dir}: this run has no scores to plan from, {missing}. Finish it with `rarefind run CONFIG` and its "
+        "own config; `rarefind plan CONFIG` plans from the labels alone"
     )
 
 

@@ -21,7 +21,16 @@ def show(result: Mapping[str, Any]) -> None:
         _show_run(console, result)
     console.print("\n[bold]Assumed[/]")
     for line in result["assumptions"]:
-        console.print(f"  - {escape(line)}", style="dim")
+        _print_indented(console, f"[dim]{escape(line)}[/]", mark="  - ")
+
+
+def _print_indented(console: Console, markup: str, *, mark: str = "  ") -> None:
+    """A text behind its mark, which the lines that it is broken into stay behind."""
+    table = Table.grid()
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row(mark, markup)
+    console.print(table)
 
 
 def _show_labels(console: Console, plan: Mapping[str, Any]) -> None:
@@ -52,7 +61,7 @@ def _show_certificate(console: Console, certificate: Mapping[str, Any], counts: 
     noun, sure = counts["independent"], exact_percent(certificate["confidence"])
     table = _table(
         f"Recall that can be certified, with {sure} confidence",
-        "recall", f"{noun}\nto hold out", "guarantee.holdout\nthat has them", "more to label,\nall held out",
+        "recall", f"{noun}\nto hold out", "guarantee.holdout\nthat has them", "more to label,\nif all held out",
         "images to look at\nfor them",
     )  # fmt: skip
     for entry in certificate["recalls"]:
@@ -71,7 +80,7 @@ def _show_certificate(console: Console, certificate: Mapping[str, Any], counts: 
 
 
 def _show_folds(console: Console, folds: Sequence[Mapping[str, Any]]) -> None:
-    table = _table("Folds", "folds", "positives\ntrained on", "in a fold", "hours of\nthe run", "")
+    table = _table("Folds", "folds", "positives\ntrained on", "in a fold", "time of\nthe run", "")
     for entry in folds:
         marks = [word for word, said in (("configured", entry["configured"]), ("sensible", entry["sensible"])) if said]
         hours = "–" if entry["hours"] is None else hours_of(entry["hours"])
@@ -87,8 +96,8 @@ def _show_time(console: Console, plan: Mapping[str, Any]) -> None:
         table.add_row(escape(model), f"{rate:,.4g}", f"{rates['score'][model]:,.4g}")
     console.print(table)
     decode = f"; reading and decoding {rates['decode']:,.4g}" if rates["decode"] else ""
-    console.print(f"  {escape(rates['how'])}{decode}")
-    table = _table("The configured run", "part", "images / rate", "hours", left=2)
+    _print_indented(console, f"{escape(rates['how'])}{decode}")
+    table = _table("The configured run", "part", "images / rate", "time", left=2)
     for line in plan["time"]:
         table.add_row(escape(line["name"]), escape(line["arithmetic"]), hours_of(line["hours"]))
     table.add_row("[bold]in all[/]", "", f"[bold]{hours_of(plan['hours'])}[/]")

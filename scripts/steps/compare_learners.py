@@ -309,16 +309,16 @@ def _verdicts(
     )
     name = "AP" if table.is_binary else "macro AP"
     against = f"{network['method']}, less {other['name']} ({other['setting']})"
-    lines = [f"Out of fold, {name} of {against}: {gain.estimate:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]."]
+    lines = [f"Out of fold, {name} of {against}: {gain.estimate:+z.3f} [{gain.low:+z.3f}, {gain.high:+z.3f}]."]
     one, two = found[network["name"]], found[other["name"]]
     shared = np.intersect1d(one.pool_rows, two.pool_rows)
     shared = shared[known[shared] >= 0]
     if len(shared) > 1:
         predicted = [own.pool[np.searchsorted(own.pool_rows, shared)].argmax(axis=1) for own in (one, two)]
-        difference = comparison.accuracy_difference(
+        more, low, high = comparison.accuracy_difference(
             known[shared], *predicted, groups=table.units[shared], confidence=config.metrics.confidence
         )
-        lines.append("On the pool, accuracy of the same: {:+.4f} [{:+.4f}, {:+.4f}].".format(*difference))
+        lines.append(f"On the pool, accuracy of the same: {more:+z.4f} [{low:+z.4f}, {high:+z.4f}].")
     return lines
 
 
@@ -352,5 +352,5 @@ def _cells(entry: dict[str, Any], kind: str, *, is_binary: bool) -> list[str]:
         timed = "seconds" in entry
         return cells + ([f"{entry['seconds']:.1f}", f"{entry['gigabytes']:.1f}"] if timed else ["", ""])
     off = np.array(figures["balance"]) - np.array(figures["true_balance"])
-    share = percent(figures["balance"][1]) if is_binary else f"{100 * off[np.abs(off).argmax()]:+.1f}%"
+    share = percent(figures["balance"][1]) if is_binary else f"{100 * off[np.abs(off).argmax()]:+z.1f}%"
     return [*cells, number(figures["ari"]), share]

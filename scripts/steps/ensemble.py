@@ -137,7 +137,7 @@ def _say_arms(verdict: dict[str, Any]) -> None:
         if arm in verdict["compared"]:
             own = verdict["compared"][arm]
             low, high = own["gain_ci"]
-            line = f"AP {own['ap']:.3f}  gain {own['gain']:+.3f} [{low:+.3f}, {high:+.3f}]"
+            line = f"AP {own['ap']:.3f}  gain {own['gain']:+z.3f} [{low:+z.3f}, {high:+z.3f}]"
             CONSOLE.print(
                 f"          {escape(f'{arm:<{width}}  {line}')}" + ("  kept" if arm == verdict["arm"] else "")
             )

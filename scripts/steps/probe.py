@@ -53,17 +53,19 @@ def probe_stage(config: RunConfig, table: ImageTable) -> Stage:
             "rows": rows_digest(table, table.rows("train")),
             "heads": config.probe.heads,
             "metrics": config.metrics.model_dump(),
-            "predictions": {
-                name: sha256
-                for name, sha256 in folder_digests(run_dir / "predictions", "*.parquet").items()
-                if not name.startswith(f"{PROPAGATION}/")
-            },
+            "predictions": trained_predictions(run_dir),
             "optimistic": _optimistic(config),
             "seed": config.seed,
             "code_version": code_version(),
         },
         ("probe.json",),
     )
+
+
+def trained_predictions(run_dir: Path) -> dict[str, str]:
+    """Digests of the scores that the probe is compared with."""
+    digests = folder_digests(run_dir / "predictions", "*.parquet")
+    return {name: sha256 for name, sha256 in digests.items() if not name.startswith(f"{PROPAGATION}/")}
 
 
 def _work(config: RunConfig, table: ImageTable, partial: Path) -> StageOutcome:
@@ -98,29 +100,20 @@ def _headline(figures: Mapping[str, Any]) -> str:
 
 def probe_table(figures: Mapping[str, Any], metrics: MetricsConfig) -> Table:
     """The table on the terminal: a block for each network's heads, one for the trained models, and chance."""
+    from ensembles.probe import table_blocks
+
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("out of fold", overflow="fold")
     recalls = [f"recall at\nprecision\n{point:g}" for point in metrics.precision_points]
     interval = f"{exact_percent(figures['confidence'])} interval"
     for heading in (_ap_name(figures), interval, "ROC AUC", *recalls):
         table.add_column(heading, justify="right", no_wrap=True)
-    for block, entries in _blocks(figures):
+    for block, entries in table_blocks(figures):
         table.add_row(f"[bold]{escape(block)}[/]")
         for name, entry in entries.items():
             table.add_row(f"  {escape(name)}", *_cells(entry, metrics))
     table.add_row("[dim]guessing[/]", f"[dim]{number(figures['chance'])}[/]")
     return table
-
-
-def _blocks(figures: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Mapping[str, Any]]]]:
-    from ensembles.probe import model_names
-
-    yield from figures["probes"].items()
-    models = figures["models"]
-    if models:
-        names = model_names(models)
-        entries = {name: models[model][arm] for (model, arm), name in names.items()}
-        yield "trained here", {name + " *" * entry["optimistic"]: entry for name, entry in entries.items()}
 
 
 def _cells(entry: Mapping[str, Any], metrics: MetricsConfig) -> list[str]:

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
+from scripts.steps.probe import trained_predictions
 from scripts.steps.run_state import Pipeline, folder_digests, rows_digest, truth_digest, truth_of
 from trainers.provenance import code_version, file_digest
-from trainers.stages import Stage, StageOutcome
+from trainers.stages import Stage, StageOutcome, finished_inputs
 from trainers.table import read_table
 
 SHOWN = ("metrics.json", "ensemble/scores.parquet", "table.parquet", "rejected.csv")
@@ -14,8 +15,9 @@ SHOWN = ("metrics.json", "ensemble/scores.parquet", "table.parquet", "rejected.c
 
 def report_step(pipeline: Pipeline) -> None:
     """Bring report.html up to date."""
-    from ensembles import report, report_clusters
+    from ensembles import report, report_clusters, report_probe
     from ensembles.neighbours import PAIRS_FILE
+    from ensembles.probe import PROBE_FILE
     from trainers.pixels import open_pixels
 
     config, run_dir = pipeline.config, pipeline.run_dir
@@ -26,6 +28,7 @@ def report_step(pipeline: Pipeline) -> None:
             "files": {name: file_digest(run_dir / name) for name in SHOWN},
             "clusters": folder_digests(run_dir / "clusters", "*"),
             "neighbours": file_digest(run_dir / PAIRS_FILE) if (run_dir / PAIRS_FILE).exists() else None,
+            "probe": file_digest(run_dir / PROBE_FILE) if (run_dir / PROBE_FILE).exists() else None,
             "curves": folder_digests(run_dir / "train", "curves.csv"),
             "truth": truth_digest(config.data),
             "config": config.model_dump(mode="json"),
@@ -42,6 +45,12 @@ def report_step(pipeline: Pipeline) -> None:
             pixels=open_pixels(run_dir, config.data, table).__getitem__,
             truth=truth_of(config.data),
             clusters=report_clusters.section(run_dir, table, rows=rows_digest(table, np.arange(len(table)))),
+            probe=report_probe.section(
+                run_dir,
+                made_from=finished_inputs(run_dir, "probe"),
+                rows=rows_digest(table, table.rows("train")),
+                predictions=trained_predictions(run_dir),
+            ),
             seed=config.seed,
             out=partial,
         )

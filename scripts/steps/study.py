@@ -322,7 +322,7 @@ def _say_result(result: "StudyResult", folder: Path, command: str, *, num_trials
     CONSOLE.print(
         f"[bold]best[/]      trial {result.best.number} of {ended}: AP {corrected.naive:.3f} as seen, "
         f"[bold]{corrected.corrected:.3f}[/] [{low:.3f}, {high:.3f}] corrected for the choice "
-        f"({-corrected.optimism:+.3f})".replace("[0", r"\[0").replace("[1", r"\[1")
+        f"({-corrected.optimism:+z.3f})".replace("[0", r"\[0").replace("[1", r"\[1")
     )
     CONSOLE.print(f"          it is the best in {share:.0%} of the resamples of the images")
     for key, value in result.best.params.items():

@@ -72,10 +72,11 @@ def train_arms(
 
     config, run_dir = pipeline.config, pipeline.run_dir
     table = read_table(run_dir / "table.parquet")
+    concerned: dict[str, list[str]] = {}  # by what is wrong, which is said once
     for arm, model in () if inner_holdout else product(arms, config.models):
-        warnings = setting_warnings(config.train_for(model, arm=arm), _fold_data(table, 0))
-        named = model.name if arm == SUPERVISED else f"{arm} {model.name}"
-        pipeline.warn([f"{named}: {warning}" for warning in warnings], stage="train")
+        for warning in setting_warnings(config.train_for(model, arm=arm), _fold_data(table, 0)):
+            concerned.setdefault(warning, []).append(model.name if arm == SUPERVISED else f"{arm} {model.name}")
+    pipeline.warn([f"{', '.join(names)}: {warning}" for warning, names in concerned.items()], stage="train")
     works = [
         _FoldModel(pipeline, table, arm, model, fold, inner_holdout=inner_holdout)
         for arm, model, fold in product(arms, config.models, range(table.num_folds) if folds is None else folds)

@@ -233,8 +233,8 @@ class TrialObjective:
         )
         if result.is_behind:
             reason = (
-                f"{result.gain:+.3f} AP against trial {best.number} on {len(folds)} of {num_folds} folds, at best "
-                f"{result.at_best:+.3f} in the end"
+                f"{result.gain:+z.3f} AP against trial {best.number} on {len(folds)} of {num_folds} folds, at best "
+                f"{result.at_best:+z.3f} in the end"
             )
             trial.set_user_attr("reason", reason)
             raise optuna.TrialPruned

@@ -175,3 +175,12 @@ def test_weights_in_a_list_that_is_typed_are_looked_for_where_the_user_is(tmp_pa
     config = load_config(None, [f"{key}=[{{backbone: resnet18, pretrained: own.pth}}]"])
     (network,) = config.models if key == "models" else config.embed.networks
     assert network.pretrained == str(tmp_path / "own.pth")
+
+
+def test_a_config_whose_name_is_nearly_right_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("name: a\n")
+    for wrong in ("config.yml", "confg.yaml"):
+        with pytest.raises(InputError, match=rf"no such config file; did you mean {tmp_path}/config.yaml\?"):
+            load_config(tmp_path / wrong)
+    with pytest.raises(InputError, match="no such config file; `rarefind init DATA_DIR` writes one"):
+        load_config(tmp_path / "study.yaml")

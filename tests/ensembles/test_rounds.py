@@ -70,3 +70,7 @@ def test_teachers_at_chance_teach_nothing_when_nobody_knows_how_often_they_are_r
         assert "taught as 'yes' are right is not known" in why
         assert "out-of-fold AP is 0.120 [0.050, 0.300], a random order has 0.100" in why
         assert "pseudo.min_precision to 0" in why
+
+
+def test_what_rounds_to_zero_has_no_minus() -> None:
+    assert gain_in_words([-0.0002, -0.0121, 0.0004]) == "+0.000 [-0.012, +0.000]"

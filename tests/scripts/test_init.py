@@ -310,3 +310,11 @@ def test_a_column_that_is_called_like_a_label_is_one_beside_other_columns_of_0_a
     rows = [f"{number:03d},{int(number % 3 == 0)},{int(number % 3 > 0)}" for number in range(12)]
     table(folder, "train.csv", "image,target,male", rows)
     assert initialised(tmp_path, folder).data.columns.label == "target"
+
+
+def test_the_folder_is_looked_for_before_the_file_that_would_be_written(tmp_path):
+    (tmp_path / "config.yaml").write_text("name: a\n")
+    with pytest.raises(InputError, match="does not exist; name the folder with your images"):
+        main(tmp_path / "no", out=tmp_path / "config.yaml")
+    with pytest.raises(InputError, match="exists; name another file with --out"):
+        main(tmp_path, out=tmp_path / "config.yaml")

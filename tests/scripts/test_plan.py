@@ -232,3 +232,10 @@ def test_of_several_classes_the_rarest_is_planned_for(tmp_path: Path) -> None:
     plan = written(tmp_path, config, "--rate", 100)
     assert (plan["counts"]["class_name"], plan["counts"]["num_positives"]) == ("rare", 9)
     assert any("against the rest" in line for line in plan["assumptions"])
+
+
+def test_broken_lines_stay_behind_their_mark_at_80_columns(monkeypatch: pytest.MonkeyPatch, data: Path) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = planned(data, "--rate", 500).partition("Assumed")[2].splitlines()[1:]
+    assert any(line.startswith("  - ") for line in lines) and any(line.startswith("    ") for line in lines)
+    assert all(line.startswith(("  - ", "    ")) and len(line) <= 80 for line in lines if line.strip())

@@ -1,5 +1,6 @@
 """`rarefind probe`: one table that fits a terminal, shown each time, and made anew only when something changed."""
 
+import html
 import json
 import re
 from pathlib import Path
@@ -118,3 +119,26 @@ def test_the_table_fits_80_columns_and_names_what_is_not_possible(capsys: pytest
     names = "".join(line[:23].strip() for line in told)
     assert "a" * 40 + " *[b]guessing" in names and "tf_efficientnet_lite0" in names
     assert "macro AP" in told[2]
+
+
+def test_the_report_has_the_table_with_its_verdict_until_it_is_of_other_models_or_rows(
+    data: Path, tmp_path: Path
+) -> None:
+    def section(config: RunConfig) -> str:
+        run_pipeline(config)
+        page = html.unescape((config.run_dir / "report.html").read_text())
+        return page.partition('<section id="probe">')[2].partition("</section>")[0]
+
+    config = config_of(data, tmp_path)
+    assert section(config) == "", "without a probe there is none"
+    probed(config)
+    figures = json.loads((tmp_path / "tiny" / "probe.json").read_text())
+    shown = section(config)
+    assert f"<strong>{figures['verdict']}</strong>" in shown and ">trained here<" in shown
+    for head in HEADS:
+        assert f">{head}</th><td>{figures['probes']['test_efficientnet'][head]['ap']:.3f}</td>" in shown
+    longer = section(config_of(data, tmp_path, train={"steps": 5}))
+    assert "Models have been trained since this was made" in longer and figures["verdict"] not in longer
+    assert ">trained here<" not in longer and ">logistic<" in longer
+    other_rows = section(config_of(data, tmp_path, folds={"num_folds": 3}))
+    assert "is of other images, labels or folds than this report" in other_rows and "<table" not in other_rows
