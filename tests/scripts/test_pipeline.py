@@ -101,7 +101,9 @@ def test_the_submission_has_the_samples_ids_in_their_order(finished: Path, data:
     assert list(submission.columns) == ["id", "target"]
     assert submission["id"].tolist() == sample["id"].tolist()
     logits = read_predictions(finished).query("kind == 'test'").groupby("id")["logit"].mean()
-    expected = 1 / (1 + np.exp(-logits.loc[submission["id"]].to_numpy()))
+    own = json.loads((finished / "ensemble/ensemble.json").read_text())["calibration"]["deployed"]
+    log_odds = own["slope"] * logits.loc[submission["id"]].to_numpy() + own["intercept"]
+    expected = 1 / (1 + np.exp(-log_odds))
     assert np.allclose(submission["target"], expected, atol=1e-9)
 
 
