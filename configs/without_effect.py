@@ -62,6 +62,8 @@ def _idle(config: RunConfig, values: dict[str, Any]) -> Iterator[tuple[str, str]
     """Settings and sections that do nothing, and what they would take."""
     if config.pool.arm == "none":
         yield "pool.confidence", "pool.arm: pretrained, semi, combined, pseudo or all"
+    if config.threshold.rule != "recall":
+        yield "guarantee.recall", "threshold.rule: recall"
     if not config.pretrains:
         yield "pretrain", "pool.arm: pretrained, combined or all (or pseudo with such a pseudo.teacher)"
     if not config.semi_arms:

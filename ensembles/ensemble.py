@@ -176,6 +176,8 @@ def _summary(arm: str, blend: Blend, scores: pd.DataFrame, threshold: RecallThre
     line = f"{len(scores)} images, {how} of {len(blend.weights)} models ({num_folds} fold models), arm {arm}"
     if threshold.threshold is None:
         return line
+    if threshold.recall is None and threshold.estimate is None:
+        return f"{line}; threshold {threshold.threshold:.4g}"
     if threshold.recall is None:
         return f"{line}; threshold {threshold.threshold:.4g}, recall there {number(threshold.estimate)} (an estimate)"
     whose = "groups have all their positives found" if threshold.unit == "groups" else "positives are found"

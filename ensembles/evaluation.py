@@ -23,6 +23,7 @@ from ensembles.calibration_figures import calibration_figures, class_calibration
 from ensembles.ensemble import StoredEnsemble, read_ensemble
 from ensembles.predictions import read_predictions
 from ensembles.scoring_figures import at_threshold, binary_figures, class_figures, mean_of_defined
+from ensembles.threshold_choice import out_of_fold_cut
 from ensembles.tuning import read_tuning
 from trainers import metrics as metric
 from trainers.atomic import write_json
@@ -158,7 +159,7 @@ class _Judge:
             numbers = np.arange(len(self.table.classes))
             figures["confusion"] = sklearn.metrics.confusion_matrix(targets, predicted, labels=numbers).tolist()
         elif stored.threshold is not None:
-            figures |= self._at_threshold(rows, targets, stored.threshold)
+            figures |= self._at_threshold(kind, rows, targets, stored)
         return {**figures, "calibration": self._calibration(rows, targets, stored)}
 
     def decisions(self, stored: StoredEnsemble) -> dict[str, Any]:
@@ -168,7 +169,7 @@ class _Judge:
         certified = stored.recall_guarantee["recall"] is not None or stored.threshold_rule["achieved"]["certified"]
         kind = "holdout" if certified else "oof"
         rows, targets = self._rows(kind, stored.scores)
-        return {"threshold_rows": kind, **self._at_threshold(rows, targets, stored.threshold)}
+        return {"threshold_rows": kind, **self._at_threshold(kind, rows, targets, stored)}
 
     def scale_warnings(self, stored: StoredEnsemble) -> list[str]:
         """A line when the fold models' scores are on different scales, which hurts only rows of different folds."""
@@ -246,9 +247,16 @@ class _Judge:
         own = {"method": stored.calibration.method, "reason": stored.calibration.reason}
         return {**own, **figures(calibrated), "uncalibrated": figures(plain)}
 
-    def _at_threshold(self, rows: pd.DataFrame, targets: np.ndarray, threshold: float) -> dict[str, Any]:
-        groups, scores = self._units(rows), rows["score"].to_numpy()
-        return at_threshold(targets, scores, threshold=threshold, groups=groups, metrics=self.metrics)
+    def _at_threshold(
+        self, kind: str, rows: pd.DataFrame, targets: np.ndarray, stored: StoredEnsemble
+    ) -> dict[str, Any]:
+        assert stored.threshold is not None
+        column, cut = "score", stored.threshold
+        if kind == "oof":
+            rule = stored.threshold_rule
+            column, cut = out_of_fold_cut(stored.scores, rule["rule"], rule["requested"], stored.threshold)
+        groups, values = self._units(rows), rows[column].to_numpy()
+        return at_threshold(targets, values, threshold=cut, groups=groups, metrics=self.metrics)
 
     def _units(self, rows: pd.DataFrame) -> np.ndarray:
         return self.table.units[self.ids.get_indexer(pd.Index(rows["id"]))]

@@ -4,6 +4,7 @@ Holdout rows are scored by the very ensemble that is deployed, so what they cert
 scored by one fold model each and new images by all: a threshold chosen on those is an estimate, and is called so.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,7 +105,32 @@ def choose_threshold(
         result = _by_cost(scores, oof, config, guarantee)
     else:
         result = _by_f_beta(oof, config, guarantee)
+    if result.threshold is not None:
+        column, cut = out_of_fold_cut(scores, result.rule, result.requested, result.threshold)
+        flagged = (oof.probabilities if column == "probability" else oof.scores) >= cut
+        oof = replace(oof, scores=np.where(flagged, result.threshold, -np.inf))
     return _recall_of(result, oof, held_out, guarantee), result
+
+
+def out_of_fold_cut(
+    scores: pd.DataFrame, rule: str, requested: Mapping[str, Any], threshold: float
+) -> tuple[str, float]:
+    """The column of out-of-fold rows that the deployed threshold decides by, and the value from which it flags them.
+
+    `scores` has the columns of scores.parquet. Thresholds by cost or budget are taken from scores of all fold models
+    together, which vary less than those of one: on out-of-fold rows it is the probability that counts, or the share of
+    the images that is reviewed.
+    """
+    if rule == "cost":
+        return "probability", rules.worthwhile_probability(requested["cost_ratio"])
+    if rule == "budget":
+        reviewed = scores.loc[(scores["kind"] == requested["review"]).to_numpy(), "score"].to_numpy()
+        oof = scores.loc[(scores["kind"] == "oof").to_numpy(), "score"].to_numpy(dtype=np.float64)
+        number_of_oof = round(float((reviewed >= threshold).mean()) * len(oof))
+        if not number_of_oof:
+            return "score", float(np.nextafter(oof.max(initial=-np.inf), np.inf))
+        return "score", rules.budget_threshold(oof, max_reviewed=number_of_oof)
+    return "score", threshold
 
 
 def _labelled(scores: pd.DataFrame, table: ImageTable, kind: str) -> _Rows:
@@ -197,9 +223,13 @@ def _by_budget(scores: pd.DataFrame, oof: _Rows, config: ThresholdConfig, guaran
     tied = "" if flagged >= min(config.max_reviewed, len(values)) else "; more would tie at the cut"
     reason = (
         f"{flagged:,} of {len(values):,} {config.review} images are flagged, at most {config.max_reviewed:,} may be"
-        f"{tied}; that many find {number(found.estimate)} [{span(found.interval)}] of the positives, an estimate out "
-        f"of fold where they are as frequent as among the labelled images; {ONE_FOLD_MODEL}"
+        f"{tied}"
     )
+    if found.estimate is not None:
+        reason += (
+            f"; that many find {number(found.estimate)} [{span(found.interval)}] of the positives, an estimate out of "
+            f"fold where they are as frequent as among the labelled images; {ONE_FOLD_MODEL}"
+        )
     return _result(config, guarantee, found, "recall", "oof", reason)
 
 

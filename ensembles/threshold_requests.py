@@ -1,11 +1,27 @@
 """Requests for a threshold that the counts of a table show to be impossible, or without effect, before training."""
 
+from configs.ensembling import CalibrationConfig, EnsembleConfig
 from configs.errors import InputError
 from configs.schema import GuaranteeConfig
 from configs.thresholds import ThresholdConfig
 from ensembles.threshold_words import precision_goal
 from trainers.guarantee import highest_recall, positive_units, positives_needed
 from trainers.table import ImageTable
+
+
+def check_probabilities(
+    config: ThresholdConfig, calibration: CalibrationConfig, ensemble: EnsembleConfig, table: ImageTable
+) -> None:
+    """Raise InputError for probabilities that cannot be had, or that a threshold by cost cannot be taken from."""
+    if calibration.method == "beta" and not table.is_binary:
+        raise InputError(
+            f"calibration.method: beta is for two classes, here are {len(table.classes)}; use logistic or temperature"
+        )
+    if config.rule == "cost" and calibration.method == "none" and ensemble.method == "ranks":
+        raise InputError(
+            "threshold.rule cost takes probabilities, and with ensemble.method: ranks and calibration.method: none "
+            "there are but ranks; set calibration.method to logistic"
+        )
 
 
 def check_request(

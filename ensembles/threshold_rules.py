@@ -7,12 +7,13 @@ Each says what may be expected at its threshold (score >= threshold is flagged).
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.stats
 from scipy.special import logit
 
 from trainers.guarantee import positives_needed
 from trainers.intervals import ratio_interval, share_interval
 from trainers.metrics import precision_recall_curve
-from trainers.resampling import Groups, group_codes
+from trainers.resampling import Groups, count_units, group_codes, t_multiplier
 
 MAX_STARTS = 3
 
@@ -123,10 +124,25 @@ def score_at_probability(scores: np.ndarray, probabilities: np.ndarray, wanted: 
 def expected_cost(
     targets: np.ndarray, flagged: np.ndarray, *, cost_ratio: float, groups: Groups = None, confidence: float
 ) -> tuple[float, tuple[float, float]]:
-    """Mean cost of an image in false alarms, a missed positive costing `cost_ratio` of them, with its interval."""
+    """Mean cost of an image in false alarms, a missed positive costing `cost_ratio` of them, with its interval.
+
+    At the prevalence of these rows. The exact intervals of the shares that are missed and falsely flagged are put
+    together (MOVER: Zou and Donner 2008, Construction of confidence limits about effect measures): where few positives
+    are there none may be missed by luck, of which a mean's own variance knows nothing.
+    """
     costs = np.where(targets == 1, cost_ratio * ~flagged, flagged).astype(np.float64)
-    low, high = ratio_interval(costs, np.ones(len(costs)), groups=groups, confidence=confidence)
-    return float(costs.mean()), (max(0.0, low), min(max(1.0, cost_ratio), high))
+    cost, below, above = float(costs.mean()), 0.0, 0.0
+    codes = group_codes(groups, len(targets))
+    for target, price in ((1, cost_ratio), (0, 1.0)):
+        own = targets == target
+        if not own.any():
+            continue
+        wrong = costs[own] > 0
+        low, high = share_interval(wrong, groups=None if codes is None else codes[own], confidence=confidence)
+        weight = price * float(own.mean())
+        below += (weight * (float(wrong.mean()) - low)) ** 2
+        above += (weight * (high - float(wrong.mean()))) ** 2
+    return cost, (max(0.0, cost - below**0.5), cost + above**0.5)
 
 
 def f_beta_threshold(targets: np.ndarray, scores: np.ndarray, *, beta: float) -> float:
@@ -163,4 +179,10 @@ def cross_fitted_f_beta(
     part = (1.0 + weight) * hits
     whole = part + weight * ((targets == 1) & ~flagged) + ((targets == 0) & flagged)
     low, high = ratio_interval(part, whole, groups=groups, confidence=confidence)
-    return float(part.sum() / whole.sum()), (max(0.0, low), min(1.0, high))
+    estimate = float(part.sum() / whole.sum())
+    num_units = count_units(targets == 1, group_codes(groups, len(targets)))
+    if num_units < 2:
+        return estimate, (0.0, 1.0)
+    # the positives decide, of which there are few
+    wider = t_multiplier(num_units, confidence) / float(scipy.stats.norm.ppf((1 + confidence) / 2))
+    return estimate, (max(0.0, estimate - wider * (estimate - low)), min(1.0, estimate + wider * (high - estimate)))

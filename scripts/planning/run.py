@@ -132,7 +132,11 @@ def _at_prevalences(run: _Run, named: Sequence[float]) -> dict[str, Any]:
     # of so few positives no other recall can be had than so many of them
     recalls = {math.ceil(recall * positives - 1e-9) / positives for recall in metrics.recall_points}
     at_threshold = None
-    if threshold is not None and run.stored.recall_guarantee["recall"] is None:
+    rule = run.stored.threshold_rule
+    chosen_here = run.stored.recall_guarantee["recall"] is None and not rule["achieved"]["certified"]
+    if (
+        threshold is not None and chosen_here and rule["rule"] not in ("budget", "cost")
+    ):  # those are not of these scores
         at_threshold = float((scores[targets == 1] >= threshold).mean())
         recalls = {recall for recall in recalls if abs(recall - at_threshold) > SAME_RECALL} | {at_threshold}
     band, measured_at = operating_points.band_at(

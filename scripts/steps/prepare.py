@@ -59,7 +59,7 @@ def prepare_step(pipeline: Pipeline) -> None:
 def check_later_stages(pipeline: Pipeline, wanted: Sequence[str]) -> None:
     """What would fail after hours of training is told before: truth and sample that do not fit, lost test images."""
     from ensembles import evaluation, submission
-    from ensembles.threshold_requests import check_request
+    from ensembles.threshold_requests import check_probabilities, check_request
 
     config, run_dir = pipeline.config, pipeline.run_dir
     table, rejected = read_table(run_dir / "table.parquet"), read_rejected(run_dir)
@@ -67,6 +67,7 @@ def check_later_stages(pipeline: Pipeline, wanted: Sequence[str]) -> None:
     if config.threshold.rule == "recall":
         pipeline.warn(prepare.guarantee_warnings(table, config.guarantee), stage="check")
     if {"train", "ensemble"} & set(wanted):
+        check_probabilities(config.threshold, config.calibration, config.ensemble, table)
         asked = check_request(config.threshold, config.guarantee, table, pool_is_scored=config.predict.pool)
         pipeline.warn(asked, stage="check")
     if config.pool.arm != "none" and not len(table.rows("pool")) and {"pretrain", "train"} & set(wanted):

@@ -2,16 +2,19 @@
 
 import json
 
+import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import beta
 
+from configs.ensembling import CalibrationConfig
 from configs.errors import InputError
 from configs.load import check_config
 from configs.schema import EnsembleConfig, GuaranteeConfig
 from configs.thresholds import ThresholdConfig
 from ensembles import ensemble
-from ensembles.threshold_choice import choose_threshold
-from ensembles.threshold_requests import check_request
+from ensembles.threshold_choice import choose_threshold, out_of_fold_cut
+from ensembles.threshold_requests import check_probabilities, check_request
 from ensembles.threshold_words import rule_in_words, work_in_words
 from tests.ensembles.test_ensemble import ARM, run, toy_table, write_toy_predictions
 
@@ -124,13 +127,41 @@ def test_a_budget_counts_the_images_that_are_to_be_reviewed(tmp_path, review, nu
 def test_a_cost_flags_the_images_whose_probability_is_worth_it(tmp_path):
     result, stored = chosen(tmp_path, toy_table(), {"rule": "cost", "cost_ratio": 4.0})
     worth = result.scores["probability"] >= 0.2
-    assert ((result.scores["score"] >= stored["threshold"]) == worth).all()
+    deployed = result.scores["kind"] != "oof"  # whose maps are those of their folds
+    assert ((result.scores["score"] >= stored["threshold"]) == worth)[deployed].all()
+    column, cut = out_of_fold_cut(result.scores, "cost", {"cost_ratio": 4.0}, stored["threshold"])
+    oof = result.scores[~deployed]
+    found = oof.loc[oof["target"] == 1, "probability"] >= 0.2
+    assert (column, cut) == ("probability", 0.2)
+    assert stored["recall_guarantee"]["estimate"] == pytest.approx(found.mean()), "judged by what decides"
     assert 0 < worth.sum() < len(worth)
     oof = result.scores[result.scores["kind"] == "oof"]
     missed = ((oof["target"] == 1) & (oof["probability"] < 0.2)).sum()
     alarms = ((oof["target"] == 0) & (oof["probability"] >= 0.2)).sum()
     achieved = stored["threshold_rule"]["achieved"]
     assert achieved["estimate"] == pytest.approx((4 * missed + alarms) / len(oof))
+
+
+def test_a_budget_is_judged_at_the_same_share_of_the_out_of_fold_images():
+    """Means over fold models vary less than scores of one, so the same score would flag other shares."""
+    oof = pd.DataFrame({"kind": "oof", "score": np.linspace(-3, 3, 200)})
+    test = pd.DataFrame({"kind": "test", "score": np.linspace(-1.5, 1.5, 40)})
+    scores = pd.concat([oof, test], ignore_index=True)
+    column, cut = out_of_fold_cut(scores, "budget", {"review": "test"}, float(test["score"].nlargest(4).min()))
+    assert column == "score" and (oof["score"] >= cut).sum() == 20
+    assert out_of_fold_cut(scores, "budget", {"review": "test"}, 9.0)[1] > 3, "nothing is flagged"
+    assert out_of_fold_cut(scores, "f_beta", {}, 0.7) == ("score", 0.7)
+
+
+def test_costs_of_ranks_and_beta_maps_of_classes_are_refused_before_training():
+    cost, none = ThresholdConfig(rule="cost", cost_ratio=9.0), CalibrationConfig(method="none")
+    with pytest.raises(InputError, match=r"there are but ranks; set calibration\.method to logistic"):
+        check_probabilities(cost, none, EnsembleConfig(method="ranks"), toy_table())
+    check_probabilities(cost, none, EnsembleConfig(method="logits"), toy_table())
+    with pytest.raises(InputError, match="beta is for two classes, here are 3"):
+        check_probabilities(
+            ThresholdConfig(), CalibrationConfig(method="beta"), EnsembleConfig(), toy_table(classes=("a", "b", "c"))
+        )
 
 
 def test_several_classes_have_no_threshold(tmp_path):

@@ -138,6 +138,21 @@ def test_an_expected_cost_counts_misses_and_false_alarms():
     assert expected_cost(targets, targets == 1, cost_ratio=20, confidence=0.95)[0] == 0
 
 
+def test_the_interval_of_a_cost_covers_it_where_few_positives_may_all_be_found_by_luck():
+    """20 positives of which 5% are missed, 380 negatives of which 1% are flagged, a miss costs 20 false alarms."""
+    truth, targets, covered, naive = (20 * 20 * 0.05 + 380 * 0.01) / 400, np.repeat([1, 0], [20, 380]), 0, 0
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        flagged = np.concatenate([rng.random(20) >= 0.05, rng.random(380) < 0.01])
+        _, (low, high) = expected_cost(targets, flagged, cost_ratio=20, confidence=0.95)
+        covered += low <= truth <= high
+        costs = np.where(targets == 1, 20 * ~flagged, flagged)
+        half = 1.96 * costs.std(ddof=1) / 20
+        naive += abs(costs.mean() - truth) <= half
+    assert covered >= 0.93 * 300
+    assert naive < 0.85 * 300, "the control: of a mean alone"
+
+
 def test_the_score_of_a_probability_is_that_of_the_map_between_images_too():
     scores = np.array([-3.0, -1.0, 2.0, 4.0])
     threshold = score_at_probability(scores, expit(0.7 * scores - 0.4), 0.3)
