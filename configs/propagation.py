@@ -32,10 +32,10 @@ class PropagateConfig(Section):
         "spreading", description="spreading lets labels give way to what is around them; propagation holds them fast"
     )
     alpha: OpenFraction = Field(0.5, description="spreading: how much an image takes from its neighbours")
-    balance: Literal["mass", "seeds", "none"] = Field(
-        "mass",
-        description="mass = the classes get the labels' shares of all mass (class-mass normalisation), which keeps the "
-        "largest from swallowing the rest; seeds = the labels of every class weigh the same in all",
+    balance: Literal["none", "mass", "seeds"] = Field(
+        "none",
+        description="none = as the labels spread; mass = the classes get the labels' shares of all mass (class-mass "
+        "normalisation); seeds = the labels of every class weigh the same in all, which finds more of rare classes",
     )
     tolerance: Annotated[float, Field(gt=0.0, le=1e-2)] = Field(
         1e-8, description="of the solver: norm of the residual against that of the right side"

@@ -323,7 +323,10 @@ def _verdicts(
 
 
 def _shown(result: dict[str, Any], kind: str, table: ImageTable) -> Table:
-    """A line per way, the best first: out of fold with time and memory, or of the pool with what it is taken for."""
+    """A line per way, the best first, below its network where there are several.
+
+    Out of fold with time and memory, or of the pool with what it is taken for.
+    """
     shown = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     shown.add_column("labelled, out of fold" if kind == "oof" else "the pool, by its truth", overflow="fold")
     headings = ["AP" if table.is_binary else "macro\nAP"]
@@ -332,12 +335,17 @@ def _shown(result: dict[str, Any], kind: str, table: ImageTable) -> Table:
     headings += ["sec.", "GB"] if kind == "oof" else ["ARI", "share" if table.is_binary else "share\noff by"]
     for heading in headings:
         shown.add_column(heading, justify="right", no_wrap=True)
-    several = len({entry["features"] for entry in result["entries"] if entry["features"]}) > 1
     judged = [own for own in result["entries"] if kind in own]
-    for entry in sorted(judged, key=lambda own: -1.0 if own[kind]["ap"] is None else own[kind]["ap"], reverse=True):
-        cells = _cells(entry, kind, is_binary=table.is_binary)
-        mark = " *" * entry["optimistic"]
-        shown.add_row(escape(entry["name"] if several else entry["method"]) + mark, *cells)
+    judged.sort(key=lambda own: -1.0 if own[kind]["ap"] is None else own[kind]["ap"], reverse=True)
+    features = list(dict.fromkeys(own["features"] for own in judged))  # the best first
+    several = len([name for name in features if name]) > 1
+    for name in features if several else [None]:
+        if several:
+            shown.add_row(escape(name or "trained networks"))
+        for entry in judged:
+            if name in (None, entry["features"]):
+                method = ("  " if several else "") + entry["method"] + " *" * entry["optimistic"]
+                shown.add_row(escape(method), *_cells(entry, kind, is_binary=table.is_binary))
     return shown
 
 

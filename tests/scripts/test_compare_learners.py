@@ -2,16 +2,21 @@
 
 import itertools
 import json
+from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pandas as pd
 import pytest
+from rich.console import Console
 from sklearn.metrics import average_precision_score
 
 from ensembles import comparison
 from scripts.pipeline import run_pipeline
+from scripts.steps.compare_learners import _shown
 from tests.scripts.tiny_runs import embedded_config, embedded_digits, fresh
-from trainers.table import read_table
+from trainers.table import ImageTable, read_table
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +95,30 @@ def test_features_of_each_fold(data: Path, tmp_path: Path) -> None:
     pipeline = run_pipeline(own, until="compare-learners")
     assert len([name for name in fresh(pipeline) if name.startswith("comparison/")]) == len(comparison.METHODS)
     assert "propagate/train-supervised-test_resnet" in fresh(run_pipeline(own, until="propagate"))
+
+
+def test_ways_on_several_networks_are_listed_below_each_within_a_page() -> None:
+    figures = {"ap": 0.9, "accuracy": 0.9, "macro_f1": 0.9, "recall": [0.9, 0.8, 0.7]}
+    entries = [
+        {
+            "name": f"{method} on {features}",
+            "method": method,
+            "features": features,
+            "optimistic": False,
+            "seconds": 1.0,
+            "gigabytes": 0.1,
+            "oof": {**figures, "ap": ap},
+        }
+        for features, ap in (("supervised-small_resnet", 0.8), ("supervised-small_repvgg", 0.9))
+        for method in comparison.METHODS
+    ]
+    trained = {"name": "supervised", "method": "networks, supervised", "features": "", "optimistic": True}
+    entries.append({**trained, "oof": {**figures, "ap": 0.85}})
+    table = cast(ImageTable, SimpleNamespace(is_binary=False))
+    console = Console(width=100, record=True, file=StringIO())
+    console.print(_shown({"entries": entries}, "oof", table))
+    told = [line.rstrip() for line in console.export_text().splitlines()[2:]]
+    headings = [line for line in told if not line.startswith(" ")]
+    assert headings == ["supervised-small_repvgg", "trained networks", "supervised-small_resnet"]
+    assert len(told) == len(headings) + len(entries)  # no line is broken
+    assert any(line.startswith("  networks, supervised *") for line in told)
