@@ -517,8 +517,8 @@ CONFIGS: dict[str, tuple[str, str]] = {
         "  - folds.numfolds: unknown key; did you mean 'num_folds'? The known keys here: "
         "keep_duplicates_together, num_folds\n"
         "  - sed: unknown key; did you mean 'seed'? The known keys here: augment, calibration, cluster, compute, data, "
-        "embed, ensemble, folds, guarantee, metrics, models, name, out, pool, predict, pretrain, probe, propagate, pseudo, "
-        "report, seed, semi, submit, threshold, train\n"
+        "embed, ensemble, folds, guarantee, metrics, models, name, out, pool, predict, pretrain, probe, propagate, "
+        "pseudo, report, seed, semi, submit, threshold, train\n"
         "  - models.0.train.loss.gama: unknown key; did you mean 'gamma'? The known keys here: class_weight, clip, "
         "gamma, gamma_negative, gamma_positive, label_smoothing, name, positive_target, tau",
     ),
