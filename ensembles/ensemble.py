@@ -118,7 +118,7 @@ def read_ensemble(folder: Path) -> StoredEnsemble:
     if not (folder / ENSEMBLE_FILE).is_file() or not (folder / SCORES_FILE).is_file():
         raise InputError(f"{folder}: no {ENSEMBLE_FILE} and {SCORES_FILE} here; `rarefind ensemble CONFIG` writes them")
     stored = json.loads((folder / ENSEMBLE_FILE).read_text(encoding="utf-8"))
-    if "calibration" not in stored:
+    if not {"calibration", "threshold_rule"} <= set(stored):
         raise InputError(f"{folder / ENSEMBLE_FILE}: of an earlier version; `rarefind run CONFIG` brings it up to date")
     return StoredEnsemble(
         arm=stored["arm"],

@@ -111,7 +111,7 @@ def test_earlier_trials_and_what_the_pool_costs_are_told_before_the_first_trial(
     assert first[1].startswith(
         "cost      pool.arm: semi trains 2 networks for a trial (semi), without the pool it is 2;"
     )
-    assert "8 images of the pool at every step beside" in first[1] and not [
+    assert "8 images of the pool beside each labelled batch" in first[1] and not [
         line for line in first if line.startswith("goes on")
     ]
     run_study(call_of(folder, LR, *semi, trials=2))

@@ -5,10 +5,10 @@ import pytest
 from scipy.special import expit
 
 from ensembles import pool_prevalence
+from ensembles.calibration import fit_platt
 from ensembles.carried_precision import carried_average_precision
 from ensembles.operating_points import why_unknown
 from ensembles.pool_prevalence import estimate_pool_prevalence
-from ensembles.teacher_calibration import fit_platt
 from tests.simulations.populations import population_ap, targets_of
 from trainers.intervals import share_interval
 from trainers.metrics import average_precision

@@ -14,6 +14,7 @@ from scipy import stats
 from configs.errors import InputError
 from configs.schema import RunConfig
 from ensembles.blending import Blend
+from ensembles.calibrated_scores import EnsembleCalibration
 from scripts.bench import recipes
 from scripts.bench.recipes import _summary, main
 from scripts.bench.spread import paired
@@ -164,6 +165,7 @@ def test_over_images_the_variances_of_independent_seeds_add_up(tmp_path: Path) -
                 "threshold": None,
                 "recall_guarantee": {},
                 "threshold_rule": {},
+                "calibration": EnsembleCalibration("none", "of a toy").to_json(),
             }
             (folder / "ensemble.json").write_text(json.dumps(stored))
             configs[name].append(config)
