@@ -17,7 +17,14 @@ from configs.errors import InputError
 from trainers.fold_task import FoldTask
 from trainers.loader import TrainingImages
 from trainers.losses import build_loss, build_sample_loss
-from trainers.pool_batches import beside_pool, loss_of_both, packed_targets, shift_to_pool
+from trainers.pool_batches import (
+    LabelledAndPool,
+    drawn_evenly,
+    drawn_like_labels,
+    loss_of_both,
+    packed_targets,
+    shift_to_pool,
+)
 from trainers.provenance import derive_seed
 from trainers.samplers import BatchSampler, Sampler
 from trainers.training_state import TrainingState
@@ -102,16 +109,14 @@ class LabelsAndPool(Labels):
         pool, data, train = task.pool, task.data, task.train
         assert pool is not None
         check_not_mixed(task)
+        seed = derive_seed(task.seed, "pool")
+        of_pool: Sampler = drawn_evenly(len(pool.rows), batch_size=pool.batch_size, seed=seed)
+        if pool.like_labels:
+            pool, of_pool = drawn_like_labels(pool, sampler.class_shares, seed=seed)
         rows = np.concatenate([data.train_rows, pool.rows])
         packed = packed_targets(targets, pool, batch_size=train.batch_size)
         self.images = TrainingImages(task.pixels, rows, packed, policy)
-        self.sampler = beside_pool(
-            sampler,
-            num_pool=len(pool.rows),
-            batch_size=pool.batch_size,
-            num_labelled=len(data.train_rows),
-            seed=derive_seed(task.seed, "pool"),
-        )
+        self.sampler = LabelledAndPool(sampler, of_pool, num_labelled=len(data.train_rows), seed=seed)
         of_labelled = build_sample_loss(
             train.loss, class_counts=data.class_counts.tolist(), class_shares=sampler.class_shares.tolist()
         )

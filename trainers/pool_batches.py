@@ -2,11 +2,12 @@
 
 Pool rows have soft targets that hold at the pool's class shares. What the network learns from labels is off by a
 constant per class, because samplers and losses change the shares it sees; that constant is taken from its logits before
-they are compared with a pool target, so that both kinds of row teach the same function.
+they are compared with a pool target, so that both kinds of row teach the same function. Rows of the pool may also be
+drawn as those of the labels are, which brings rare classes into every batch (`drawn_like_labels`).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from trainers.losses import cross_entropy
 from trainers.prior import shift_prevalence
-from trainers.samplers import BatchSampler, build_sampler
+from trainers.samplers import BatchSampler, Sampler, build_sampler
 
 PerSampleLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -25,7 +26,8 @@ class PoolData:
 
     `rows` are table positions, `targets` float32 (rows,) probabilities of the positive class or (rows, classes),
     `weights` float32 (rows,), `prior` the class shares (classes,) that the targets hold at. A batch has `batch_size`
-    of the rows, and their mean loss counts `loss_weight` times that of the labelled ones.
+    of the rows, and their mean loss counts `loss_weight` times that of the labelled ones. With `like_labels` the rows
+    of a batch are mixed as the labelled ones are.
     """
 
     rows: np.ndarray
@@ -34,12 +36,13 @@ class PoolData:
     prior: np.ndarray
     batch_size: int
     loss_weight: float
+    like_labels: bool = False
 
 
 class LabelledAndPool:
     """A sampler whose batches are those of two samplers, shuffled together; pool positions come after the labelled."""
 
-    def __init__(self, labelled: BatchSampler, pool: BatchSampler, *, num_labelled: int, seed: int) -> None:
+    def __init__(self, labelled: Sampler, pool: Sampler, *, num_labelled: int, seed: int) -> None:
         self.labelled, self.pool, self.num_labelled, self.seed = labelled, pool, num_labelled, seed
         self.batch_size = labelled.batch_size + pool.batch_size
 
@@ -52,11 +55,48 @@ class LabelledAndPool:
         return positions[order], draws[order]
 
 
-def beside_pool(
-    labelled: BatchSampler, *, num_pool: int, batch_size: int, num_labelled: int, seed: int
-) -> LabelledAndPool:
-    """The labelled batches with `batch_size` rows of the pool beside them, every pool row as often as the others."""
-    of_pool = build_sampler(
+class DrawnByWeight:
+    """Batches that show each row in proportion to its weight (rows,), with replacement; made by `drawn_like_labels`.
+
+    `order` (rows,) is a permutation of the rows, along which those of a batch are spread evenly (stratified sampling):
+    rows next to each other are alike, so that every batch has some of all kinds. Weights must not all be 0.
+    """
+
+    def __init__(self, weights: np.ndarray, order: np.ndarray, *, batch_size: int, seed: int) -> None:
+        self.batch_size = batch_size
+        self._order, self._seed = order, seed
+        self._ends = np.cumsum(weights[order], dtype=np.float64)
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and draws of batch `step`, as `BatchSampler.batch`; a draw is a number that no other row ever has."""
+        places = np.arange(self.batch_size)
+        marks = (places + np.random.default_rng([self._seed, step]).random(self.batch_size)) / self.batch_size
+        found = np.searchsorted(self._ends, marks * self._ends[-1], side="right")
+        return self._order[np.minimum(found, len(self._order) - 1)], step * self.batch_size + places
+
+
+def drawn_like_labels(pool: PoolData, class_shares: np.ndarray, *, seed: int) -> tuple[PoolData, DrawnByWeight]:
+    """The pool as the labelled sampler would show it if it knew every row's class, and what draws its rows.
+
+    `class_shares` (classes,) are those of the labelled batches, where class c comes share_c / prior_c times as often as
+    it is. So a row whose target is t is drawn in proportion to sum_c t_c share_c / prior_c, and its target becomes t_c
+    share_c / prior_c over that sum (Bayes); `prior` becomes `class_shares`. If targets are right, the mean loss is that
+    of drawing rows by their true classes.
+    """
+    classes = pool.targets if pool.targets.ndim == 2 else np.stack([1.0 - pool.targets, pool.targets], axis=1)
+    often = np.divide(class_shares, pool.prior, out=np.zeros(len(pool.prior)), where=pool.prior > 0.0)
+    parts = classes.astype(np.float64) * often
+    weights = parts.sum(axis=1)
+    shown = np.divide(parts, weights[:, None], out=classes.astype(np.float64), where=weights[:, None] > 0.0)
+    targets = (shown if pool.targets.ndim == 2 else shown[:, 1]).astype(pool.targets.dtype)
+    order = np.lexsort((shown.max(axis=1), shown.argmax(axis=1)))
+    sampler = DrawnByWeight(weights, order, batch_size=pool.batch_size, seed=seed)
+    return replace(pool, targets=targets, prior=np.asarray(class_shares, dtype=np.float64)), sampler
+
+
+def drawn_evenly(num_pool: int, *, batch_size: int, seed: int) -> BatchSampler:
+    """Batches of the pool alone, which show every row as often as the others."""
+    return build_sampler(
         "natural",
         np.zeros(num_pool, dtype=np.int64),
         num_classes=1,
@@ -65,7 +105,6 @@ def beside_pool(
         balance=0.0,
         positives=1,
     )
-    return LabelledAndPool(labelled, of_pool, num_labelled=num_labelled, seed=seed)
 
 
 def packed_targets(labelled: Tensor, pool: PoolData, *, batch_size: int) -> Tensor:

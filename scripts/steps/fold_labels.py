@@ -37,7 +37,13 @@ class FoldLabels:
 
         rows, targets, weights = pool_targets(self.frame, self.fold, table)
         return PoolData(
-            rows, targets, weights, self.prior, batch_size=pseudo.batch_size, loss_weight=pseudo.loss_weight
+            rows,
+            targets,
+            weights,
+            self.prior,
+            batch_size=pseudo.batch_size,
+            loss_weight=pseudo.loss_weight,
+            like_labels=pseudo.draw == "like_labels",
         )
 
 

@@ -154,7 +154,12 @@ class _FoldModel:
 
     def _pool_inputs(self, labels: "FoldLabels") -> dict[str, Any]:
         pseudo = self.config.pseudo
-        return {"labels": labels.digest(self.table), "batch_size": pseudo.batch_size, "loss_weight": pseudo.loss_weight}
+        inputs = {
+            "labels": labels.digest(self.table),
+            "batch_size": pseudo.batch_size,
+            "loss_weight": pseudo.loss_weight,
+        }
+        return inputs if pseudo.draw == "natural" else {**inputs, "draw": pseudo.draw}  # runs from before it stay
 
     def _semi_data(self) -> "SemiData":
         from trainers.fold_task import SemiData

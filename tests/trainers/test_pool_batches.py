@@ -16,7 +16,15 @@ from configs.schema import AugmentConfig, ComputeConfig, LossConfig, ModelConfig
 from trainers import supervised
 from trainers.fold_task import FoldData, FoldTask
 from trainers.losses import build_sample_loss, focal
-from trainers.pool_batches import PoolData, beside_pool, loss_of_both, packed_targets, shift_to_pool
+from trainers.pool_batches import (
+    LabelledAndPool,
+    PoolData,
+    drawn_evenly,
+    drawn_like_labels,
+    loss_of_both,
+    packed_targets,
+    shift_to_pool,
+)
 from trainers.prior import log_odds_shift
 from trainers.samplers import build_sampler
 from trainers.scoring import load_scorer, score_rows
@@ -45,7 +53,7 @@ def balanced(targets: np.ndarray, *, num_classes: int = 2, batch_size: int = 4) 
 
 def test_a_batch_has_both_kinds_of_rows_in_their_numbers_and_no_showing_twice() -> None:
     targets = np.array([0] * 9 + [1] * 3)
-    sampler = beside_pool(balanced(targets), num_pool=20, batch_size=6, num_labelled=12, seed=3)
+    sampler = LabelledAndPool(balanced(targets), drawn_evenly(20, batch_size=6, seed=3), num_labelled=12, seed=3)
     assert sampler.batch_size == 10
     shown: Counter[tuple[int, int]] = Counter()
     orders = set()
@@ -58,6 +66,47 @@ def test_a_batch_has_both_kinds_of_rows_in_their_numbers_and_no_showing_twice() 
     assert len(orders) > 20  # a cut of a batch has some of both
     times = Counter(position for position, _ in shown.elements() if position >= 12)
     assert set(times.values()) == {12}  # 40 steps of 6 over 20 rows
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_a_pool_drawn_like_labels_teaches_what_drawing_by_true_classes_would(num_classes: int) -> None:
+    rng = np.random.default_rng(4)
+    soft = softmax(2.0 * rng.normal(size=(50, num_classes)) + [2.0, *[0.0] * (num_classes - 1)], axis=1)
+    shares = np.full(num_classes, 1 / num_classes)
+    pool = toy_pool(50, targets=soft[:, 1] if num_classes == 2 else soft, prior=soft.mean(axis=0), batch_size=8)
+    shown, sampler = drawn_like_labels(pool, shares, seed=5)
+    np.testing.assert_array_equal(shown.prior, shares)
+    assert shown.targets.shape == pool.targets.shape and shown.targets.dtype == pool.targets.dtype
+    drawn = np.bincount(np.concatenate([sampler.batch(step)[0] for step in range(20_000)]), minlength=50) / 160_000
+    opinion = softmax(rng.normal(size=(50, num_classes)) - [2.0, *[0.0] * (num_classes - 1)], axis=1)
+    targets = shown.targets if num_classes > 2 else np.stack([1 - shown.targets, shown.targets], axis=1)
+    loss = -(drawn[:, None] * targets * np.log(opinion)).sum()
+    by_class = [np.average(-np.log(opinion[:, number]), weights=soft[:, number]) for number in range(num_classes)]
+    assert loss == pytest.approx(np.mean(by_class), rel=0.01)
+    evenly = -(targets * np.log(opinion)).sum(axis=1).mean()
+    assert abs(evenly - np.mean(by_class)) > 0.05  # what drawing rows evenly would teach
+
+
+def test_every_batch_of_a_pool_drawn_like_labels_has_its_share_of_a_rare_class() -> None:
+    sure = np.where(np.arange(1000) % 50 == 0, 1.0, 0.0).astype(np.float32)
+    pool = toy_pool(1000, targets=sure, prior=np.array([0.98, 0.02]), batch_size=8)
+    shown, sampler = drawn_like_labels(pool, np.array([0.5, 0.5]), seed=1)
+    np.testing.assert_array_equal(shown.targets, sure)  # what is certain is so at any class shares
+    showings = set()
+    for step in range(100):
+        rows, draws = sampler.batch(step)
+        assert sure[rows].sum() == 4
+        showings.update(zip(rows.tolist(), draws.tolist(), strict=True))
+        np.testing.assert_array_equal(sampler.batch(step), (rows, draws))
+    assert len(showings) == 800
+    assert len({row for row, _ in showings if sure[row]}) == 20
+
+
+def test_a_class_that_the_pool_has_nothing_of_is_not_drawn() -> None:
+    pool = toy_pool(4, targets=np.zeros(4, dtype=np.float32), prior=np.array([1.0, 0.0]), batch_size=4)
+    shown, sampler = drawn_like_labels(pool, np.array([0.5, 0.5]), seed=1)
+    assert not shown.targets.any()
+    assert sorted(sampler.batch(0)[0].tolist()) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("num_outputs", [1, 3])

@@ -22,7 +22,7 @@ from trainers.fold_task import FoldTask
 from trainers.lessons import check_not_mixed, squeezed
 from trainers.loader import Pixels, TrainingImages, stacked
 from trainers.losses import build_sample_loss, cross_entropy
-from trainers.pool_batches import beside_pool, shift_to_pool
+from trainers.pool_batches import LabelledAndPool, drawn_evenly, shift_to_pool
 from trainers.prior import log_odds_shift
 from trainers.progress import tell
 from trainers.provenance import derive_seed
@@ -86,13 +86,9 @@ class TeacherAndPool:
         check_not_mixed(task)
         self.config, self.description = semi.config, task.description
         self.ramp_steps = semi.config.ramp_up * task.train.steps
-        self.sampler = beside_pool(
-            sampler,
-            num_pool=len(semi.rows),
-            batch_size=semi.config.batch_size,
-            num_labelled=len(data.train_rows),
-            seed=derive_seed(task.seed, "pool"),
-        )
+        seed = derive_seed(task.seed, "pool")
+        of_pool = drawn_evenly(len(semi.rows), batch_size=semi.config.batch_size, seed=seed)
+        self.sampler = LabelledAndPool(sampler, of_pool, num_labelled=len(data.train_rows), seed=seed)
         self.images = WeakAndStrong(
             task.pixels,
             np.concatenate([data.train_rows, semi.rows]),
