@@ -23,7 +23,7 @@ from configs.errors import InputError, counted, listed
 from configs.load import dump_config
 from configs.trial_cost import cost_of_pool
 from configs.tuning_plan import TuningPlan, ends, load_plan, rung_steps
-from scripts.steps.run_state import CONSOLE
+from scripts.steps.run_state import CONSOLE, tell
 from scripts.steps.trial import TrialObjective, groups_of, without_lines
 from trainers import atomic
 
@@ -73,7 +73,7 @@ def run_study(call: Call, *, workers: int = 1) -> "StudyResult":
     )
     for words in dict.fromkeys(cost_of_pool(plan.config(chosen)) for chosen in ({}, *ends(tuning))):
         if words is not None:
-            CONSOLE.print(f"[bold]cost[/]      {escape(words)}")
+            tell("cost", words)
     if workers > 1:
         _, study, _ = _opened(plan, call)  # so that what is wrong is told once
         _say_earlier(study, tuning.num_trials)

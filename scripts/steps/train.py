@@ -22,6 +22,7 @@ from scripts.steps.run_state import (
     pretrained_digest,
     rows_digest,
     teacher_name,
+    tell,
     train_folder,
 )
 from scripts.steps.trainings import train_all, unfinished
@@ -86,13 +87,13 @@ def train_arms(
     if to_do:
         try_backbones(config, table)
         _say_why_again(run_dir, to_do)
-        CONSOLE.print(f"[bold]train[/]     {_plan_line(config, table, names, works, to_do)}")
+        tell("train", _plan_line(config, table, names, works, to_do))
     trained: list[tuple[_FoldModel, StageRecord]] = []
 
     def note(work: _FoldModel, record: StageRecord, processes: int) -> None:
         if not record.skipped:
             trained.append((work, record))
-            CONSOLE.print(f"          {escape(_fold_line(trained, to_do, processes))}")
+            tell("", _fold_line(trained, to_do, processes))
 
     started = time.perf_counter()
     records = train_all(pipeline, works, run, note)
