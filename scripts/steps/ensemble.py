@@ -6,7 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from scripts.steps.run_state import Pipeline, folder_digests, read_rejected, rows_digest, tell, truth_digest, truth_of
+from scripts.steps.run_state import (
+    SUPERVISED,
+    Pipeline,
+    folder_digests,
+    read_rejected,
+    rows_digest,
+    tell,
+    truth_digest,
+    truth_of,
+)
 from trainers.provenance import code_version
 from trainers.stages import Stage, StageOutcome
 from trainers.table import read_table
@@ -124,12 +133,13 @@ def say_if_like_chance(run_dir: Path) -> None:
 def _say_arms(verdict: dict[str, Any]) -> None:
     """A line per arm: what its ensemble reaches out of fold, and how much of that the pool gave."""
     width = max(len(arm) for arm in verdict["arms"])
-    for arm in verdict["arms"]:
-        if arm in verdict["compared"]:
-            own = verdict["compared"][arm]
-            low, high = own["gain_ci"]
-            line = f"AP {own['ap']:.3f}  gain {own['gain']:+z.3f} [{low:+z.3f}, {high:+z.3f}]"
-            tell("", f"{arm:<{width}}  {line}" + ("  kept" if arm == verdict["arm"] else ""))
+    any_arm = next(iter(verdict["compared"].values()))
+    lines = {SUPERVISED: f"AP {any_arm['ap'] - any_arm['gain']:.3f}"}
+    for arm, own in verdict["compared"].items():
+        low, high = own["gain_ci"]
+        lines[arm] = f"AP {own['ap']:.3f}  gain {own['gain']:+z.3f} [{low:+z.3f}, {high:+z.3f}]"
+    for arm, line in lines.items():
+        tell("", f"{arm:<{width}}  {line}" + ("  kept" if arm == verdict["arm"] else ""))
 
 
 def _say_threshold(ensemble: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from configs.errors import counted
 from configs.networks import FrozenNetworkConfig
 from configs.pretraining import PretrainConfig
 from configs.schema import ModelConfig, RunConfig
@@ -76,7 +77,9 @@ def pretrain_step(pipeline: Pipeline) -> None:
     started = time.perf_counter()
     records = train_all(pipeline, works, run, note)
     seconds = time.perf_counter() - started
-    summary = f"{len(works)} backbones by {config.pretrain.method} on {len(works[0].rows)} images without labels"
+    summary = (
+        f"{counted(len(works), 'backbone')} by {config.pretrain.method} on {len(works[0].rows)} images without labels"
+    )
     pipeline.say("pretrain", records, "pretrain/", summary=summary, seconds=seconds)
     for model in config.models:
         tell("", _probed(pipeline, table, model))
@@ -170,7 +173,7 @@ def _say_plan(pipeline: Pipeline, to_do: "list[_Backbone]") -> None:
     which = f"{len(to_do[0].rows)} images" + (
         " of the pool" if pretrain.rows == "pool" else f", held-out ones among them (pretrain.rows: {pretrain.rows})"
     )
-    tell("pretrain", f"{pretrain.method}, {len(to_do)} backbones, {pretrain.steps} steps each, {which}")
+    tell("pretrain", f"{pretrain.method}, {counted(len(to_do), 'backbone')}, {pretrain.steps} steps each, {which}")
 
 
 def _try_out(config: RunConfig, table: ImageTable) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.markup import escape
 
-from configs.errors import listed
+from configs.errors import counted, listed
 from configs.schema import ModelConfig, RunConfig
 from scripts.steps.fold_labels import FoldLabels, ledger_name, read_fold_labels
 from scripts.steps.own_networks import TRAINED_COLUMNS
@@ -281,7 +281,7 @@ def _fold_line(trained: Sequence[tuple[_FoldModel, StageRecord]], to_do: Sequenc
     if record.facts["best_held_out_ap"] is not None:
         line += f" (best look, step {record.facts['kept_step']})"
     if rest:
-        line += f"  about {about(_seconds_of(rest, trained) / min(processes, len(rest)))} left"
+        line += f"  ~{about(_seconds_of(rest, trained) / min(processes, len(rest)))} left"
     return line
 
 
@@ -296,7 +296,7 @@ def _seconds_of(rest: Sequence[_FoldModel], trained: Sequence[tuple[_FoldModel, 
 
 def _counts(config: RunConfig, table: ImageTable, arms: Sequence[str]) -> str:
     several = f"{len(arms)} arms x " if len(arms) > 1 else "" if arms[0] == SUPERVISED else f"arm {arms[0]}, "
-    return f"{several}{len(config.models)} models x {table.num_folds} folds"
+    return f"{several}{counted(len(config.models), 'model')} x {counted(table.num_folds, 'fold')}"
 
 
 def _held_out_ap(record: StageRecord) -> float | None:
