@@ -27,6 +27,7 @@ ROLES = (
 STAND_INS = {role: f"#0{position:x}a{position:x}b7" for position, role in enumerate(ROLES)}
 
 NUM_SERIES = 6
+ROUND_STEPS = (1, 2, 2.5, 5, 10)  # between ticks, times a power of ten
 SERIES_DASHES: tuple[tuple[float, ...], ...] = ((), (4, 1.5), (1.2, 1.2), (6, 1.5, 1.2, 1.5), (8, 2), (2, 3))
 
 THUMBNAIL_SIDE = 96  # pixels; the page shows them no larger
@@ -130,8 +131,8 @@ def line_figure(
         axes.set(xlabel="Optimiser step", ylabel=y_label)
         axes.set_xlim(left=0)
         axes.set_ylim((0, 1.02) if unit_range else (0, _upper_limit(curves)))
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=ROUND_STEPS))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=ROUND_STEPS))
         return _inline(figure, f"{y_label} over training steps")
 
 

@@ -123,7 +123,8 @@ def counts_by_boundary(pairs: pd.DataFrame) -> pd.DataFrame:
         }
         for boundary, own in marked.groupby("boundary", sort=False)
     ]
-    return pd.DataFrame(lines, columns=["boundary", "exact", "near", "other_label", "leak"])
+    counts = pd.DataFrame(lines, columns=["boundary", "exact", "near", "other_label", "leak"])
+    return counts.astype({"leak": bool})  # of no lines it would be a list of columns to whoever picks by it
 
 
 def leak_warnings(pairs: pd.DataFrame) -> list[str]:

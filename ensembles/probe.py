@@ -212,7 +212,7 @@ def model_names(models: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str]
     """What each (model, arm) is called: the model alone while there is one arm."""
     arms = {arm for by_arm in models.values() for arm in by_arm}
     return {
-        (model, arm): model if len(arms) == 1 else f"{model}, {arm}"
+        (model, arm): model if len(arms) == 1 else f"{model} ({arm})"
         for model, by_arm in models.items()
         for arm in by_arm
     }
@@ -251,7 +251,7 @@ def verdict(
         return f"Every trained model beats {probe}; the closest, {closest}, by {_with_interval(gains[closest])}."
     told = [
         f"{name} is {'higher' if gain['ap'] > 0 else 'lower'} by {_with_interval(gain)}"
-        + (", which may be chance" if gain["ap_ci"][1] > 0 else "")
+        + (" (may be chance)" if gain["ap_ci"][1] > 0 else "")
         for name, gain in behind.items()
     ]
     which = "No trained model beats" if len(behind) == len(gains) else "Not every trained model beats"

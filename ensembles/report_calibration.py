@@ -48,7 +48,7 @@ def reliability_figure(
 ) -> Markup:
     """Observed share over mean probability on log-odds axes; `plain` is the blend as it is, `test` the test set.
 
-    Bars are the intervals of the shares, drawn for `bins` and `test`; on the dashed line probabilities are right.
+    Bars are the intervals of the shares, drawn for `bins` and `test`; on the dotted line probabilities are right.
     """
     shown = [value for own in (bins, plain, test) for bin in own for value in (bin.mean, bin.observed)]
     shown += [end for own in (bins, test) for bin in own for end in bin.interval]

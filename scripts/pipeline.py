@@ -5,8 +5,6 @@ fingerprint of both. A stage that is finished with the same fingerprint is skipp
 retrains.
 """
 
-from rich.markup import escape
-
 from configs.errors import InputError
 from configs.input_files import check_input_files
 from configs.load import dump_config, load_config
@@ -25,7 +23,7 @@ from scripts.steps.probe import probe_step
 from scripts.steps.propagate import propagate_step
 from scripts.steps.pseudo_label import pseudo_label_step
 from scripts.steps.report import report_step
-from scripts.steps.run_state import CONSOLE, Pipeline
+from scripts.steps.run_state import Pipeline, warn
 from scripts.steps.submit import submit_step
 from scripts.steps.train import train_step
 from trainers import atomic
@@ -78,7 +76,7 @@ def run_pipeline(
         check_label_use(config.embed.networks, until)
     if "train" in wanted:
         for line in settings_without_effect(described or config):
-            CONSOLE.print(f"[yellow]warning:[/] {escape(line)}")
+            warn(line)
     no_submission: InputError | None = None
     with locked(config.run_dir):
         kept = [] if "ensemble" in wanted else _judged_arms(config)

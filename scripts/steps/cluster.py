@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -17,7 +16,7 @@ from configs.schema import RunConfig
 from ensembles.wording import exact_percent, listing, number, percent, span
 from scripts.steps.embed import networks_to_embed
 from scripts.steps.probe import probe_stage
-from scripts.steps.run_state import CONSOLE, Pipeline, read_rejected, rows_digest, truth_digest, truth_of
+from scripts.steps.run_state import CONSOLE, Pipeline, read_rejected, rows_digest, show, tell, truth_digest, truth_of
 from trainers.provenance import code_version, file_digest
 from trainers.stages import Stage, StageOutcome, StageRecord, outdated
 from trainers.table import ImageTable, read_table
@@ -48,10 +47,10 @@ def cluster_step(pipeline: Pipeline) -> None:
     records.append(pipeline.stage(stage, lambda partial: _judge(config, table, stage, partial)))
     pipeline.say("cluster", records, PAGE_FILE)
     figures = json.loads((run_dir / METRICS_FILE).read_text(encoding="utf-8"))
-    Console(highlight=False).print(cluster_table(figures))
+    show(cluster_table(figures))
     for line in notes(figures):
-        CONSOLE.print(f"[dim]note:[/] {escape(line)}")
-    CONSOLE.print(escape(verdict(figures)))
+        tell("note:", line, style="dim", indent=len("note: "))
+    tell("", verdict(figures), indent=0)
     if (run_dir / "report.html").exists():
         CONSOLE.print("[dim]`rarefind report` puts them into the report of the run, too.[/]")
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -21,7 +20,7 @@ from configs.networks import EmbeddedNetworkConfig
 from configs.schema import RunConfig
 from ensembles.wording import number, percent
 from scripts.steps.embed import networks_to_embed
-from scripts.steps.run_state import CONSOLE, Pipeline, rows_digest, truth_of
+from scripts.steps.run_state import CONSOLE, Pipeline, rows_digest, show, tell, truth_of
 from trainers import atomic
 from trainers.provenance import code_version
 from trainers.stages import Stage, StageOutcome, StageRecord
@@ -50,7 +49,7 @@ def compare_learners_step(pipeline: Pipeline) -> None:
             try:
                 record = _learn(pipeline, table, network, method)
             except InputError as error:  # the others can
-                CONSOLE.print(f"[yellow]note:[/] {escape(f'{name}: not possible: {error}')}")
+                tell("note:", f"{name}: not possible: {error}", style="yellow", indent=len("note: "))
                 entries.append({**entry, "not_possible": str(error)})
                 continue
             records.append(record)
@@ -65,12 +64,12 @@ def compare_learners_step(pipeline: Pipeline) -> None:
     pipeline.say("compare", records, COMPARISON_FILE, summary=f"{len(entries)} ways of using the same labels")
     for kind in ("oof", "pool"):
         if any(kind in entry for entry in result["entries"]):
-            Console(highlight=False).print(_shown(result, kind, table))
+            show(_shown(result, kind, table))
     CONSOLE.print(f"[dim]{escape(_legend(table, pool=any('pool' in entry for entry in result['entries'])))}[/]")
     if any(entry.get("optimistic") for entry in result["entries"]):
         CONSOLE.print("[dim]* optimistic: checkpoints were chosen on the rows that judge them (train.keep: best)[/]")
     for line in result["verdicts"]:
-        CONSOLE.print(escape(line))
+        tell("", line, indent=0)
 
 
 def _keeps_best(config: RunConfig) -> bool:

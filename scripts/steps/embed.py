@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
-
 from configs.errors import InputError, counted
 from configs.networks import EmbeddedNetworkConfig, FrozenNetworkConfig
 from configs.schema import RunConfig
 from scripts.steps.own_networks import check_own_network, own_network_inputs
-from scripts.steps.run_state import CONSOLE, Pipeline, pixel_settings
+from scripts.steps.run_state import Pipeline, pixel_settings, warn
 from trainers.provenance import digest, file_digest
 from trainers.stages import Stage, StageOutcome, StageRecord, finished, forget
 from trainers.table import ImageTable, read_table
@@ -210,7 +208,7 @@ def _forget_damaged(pipeline: Pipeline, stage: Stage, name: str, table: ImageTab
     try:
         open_embeddings(pipeline.run_dir, name, table, own=own)
     except InputError as error:
-        CONSOLE.print(f"[yellow]warning:[/] {escape(str(error).split(';')[0])}; it is made again")
+        warn(f"{str(error).split(';')[0]}; it is made again")
         forget(pipeline.run_dir, stage)
 
 

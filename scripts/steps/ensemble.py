@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.markup import escape
 
 from scripts.steps.run_state import (
-    CONSOLE,
+    SUPERVISED,
     Pipeline,
     folder_digests,
     read_rejected,
     rows_digest,
+    tell,
     truth_digest,
     truth_of,
 )
@@ -111,12 +111,12 @@ def ensemble_step(pipeline: Pipeline) -> None:
         evaluate,
     )
     if len(verdict["arms"]) > 1:
-        CONSOLE.print(f"[bold]gate[/]      {escape(verdict['reason'])}")
+        tell("gate", verdict["reason"])
     if len(verdict["arms"]) > 2:
         _say_arms(verdict)
     tuned = read_tuning(run_dir / "ensemble")
     if tuned is not None:
-        CONSOLE.print(f"[bold]blend[/]     {escape(tuned['reason'])}")
+        tell("blend", tuned["reason"])
     _say_threshold(json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))["ensemble"])
     pipeline.say("ensemble", [blended, record], "metrics.json", summary=record.summary)
 
@@ -127,20 +127,19 @@ def say_if_like_chance(run_dir: Path) -> None:
 
     told = ensemble_like_chance(json.loads((run_dir / "metrics.json").read_text(encoding="utf-8")))
     if told is not None:
-        CONSOLE.print(f"[bold red]no result[/] {escape(told)}")
+        tell("no result", told, style="bold red")
 
 
 def _say_arms(verdict: dict[str, Any]) -> None:
     """A line per arm: what its ensemble reaches out of fold, and how much of that the pool gave."""
     width = max(len(arm) for arm in verdict["arms"])
-    for arm in verdict["arms"]:
-        if arm in verdict["compared"]:
-            own = verdict["compared"][arm]
-            low, high = own["gain_ci"]
-            line = f"AP {own['ap']:.3f}  gain {own['gain']:+z.3f} [{low:+z.3f}, {high:+z.3f}]"
-            CONSOLE.print(
-                f"          {escape(f'{arm:<{width}}  {line}')}" + ("  kept" if arm == verdict["arm"] else "")
-            )
+    any_arm = next(iter(verdict["compared"].values()))
+    lines = {SUPERVISED: f"AP {any_arm['ap'] - any_arm['gain']:.3f}"}
+    for arm, own in verdict["compared"].items():
+        low, high = own["gain_ci"]
+        lines[arm] = f"AP {own['ap']:.3f}  gain {own['gain']:+z.3f} [{low:+z.3f}, {high:+z.3f}]"
+    for arm, line in lines.items():
+        tell("", f"{arm:<{width}}  {line}" + ("  kept" if arm == verdict["arm"] else ""))
 
 
 def _say_threshold(ensemble: dict[str, Any]) -> None:
@@ -160,7 +159,7 @@ def _say_threshold(ensemble: dict[str, Any]) -> None:
             share = exact_percent(guarantee["confidence"])
             line += f"; certified with {share} confidence: {whose} at least {guarantee['recall']:g}"
     if line:
-        CONSOLE.print(f"[bold]threshold[/] {escape(line)}")
+        tell("threshold", line)
 
 
 def _headline(metrics: dict[str, Any]) -> str:

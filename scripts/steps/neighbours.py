@@ -4,11 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
 from rich.table import Table
 
 from configs.errors import InputError, counted
-from scripts.steps.run_state import Pipeline, pixel_settings, rows_digest
+from scripts.steps.run_state import Pipeline, pixel_settings, rows_digest, show
 from trainers.provenance import code_version
 from trainers.stages import Stage, StageOutcome
 from trainers.table import ImageTable, read_table
@@ -57,7 +56,7 @@ def neighbours_step(pipeline: Pipeline) -> None:
     pairs = pd.read_parquet(run_dir / neighbours.PAIRS_FILE)
     pipeline.say("neighbours", [record], report_neighbours.PAGE)
     if len(pairs):
-        Console(highlight=False).print(_shown(neighbours.counts_by_boundary(pairs)))
+        show(_shown(neighbours.counts_by_boundary(pairs)))
     pipeline.warn([*unused, *neighbours.leak_warnings(pairs)], stage="neighbours")
 
 

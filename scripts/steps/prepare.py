@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.markup import escape
-
 from configs.errors import InputError, counted
-from scripts.steps.run_state import CONSOLE, Pipeline, read_rejected, truth_of
+from scripts.steps.run_state import Pipeline, read_rejected, truth_of, warn
 from trainers import prepare
 from trainers.decode import RULES_VERSION
 from trainers.inner_holdout import inner_rows
@@ -107,7 +105,7 @@ def _forget_damaged_pixels(pipeline: Pipeline, stage: Stage) -> None:
     try:
         open_pixels(pipeline.run_dir, pipeline.config.data, read_table(pipeline.run_dir / "table.parquet"))
     except InputError as error:
-        CONSOLE.print(f"[yellow]warning:[/] {escape(str(error).split(';')[0])}; preparing again")
+        warn(f"{str(error).split(';')[0]}; preparing again")
         forget(pipeline.run_dir, stage)
 
 

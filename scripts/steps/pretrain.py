@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
-from rich.markup import escape
 
+from configs.errors import counted
 from configs.networks import FrozenNetworkConfig
 from configs.pretraining import PretrainConfig
 from configs.schema import ModelConfig, RunConfig
 from scripts.steps.embed import as_teacher, embed_network
 from scripts.steps.run_state import (
-    CONSOLE,
     Pipeline,
     pixel_settings,
     pretrain_folder,
     pretrained_digest,
     rows_digest,
+    tell,
 )
 from scripts.steps.trainings import train_all, unfinished
 from trainers.progress import about
@@ -72,17 +72,17 @@ def pretrain_step(pipeline: Pipeline) -> None:
 
     def note(work: _Backbone, record: StageRecord, processes: int) -> None:
         if not record.skipped:
-            CONSOLE.print(
-                f"          {escape(f'{work.label:<{width}}  {about(record.seconds):>6}  {_figures(record)}')}"
-            )
+            tell("", f"{work.label:<{width}}  {about(record.seconds):>6}  {_figures(record)}")
 
     started = time.perf_counter()
     records = train_all(pipeline, works, run, note)
     seconds = time.perf_counter() - started
-    summary = f"{len(works)} backbones by {config.pretrain.method} on {len(works[0].rows)} images without labels"
+    summary = (
+        f"{counted(len(works), 'backbone')} by {config.pretrain.method} on {len(works[0].rows)} images without labels"
+    )
     pipeline.say("pretrain", records, "pretrain/", summary=summary, seconds=seconds)
     for model in config.models:
-        CONSOLE.print(f"          {escape(_probed(pipeline, table, model))}")
+        tell("", _probed(pipeline, table, model))
 
 
 class _Backbone:
@@ -173,7 +173,7 @@ def _say_plan(pipeline: Pipeline, to_do: "list[_Backbone]") -> None:
     which = f"{len(to_do[0].rows)} images" + (
         " of the pool" if pretrain.rows == "pool" else f", held-out ones among them (pretrain.rows: {pretrain.rows})"
     )
-    CONSOLE.print(f"[bold]pretrain[/]  {pretrain.method}, {len(to_do)} backbones, {pretrain.steps} steps each, {which}")
+    tell("pretrain", f"{pretrain.method}, {counted(len(to_do), 'backbone')}, {pretrain.steps} steps each, {which}")
 
 
 def _try_out(config: RunConfig, table: ImageTable) -> None:

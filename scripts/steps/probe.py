@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -13,7 +12,7 @@ from configs.schema import MetricsConfig, RunConfig
 from ensembles.predictions import PROPAGATION
 from ensembles.wording import exact_percent, number, span
 from scripts.steps.embed import networks_to_embed
-from scripts.steps.run_state import CONSOLE, Pipeline, folder_digests, rows_digest
+from scripts.steps.run_state import Pipeline, folder_digests, rows_digest, show, tell
 from trainers.provenance import code_version
 from trainers.stages import Stage, StageOutcome
 from trainers.table import ImageTable, read_table
@@ -28,10 +27,10 @@ def probe_step(pipeline: Pipeline) -> None:
     record = pipeline.stage(probe_stage(pipeline.config, table), lambda partial: _work(pipeline.config, table, partial))
     pipeline.say("probe", [record], probe.PROBE_FILE)
     figures = json.loads((run_dir / probe.PROBE_FILE).read_text(encoding="utf-8"))
-    Console(highlight=False).print(probe_table(figures, metrics))
+    show(probe_table(figures, metrics))
     for line in _notes(figures):
-        CONSOLE.print(f"[yellow]note:[/] {escape(line)}")
-    CONSOLE.print(escape(figures["verdict"]))
+        tell("note:", line, style="yellow", indent=len("note: "))
+    tell("", figures["verdict"], indent=0)
 
 
 def probe_stage(config: RunConfig, table: ImageTable) -> Stage:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -15,7 +14,7 @@ from configs.schema import RunConfig
 from ensembles.predictions import PROPAGATION
 from ensembles.wording import exact_percent, number, percent, span
 from scripts.steps.embed import networks_to_embed
-from scripts.steps.run_state import Pipeline, rows_digest, truth_digest, truth_of
+from scripts.steps.run_state import Pipeline, rows_digest, show, truth_digest, truth_of
 from trainers.provenance import code_version, file_digest
 from trainers.stages import Stage, StageOutcome, StageRecord
 from trainers.table import ImageTable, read_table
@@ -30,7 +29,7 @@ def propagate_step(pipeline: Pipeline) -> None:
         network.name: json.loads((pipeline.run_dir / _figures_file(network)).read_text(encoding="utf-8"))
         for network in networks_to_embed(pipeline.config)
     }
-    Console(highlight=False).print(_shown(figures, pipeline.config, table))
+    show(_shown(figures, pipeline.config, table))
 
 
 def current_predictions(run_dir: Path, table: ImageTable) -> set[Path]:
@@ -117,9 +116,9 @@ def _propagate(pipeline: Pipeline, table: ImageTable, network: EmbeddedNetworkCo
 
 def _shown(figures: Mapping[str, Mapping[str, Any]], config: RunConfig, table: ImageTable) -> Table:
     """A line per network: how its graph ranks the labelled rows out of fold, and what it makes of the pool."""
-    shown = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    shown = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)  # so that a pretrained network's name fits, too
     name = "AP" if table.is_binary else "macro AP"
-    shown.add_column("graph of", no_wrap=True)
+    shown.add_column("graph of", overflow="fold")
     recalls = [f"recall at\nprecision\n{point:g}" for point in config.metrics.precision_points]
     headings = [name, f"{exact_percent(config.metrics.confidence)} interval", *recalls, "reached"]
     per_class = table.classes[1:] if table.is_binary else table.classes

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from rich.markup import escape
 
 from configs.errors import counted
 from configs.pool import PseudoConfig
@@ -19,7 +18,7 @@ from configs.schema import RunConfig
 from scripts.steps.embed import as_teacher, embed_network
 from scripts.steps.fold_labels import ledger_file, ledger_name
 from scripts.steps.predict import keep_predictions_of, predict_arms
-from scripts.steps.run_state import CONSOLE, Pipeline, folder_digests, rows_digest
+from scripts.steps.run_state import Pipeline, folder_digests, rows_digest, tell
 from scripts.steps.teachers import teacher_step, teachers_folder
 from scripts.steps.train import train_arms
 from trainers.provenance import derive_seed, file_digest
@@ -68,7 +67,7 @@ def pseudo_label_step(pipeline: Pipeline) -> None:
         predict_arms(pipeline, [arm])
         gains[arm] = _gain(pipeline, arm)
         line = f"{arm} over its teachers ({config.teacher_of(arm)}): out-of-fold gain {gain_in_words(gains[arm])}"
-        CONSOLE.print(f"[bold]round[/]     {escape(line)}")
+        tell("round", line)
     keep_predictions_of(pipeline, [*config.teacher_arms, *config.semi_arms, *gains])
     _keep_ledgers(pipeline.run_dir, ledgers)
 
@@ -207,7 +206,7 @@ def _say_precision(record: StageRecord, pseudo: PseudoConfig) -> None:
             line = f"no labelled image was {verb} {name!r}, so how many of those are right is not known"
         else:
             line = f"of those {verb} {name!r} {precision_in_words(precision)} are right"
-        CONSOLE.print(f"          {escape(line)}")
+        tell("", line)
 
 
 def _too_imprecise(pipeline: Pipeline, names: Sequence[str], records: Sequence[StageRecord]) -> str | None:

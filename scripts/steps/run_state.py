@@ -1,6 +1,7 @@
 """A run in progress, and what its stages have in common: their line on the terminal, warnings, digests of inputs."""
 
 import os
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from configs.schema import DataConfig, ModelConfig, RunConfig
 from trainers.decode import RULES_VERSION
@@ -24,6 +26,37 @@ TABLE_COLUMNS = ("id", "path", "label", "split", "group", "fold", "sha256")
 # What decides the pixels of an image once its bytes are given.
 PIXEL_FIELDS = ("image_size", "channels", "resize", "grey_bits", "multi_frame")
 CONSOLE = Console(highlight=False, soft_wrap=True)
+INDENT = 10  # columns that the name of a line takes on the terminal
+FILE_COLUMNS = 500  # more than any table takes
+
+
+def tell(name: str, text: str, *, style: str = "bold", indent: int = INDENT) -> None:
+    """Print `text` behind `name`: in a file a line, on a terminal lines of its width, broken between words."""
+    CONSOLE.print(f"[{style}]{escape(name)}[/]{' ' * (indent - len(name))}{escape(_wrapped(text, before=indent))}")
+
+
+def warn(text: str) -> None:
+    """Print a warning."""
+    tell("warning:", text, style="yellow", indent=len("warning: "))
+
+
+def show(table: Table) -> None:
+    """Print a table: on a terminal at its width, in a file as wide as it takes, so that no cell is cut there."""
+    Console(highlight=False, width=None if CONSOLE.is_terminal else FILE_COLUMNS).print(table)
+
+
+def _wrapped(text: str, *, before: int) -> str:
+    """`text` in lines of the terminal's width that are indented by `before`, but for the first."""
+    if not CONSOLE.is_terminal:
+        return text
+    wrap = textwrap.TextWrapper(
+        width=CONSOLE.width,
+        initial_indent=" " * before,
+        subsequent_indent=" " * before,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return "\n".join(wrap.fill(line) for line in text.splitlines())[before:]
 
 
 @dataclass
@@ -72,7 +105,7 @@ class Pipeline:
     def warn(self, warnings: Sequence[str], *, stage: str) -> None:
         """Show warnings each time, and keep them in log.jsonl for the report."""
         for warning in warnings:
-            CONSOLE.print(f"[yellow]warning:[/] {escape(warning)}")
+            warn(warning)
             log_event(self.run_dir, "warning", stage=stage, message=warning)
 
     def say(
@@ -84,11 +117,19 @@ class Pipeline:
         summary: str | None = None,
         seconds: float | None = None,
     ) -> None:
-        """One line per stage: its time (`seconds` if not the sum of the records'), its counts, where its files are."""
+        """One line per stage: its time (`seconds` if not the sum of the records'), its counts, where its files are.
+
+        On a terminal that is too narrow for it the files are on a line of their own, whole, to be copied.
+        """
         fresh = [record.seconds for record in records if not record.skipped]
         took = f"{sum(fresh) if seconds is None else seconds:8.1f} s" if fresh else "up to date"
         where = os.path.join(self.run_dir, files)  # noqa: PTH118 - keeps the slash that marks a folder
-        CONSOLE.print(f"[bold]{name:<9}[/] {took}  {escape(summary or records[-1].summary)}  [dim]{escape(where)}[/]")
+        before = len(f"{name:<9} {took}  ")
+        text = _wrapped(summary or records[-1].summary, before=before)
+        last = len(text) - (text.rfind("\n") + 1) + (0 if "\n" in text else before)
+        fits = not CONSOLE.is_terminal or last + 2 + len(where) <= CONSOLE.width
+        gap = "  " if fits else "\n" + " " * before
+        CONSOLE.print(f"[bold]{name:<9}[/] {took}  {escape(text)}{gap}[dim]{escape(where)}[/]")
 
 
 def train_folder(arm: str, model: ModelConfig, fold: int) -> str:

@@ -23,7 +23,7 @@ from configs.errors import InputError, counted, listed
 from configs.load import dump_config
 from configs.trial_cost import cost_of_pool
 from configs.tuning_plan import TuningPlan, ends, load_plan, rung_steps
-from scripts.steps.run_state import CONSOLE
+from scripts.steps.run_state import CONSOLE, tell, warn
 from scripts.steps.trial import TrialObjective, groups_of, without_lines
 from trainers import atomic
 
@@ -67,13 +67,14 @@ def run_study(call: Call, *, workers: int = 1) -> "StudyResult":
     if base.data.source is None:
         raise InputError("data.source is not set: name the table or folder with your labelled images")
     tuning, folder = plan.tuning, plan.folder
-    CONSOLE.print(
-        f"[bold]tune[/]      {escape(plan.study_name)}: {counted(tuning.num_trials, 'trial')} over "
-        f"{counted(len(tuning.space), 'setting')} ({', '.join(tuning.space)})  [dim]{escape(str(folder))}[/]"
+    tell(
+        "tune",
+        f"{plan.study_name}: {counted(tuning.num_trials, 'trial')} over {counted(len(tuning.space), 'setting')} "
+        f"({', '.join(tuning.space)})  {folder}",
     )
     for words in dict.fromkeys(cost_of_pool(plan.config(chosen)) for chosen in ({}, *ends(tuning))):
         if words is not None:
-            CONSOLE.print(f"[bold]cost[/]      {escape(words)}")
+            tell("cost", words)
     if workers > 1:
         _, study, _ = _opened(plan, call)  # so that what is wrong is told once
         _say_earlier(study, tuning.num_trials)
@@ -246,8 +247,8 @@ def _work_side_by_side(call: Call, workers: int) -> None:
     if len(lost) == workers:
         raise why_it_ended(lost[0].exitcode or 0, what=lost[0].name, advice="use fewer --workers")
     for process in lost:
-        CONSOLE.print(
-            f"[yellow]warning:[/] {process.name} ended early (exit status {process.exitcode}); if it was at a trial, a "
+        warn(
+            f"{process.name} ended early (exit status {process.exitcode}); if it was at a trial, a "
             "worker that still begins trials, or the same command, begins it anew (`retries` times at most)"
         )
 
@@ -285,10 +286,11 @@ def _say_earlier(study: "optuna.Study", num_trials: int) -> None:
         return
     best, begun = best_trial(study), sum(states.values())
     so_far = "" if best is None else f"; the best so far is trial {best.number}, AP {best.values[0]:.3f}"
-    CONSOLE.print(
-        f"[bold]goes on[/]   a study with {counted(begun, 'earlier trial')} "
+    tell(
+        "goes on",
+        f"a study with {counted(begun, 'earlier trial')} "
         f"({', '.join(f'{number} {state}' for state, number in states.items())}){so_far}; "
-        f"{max(0, num_trials - begun)} to go. For a new study set `name` or `out`"
+        f"{max(0, num_trials - begun)} to go. For a new study set `name` or `out`",
     )
 
 
@@ -305,7 +307,7 @@ def _say_trial(trial: "FrozenTrial") -> None:
     else:
         what = {"PRUNED": "given up", "FAIL": "failed"}.get(state, state.lower())
         ended = f"{what}: {attributes.get('reason', 'another worker has begun it anew')}"
-    CONSOLE.print(f"[bold]trial[/] {trial.number:>3}  {escape(ended)}  [dim]{escape(values)}[/]")
+    tell("trial", f"{trial.number:>3}  {ended}  {values}", indent=len("trial "))
 
 
 def _short(value: Any) -> str:
@@ -318,17 +320,17 @@ def _say_result(result: "StudyResult", folder: Path, command: str, *, num_trials
     low, high = result.interval
     share = corrected.shares[corrected.winner]
     for reason, count in result.failures.items():
-        CONSOLE.print(f"[yellow]failed[/]    {counted(count, 'trial')}: {escape(reason)}")
-    CONSOLE.print(
-        f"[bold]best[/]      trial {result.best.number} of {ended}: AP {corrected.naive:.3f} as seen, "
-        f"[bold]{corrected.corrected:.3f}[/] [{low:.3f}, {high:.3f}] corrected for the choice "
-        f"({-corrected.optimism:+z.3f})".replace("[0", r"\[0").replace("[1", r"\[1")
+        tell("failed", f"{counted(count, 'trial')}: {reason}", style="yellow")
+    tell(
+        "best",
+        f"trial {result.best.number} of {ended}: AP {corrected.naive:.3f} as seen, {corrected.corrected:.3f} "
+        f"[{low:.3f}, {high:.3f}] corrected for the choice ({-corrected.optimism:+z.3f})",
     )
-    CONSOLE.print(f"          it is the best in {share:.0%} of the resamples of the images")
+    tell("", f"it is the best in {share:.0%} of the resamples of the images")
     for key, value in result.best.params.items():
-        CONSOLE.print(f"          {escape(key)}: {escape(_short(value))}")
+        tell("", f"{key}: {_short(value)}")
     running = result.counts.get("running", 0)
     if running or sum(result.counts.values()) < num_trials:
-        CONSOLE.print(f"          {sum(result.counts.values())} of {num_trials} trials begun; the same command goes on")
+        tell("", f"{sum(result.counts.values())} of {num_trials} trials begun; the same command goes on")
     CONSOLE.print(f"[bold]report[/]    {escape(str(folder / 'report.html'))}")
     CONSOLE.print(f"[bold]next[/]      {escape(command)}")

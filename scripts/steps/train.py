@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.markup import escape
 
-from configs.errors import listed
+from configs.errors import counted, listed
 from configs.schema import ModelConfig, RunConfig
 from scripts.steps.fold_labels import FoldLabels, ledger_name, read_fold_labels
 from scripts.steps.own_networks import TRAINED_COLUMNS
@@ -22,6 +22,7 @@ from scripts.steps.run_state import (
     pretrained_digest,
     rows_digest,
     teacher_name,
+    tell,
     train_folder,
 )
 from scripts.steps.trainings import train_all, unfinished
@@ -86,13 +87,13 @@ def train_arms(
     if to_do:
         try_backbones(config, table)
         _say_why_again(run_dir, to_do)
-        CONSOLE.print(f"[bold]train[/]     {_plan_line(config, table, names, works, to_do)}")
+        tell("train", _plan_line(config, table, names, works, to_do))
     trained: list[tuple[_FoldModel, StageRecord]] = []
 
     def note(work: _FoldModel, record: StageRecord, processes: int) -> None:
         if not record.skipped:
             trained.append((work, record))
-            CONSOLE.print(f"          {escape(_fold_line(trained, to_do, processes))}")
+            tell("", _fold_line(trained, to_do, processes))
 
     started = time.perf_counter()
     records = train_all(pipeline, works, run, note)
@@ -285,7 +286,7 @@ def _fold_line(trained: Sequence[tuple[_FoldModel, StageRecord]], to_do: Sequenc
     if record.facts["best_held_out_ap"] is not None:
         line += f" (best look, step {record.facts['kept_step']})"
     if rest:
-        line += f"  about {about(_seconds_of(rest, trained) / min(processes, len(rest)))} left"
+        line += f"  ~{about(_seconds_of(rest, trained) / min(processes, len(rest)))} left"
     return line
 
 
@@ -300,7 +301,7 @@ def _seconds_of(rest: Sequence[_FoldModel], trained: Sequence[tuple[_FoldModel, 
 
 def _counts(config: RunConfig, table: ImageTable, arms: Sequence[str]) -> str:
     several = f"{len(arms)} arms x " if len(arms) > 1 else "" if arms[0] == SUPERVISED else f"arm {arms[0]}, "
-    return f"{several}{len(config.models)} models x {table.num_folds} folds"
+    return f"{several}{counted(len(config.models), 'model')} x {counted(table.num_folds, 'fold')}"
 
 
 def _held_out_ap(record: StageRecord) -> float | None:

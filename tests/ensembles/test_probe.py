@@ -194,12 +194,12 @@ def test_the_verdict_says_beats_only_beyond_chance() -> None:
         "Every trained model beats the best probe (knn on lite0, AP 0.500); the closest, b, by 0.060 [0.010, 0.110]."
     )
     assert verdict_of(a=better, b=(0.02, -0.01, 0.05)) == (
-        "Not every trained model beats the best probe (knn on lite0, AP 0.500): b is higher by 0.020 [−0.010, 0.050], "
-        "which may be chance."
+        "Not every trained model beats the best probe (knn on lite0, AP 0.500): b is higher by 0.020 [−0.010, 0.050] "
+        "(may be chance)."
     )
     assert verdict_of(a=(-0.1, -0.15, -0.05), b=(-0.02, -0.06, 0.02)) == (
         "No trained model beats the best probe (knn on lite0, AP 0.500): a is lower by 0.100 [0.050, 0.150] and b is "
-        "lower by 0.020 [−0.020, 0.060], which may be chance."
+        "lower by 0.020 [−0.020, 0.060] (may be chance)."
     )
     models = {"a": {arm: {"minus_best_probe": {"ap": 0.1, "ap_ci": [0.05, 0.15]}} for arm in ("supervised", "semi")}}
-    assert "the closest, a, supervised, by" in probe.verdict(BEST, models, None)
+    assert "the closest, a (supervised), by" in probe.verdict(BEST, models, None)
