@@ -37,7 +37,7 @@ def test_ap_carried_to_another_prevalence_is_that_of_images_of_it(positives, pre
     bias, error = np.mean(found) - truth, np.std(found, ddof=1) / draws**0.5
     size.note(truth=truth, bias=bias, error=error, coverage=covered / draws)
     assert abs(bias) <= 0.01 + (2 if size.full else 3) * error
-    assert covered / draws >= 0.91 - size.slack(draws)  # of 95%: the bootstrap's sd is an eighth too small far down
+    assert covered / draws >= 0.93 - size.slack(draws)
     if prevalence != 0.04:  # the labels' own, nearly
         assert abs(np.mean(unmoved) - truth) > 0.05  # the control
 
