@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize, minimize_scalar
+from scipy.optimize import brentq, minimize, minimize_scalar
 from scipy.special import log_softmax, logit, softmax
 from sklearn.linear_model import LogisticRegression
 
@@ -45,6 +45,19 @@ class Calibration:
         moved = scale * np.asarray(self.intercept) + offset
         intercept = tuple(moved.tolist()) if isinstance(self.intercept, tuple) else float(moved[0])
         return Calibration(scale * self.slope, intercept, scale * self.bend, self.seen, scale * self.beyond)
+
+    def log_odds_at(self, calibrated: float) -> float:
+        """The log-odds of two classes that this map, which must be strictly increasing, makes `calibrated` of."""
+
+        def excess(log_odds: float) -> float:
+            return float(self(np.array([log_odds]))[0]) - calibrated
+
+        low, high = -1.0, 1.0
+        while excess(low) > 0:
+            low *= 2.0
+        while excess(high) < 0:
+            high *= 2.0
+        return float(brentq(excess, low, high))
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers, the keywords of `portable.calibration.calibrated_log_odds`."""

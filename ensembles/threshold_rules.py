@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.stats
-from scipy.special import logit
 
 from trainers.guarantee import positives_needed
 from trainers.intervals import ratio_interval, share_interval
@@ -100,25 +99,6 @@ def worthwhile_probability(cost_ratio: float) -> float:
     0.1
     """
     return 1.0 / (1.0 + cost_ratio)
-
-
-def score_at_probability(scores: np.ndarray, probabilities: np.ndarray, wanted: float) -> float:
-    """The score that has the `wanted` probability, by rows on a map from scores that never falls.
-
-    Between the two rows on either side it is interpolated on the log-odds scale, on which most calibrations are
-    straight, so that new images between them are flagged as the map would. Where all rows are on one side it is the
-    lowest score, or just above the highest.
-    """
-    worth = probabilities >= wanted
-    if worth.all():
-        return float(scores.min())
-    below = float(scores[~worth].max())
-    if not worth.any():
-        return float(np.nextafter(below, np.inf))
-    above = float(scores[worth].min())
-    ends = np.clip([probabilities[~worth].max(), probabilities[worth].min()], 1e-300, 1.0 - 1e-16)
-    between = float(np.interp(logit(wanted), logit(ends), [below, above]))
-    return float(np.clip(between, np.nextafter(below, np.inf), above))
 
 
 def expected_cost(

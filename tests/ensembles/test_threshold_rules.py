@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from scipy.special import expit
 from scipy.stats import binomtest
 from sklearn.metrics import fbeta_score
 
@@ -13,7 +12,6 @@ from ensembles.threshold_rules import (
     expected_cost,
     f_beta_threshold,
     precision_threshold,
-    score_at_probability,
     worthwhile_probability,
 )
 
@@ -151,21 +149,6 @@ def test_the_interval_of_a_cost_covers_it_where_few_positives_may_all_be_found_b
         naive += abs(costs.mean() - truth) <= half
     assert covered >= 0.93 * 300
     assert naive < 0.85 * 300, "the control: of a mean alone"
-
-
-def test_the_score_of_a_probability_is_that_of_the_map_between_images_too():
-    scores = np.array([-3.0, -1.0, 2.0, 4.0])
-    threshold = score_at_probability(scores, expit(0.7 * scores - 0.4), 0.3)
-    assert expit(0.7 * threshold - 0.4) == pytest.approx(0.3)
-
-
-@pytest.mark.parametrize(("wanted", "flagged"), [(1e-6, 4), (0.9999, 0), (0.5, 2)])
-def test_the_score_of_a_probability_flags_the_rows_that_have_it(wanted, flagged):
-    scores = np.array([-3.0, -1.0, 2.0, 4.0])
-    steps = np.array([0.1, 0.1, 0.5, 0.5])  # as isotonic maps are
-    assert (scores >= score_at_probability(scores, steps, wanted)).sum() == flagged
-    certain = np.array([0.0, 0.0, 1.0, 1.0])
-    assert (scores >= score_at_probability(scores, certain, 0.5)).sum() == 2
 
 
 @pytest.mark.parametrize("beta", [0.5, 1.0, 2.0])
