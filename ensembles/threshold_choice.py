@@ -84,7 +84,7 @@ def choose_threshold(
 ) -> tuple[RecallThreshold, RuleResult]:
     """The threshold with what is known of the recall there, and what the rule reached.
 
-    `scores` has the columns of scores.parquet, made by the `blend` and the `calibration`. Raises InputError for a review
+    `scores` has the columns of scores.parquet, made by `blend` and `calibration`. Raises InputError for a review
     budget when there is nothing to review.
     """
     if not table.is_binary:
