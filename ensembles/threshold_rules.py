@@ -7,12 +7,11 @@ Each says what may be expected at its threshold (score >= threshold is flagged).
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.stats
 
 from trainers.guarantee import positives_needed
-from trainers.intervals import ratio_interval, share_interval
+from trainers.intervals import logit_interval, ratio_sd, share_interval
 from trainers.metrics import precision_recall_curve
-from trainers.resampling import Groups, count_units, group_codes, t_multiplier
+from trainers.resampling import Groups, count_units, group_codes, unseen_share
 
 MAX_STARTS = 3
 
@@ -147,7 +146,7 @@ def cross_fitted_f_beta(
     groups: Groups = None,
     confidence: float,
 ) -> tuple[float, tuple[float, float]]:
-    """F-beta of rows flagged by the best threshold of the other folds' rows, with its interval.
+    """F-beta of rows flagged by the best threshold of the other folds' rows, with its interval (Student's t, logits).
 
     At the best threshold of the very rows it is optimistic. Raises ValueError when the other folds have no positive.
     """
@@ -158,11 +157,8 @@ def cross_fitted_f_beta(
     hits, weight = (targets == 1) & flagged, beta**2
     part = (1.0 + weight) * hits
     whole = part + weight * ((targets == 1) & ~flagged) + ((targets == 0) & flagged)
-    low, high = ratio_interval(part, whole, groups=groups, confidence=confidence)
-    estimate = float(part.sum() / whole.sum())
-    num_units = count_units(targets == 1, group_codes(groups, len(targets)))
+    estimate, sd, _ = ratio_sd(part, whole, groups=groups)
+    num_units = count_units(targets == 1, group_codes(groups, len(targets)))  # the positives decide, as they are few
     if num_units < 2:
         return estimate, (0.0, 1.0)
-    # the positives decide, of which there are few
-    wider = t_multiplier(num_units, confidence) / float(scipy.stats.norm.ppf((1 + confidence) / 2))
-    return estimate, (max(0.0, estimate - wider * (estimate - low)), min(1.0, estimate + wider * (high - estimate)))
+    return estimate, logit_interval(estimate, sd, num_units, unseen_share(num_units, confidence), confidence)

@@ -172,6 +172,17 @@ def test_cross_fitted_f_beta_uses_thresholds_of_the_other_folds():
     assert low < value < high
 
 
+def test_an_f_beta_of_few_positives_is_not_certain_even_when_all_are_found():
+    targets = (np.arange(60) % 6 == 0).astype(int)
+    folds = np.arange(60) // 6 % 2
+    value, (low, high) = cross_fitted_f_beta(targets, targets.astype(float), folds, beta=1.0, confidence=0.95)
+    assert value == high == 1.0 and 0.6 < low < 0.75, "of ten positives"
+    one = (np.arange(60) == 0) | (np.arange(60) == 6)
+    pairs = np.arange(60) // 30
+    _, whole = cross_fitted_f_beta(one.astype(int), one.astype(float), folds, groups=pairs, beta=1.0, confidence=0.95)
+    assert whole == (0.0, 1.0), "of one patient"
+
+
 def test_f_beta_without_positives_is_undefined():
     with pytest.raises(ValueError, match="without positives"):
         f_beta_threshold(np.zeros(5), np.arange(5.0), beta=1.0)
