@@ -99,17 +99,17 @@ def _resampled(
     """AP of resamples, of those with an unseen negative, and of the rows as they are with that one: (3, replicates).
 
     It is put before each of the positives that no negative outranks as often as before any other, which is cautious, as
-    most false alarms are near the others. Where rows come in groups it is a group of the negatives' usual size.
+    most false alarms are near the others. Where rows come in groups it is one row, as those of a group seldom all score
+    as high.
     """
     observed, is_negative = observed_counts(ranking), ~ranking.is_positive
     num_places = int((observed[1][:, 0] > 0).argmax()) + 1
-    size = is_negative.sum() / (is_negative.sum() if codes is None else len(np.unique(codes[is_negative])))
 
     def of_resamples(counts: Sequence[Counts]) -> np.ndarray:
         positives, negatives = counts[0]
         num = negatives.shape[1]
         unseen = np.zeros_like(negatives)
-        unseen[rng.integers(0, num_places, size=num), np.arange(num)] = size
+        unseen[rng.integers(0, num_places, size=num), np.arange(num)] = 1.0
         drawn = unseen * rng.poisson(1.0, size=num)  # how often a multinomial draws one of many
         alone = observed[0] + np.zeros_like(positives), observed[1] + unseen
         return np.stack([_carried(own, odds) for own in (counts[0], (positives, negatives + drawn), alone)])

@@ -17,7 +17,7 @@ LABELS = {293: 5000, 59: 1066}
 NUM_FOLDS, SHARED = 3, 0.8  # of the variance of an image's scores by two fold models, within its class
 
 
-@pytest.mark.parametrize("shift", [1.6, 2.4, 3.2])
+@pytest.mark.parametrize("shift", [1.6, 2.4, 3.2, 4.8])
 @pytest.mark.parametrize(
     ("positives", "prevalence"), [(293, 0.005), (293, 0.01), (293, 0.3), (59, 0.0235), (59, 0.04), (59, 0.3)]
 )
@@ -38,7 +38,7 @@ def test_ap_carried_to_another_prevalence_is_that_of_images_of_it(positives, pre
     size.note(truth=truth, bias=bias, error=error, coverage=covered / draws)
     assert abs(bias) <= 0.01 + (2 if size.full else 3) * error
     assert covered / draws >= 0.93 - size.slack(draws)
-    if prevalence != 0.04:  # the labels' own, nearly
+    if prevalence != 0.04 and shift < 4:  # the labels' own, nearly; and near 1 everywhere
         assert abs(np.mean(unmoved) - truth) > 0.05  # the control
 
 
