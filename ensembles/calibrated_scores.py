@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize
-from scipy.special import expit, log_softmax, logsumexp, softmax
+from scipy.special import expit, log_softmax, logit, logsumexp, softmax
 
 from configs.ensembling import CalibrationConfig
 from configs.errors import InputError
 from ensembles.blending import Blend, blend_scores, fold_scores, score_columns
 from ensembles.calibration import FITS, Calibration
+from ensembles.portable.calibration import LOG_SCALE
 from trainers.prior import estimate_prevalence_em
 
 MIN_POOL_IMAGES = 100
@@ -66,6 +67,13 @@ class EnsembleCalibration:
             rows = is_oof & (scores["fold"] == fold).fillna(False).to_numpy(dtype=bool)
             calibrated[rows] = own(log_odds[rows])
         return expit(calibrated) if blend.num_outputs == 1 else softmax(calibrated, axis=1)
+
+    def score_at(self, blend: Blend, probability: float) -> float:
+        """The score of two classes from which new images have at least this probability."""
+        wanted = float(logit(probability))
+        if self.deployed is not None:
+            wanted = self.deployed.log_odds_at(wanted)
+        return wanted if blend.method in LOG_SCALE else float(expit(wanted))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ensemble.json, which `from_json` reads back."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize, minimize_scalar
+from scipy.optimize import brentq, minimize, minimize_scalar
 from scipy.special import log_softmax, logit, softmax
 from sklearn.linear_model import LogisticRegression
 
@@ -23,33 +23,56 @@ MIN_SLOPE = 1e-6  # of scores that tell nothing: the same probability for all, b
 
 @dataclass(frozen=True)
 class Calibration:
-    """Calibrated log-odds are `slope * x + bend * log(1 + exp(x)) + intercept`.
+    """Calibrated log-odds are `slope * x + bend * log(1 + exp(x)) + intercept`; the intercept is one, or one per class.
 
-    The intercept is a number, or one per class.
+    `seen` are the lowest and the highest log-odds of the fit, where these matter: below and above, the map goes on
+    straight with the slope `beyond`.
     """
 
     slope: float
     intercept: float | tuple[float, ...]
     bend: float = 0.0
+    seen: tuple[float, float] | None = None
+    beyond: float = 0.0
 
     def __call__(self, logits: np.ndarray) -> np.ndarray:
-        return calibrated_log_odds(logits, slope=self.slope, intercept=self.intercept, bend=self.bend)
+        return calibrated_log_odds(
+            logits, slope=self.slope, intercept=self.intercept, bend=self.bend, seen=self.seen, beyond=self.beyond
+        )
 
     def then(self, scale: float, offset: np.ndarray) -> "Calibration":
         """This map, and `scale * y + offset` of what it gives; the offset is (1,) or (classes,)."""
         moved = scale * np.asarray(self.intercept) + offset
         intercept = tuple(moved.tolist()) if isinstance(self.intercept, tuple) else float(moved[0])
-        return Calibration(scale * self.slope, intercept, scale * self.bend)
+        return Calibration(scale * self.slope, intercept, scale * self.bend, self.seen, scale * self.beyond)
+
+    def log_odds_at(self, calibrated: float) -> float:
+        """The log-odds of two classes that this map, which must be strictly increasing, makes `calibrated` of."""
+
+        def excess(log_odds: float) -> float:
+            return float(self(np.array([log_odds]))[0]) - calibrated
+
+        low, high = -1.0, 1.0
+        while excess(low) > 0:
+            low *= 2.0
+        while excess(high) < 0:
+            high *= 2.0
+        return float(brentq(excess, low, high))
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers, the keywords of `portable.calibration.calibrated_log_odds`."""
         intercept = list(self.intercept) if isinstance(self.intercept, tuple) else self.intercept
-        return {"slope": self.slope, "intercept": intercept, **({"bend": self.bend} if self.bend else {})}
+        value: dict[str, Any] = {"slope": self.slope, "intercept": intercept}
+        if self.bend:
+            value["bend"] = self.bend
+        if self.seen is not None:
+            value |= {"seen": list(self.seen), "beyond": self.beyond}
+        return value
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Calibration":
-        intercept = value["intercept"]
-        return cls(value["slope"], tuple(intercept) if isinstance(intercept, list) else intercept, value.get("bend", 0))
+        tuples = {name: tuple(own) for name, own in value.items() if isinstance(own, list)}
+        return cls(**{**value, **tuples})
 
 
 def fit_calibration(logits: np.ndarray, targets: np.ndarray, shares: np.ndarray) -> Calibration:
@@ -95,8 +118,9 @@ def fit_beta(logits: np.ndarray, targets: np.ndarray, shares: np.ndarray) -> Cal
     """Beta calibration of (rows, 1) logits: a ln p - b ln(1 - p) + c of p = sigmoid(logit), with a and b not below 0.
 
     Kull, Silva Filho and Flach 2017, Beta calibration. A coefficient below 0 is left out and the other fitted again,
-    which is the optimum under the constraint, as the likelihood is concave; Platt's targets keep it finite. Raises
-    InputError for several classes.
+    which is the optimum under the constraint, as the likelihood is concave; Platt's targets keep it finite. One of the
+    two is known from the few rows at its end alone, so that the map can be far too steep there; beyond the scores of
+    these rows it goes on with the slope of the logistic of all of them. Raises InputError for several classes.
     """
     if logits.shape[1] > 1:
         raise InputError(
@@ -113,7 +137,9 @@ def fit_beta(logits: np.ndarray, targets: np.ndarray, shares: np.ndarray) -> Cal
         if found[0] < MIN_SLOPE:
             return _constant(soft)
         slopes[kept] = found[0]
-    return Calibration(float(slopes[0]), intercept, float(slopes[1] - slopes[0]))
+    beyond = max(float(maximum_likelihood(logits, soft)[0][0]), MIN_SLOPE)
+    seen = float(logits.min()), float(logits.max())
+    return Calibration(float(slopes[0]), intercept, float(slopes[1] - slopes[0]), seen, beyond)
 
 
 def fit_temperature(logits: np.ndarray, targets: np.ndarray, shares: np.ndarray) -> Calibration:

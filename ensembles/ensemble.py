@@ -93,7 +93,14 @@ def run(
         calibrated.probabilities(blend, scores), columns=score_columns(blend.num_outputs, "probability")
     )
     scores = pd.concat([scores.drop(columns="target"), probabilities, scores["target"]], axis=1)
-    found, rule = choose_threshold(scores, table, guarantee=guarantee, config=threshold or ThresholdConfig())
+    found, rule = choose_threshold(
+        scores,
+        table,
+        blend=blend,
+        calibration=calibrated,
+        guarantee=guarantee,
+        config=threshold or ThresholdConfig(),
+    )
     provenance = _provenance(predictions, chosen, scores)
     write_json(
         out / ENSEMBLE_FILE,

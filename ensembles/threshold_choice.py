@@ -15,6 +15,8 @@ from configs.errors import InputError
 from configs.schema import GuaranteeConfig
 from configs.thresholds import ThresholdConfig
 from ensembles import threshold_rules as rules
+from ensembles.blending import Blend
+from ensembles.calibrated_scores import EnsembleCalibration
 from ensembles.operating_points import found_by_review
 from ensembles.threshold_words import precision_goal
 from ensembles.thresholds import RecallThreshold, certified_threshold, estimated_threshold, recall_at
@@ -72,11 +74,18 @@ class _Rows:
 
 
 def choose_threshold(
-    scores: pd.DataFrame, table: ImageTable, *, guarantee: GuaranteeConfig, config: ThresholdConfig
+    scores: pd.DataFrame,
+    table: ImageTable,
+    *,
+    blend: Blend,
+    calibration: EnsembleCalibration,
+    guarantee: GuaranteeConfig,
+    config: ThresholdConfig,
 ) -> tuple[RecallThreshold, RuleResult]:
     """The threshold with what is known of the recall there, and what the rule reached.
 
-    `scores` has the columns of scores.parquet. Raises InputError for a review budget when there is nothing to review.
+    `scores` has the columns of scores.parquet, made by `blend` and `calibration`. Raises InputError for a review
+    budget when there is nothing to review.
     """
     if not table.is_binary:
         reason = "multi-class work has no single threshold; the predicted class is the one with the highest score"
@@ -102,7 +111,7 @@ def choose_threshold(
     elif config.rule == "budget":
         result = _by_budget(scores, oof, config, guarantee)
     elif config.rule == "cost":
-        result = _by_cost(scores, oof, config, guarantee)
+        result = _by_cost(oof, blend, calibration, config, guarantee)
     else:
         result = _by_f_beta(oof, config, guarantee)
     if result.threshold is not None:
@@ -233,14 +242,12 @@ def _by_budget(scores: pd.DataFrame, oof: _Rows, config: ThresholdConfig, guaran
     return _result(config, guarantee, found, "recall", "oof", reason)
 
 
-def _by_cost(scores: pd.DataFrame, oof: _Rows, config: ThresholdConfig, guarantee: GuaranteeConfig) -> RuleResult:
+def _by_cost(
+    oof: _Rows, blend: Blend, calibration: EnsembleCalibration, config: ThresholdConfig, guarantee: GuaranteeConfig
+) -> RuleResult:
     assert config.cost_ratio is not None
     wanted = rules.worthwhile_probability(config.cost_ratio)
-    deployed = scores[scores["kind"] != "oof"]  # what maps their scores is what maps new ones
-    rows = deployed if len(deployed) else scores
-    threshold = rules.score_at_probability(
-        rows["score"].to_numpy(dtype=np.float64), rows["probability"].to_numpy(dtype=np.float64), wanted
-    )
+    threshold = calibration.score_at(blend, wanted)
     flagged = oof.probabilities >= wanted
     cost, interval = rules.expected_cost(
         oof.targets, flagged, cost_ratio=config.cost_ratio, groups=oof.units, confidence=guarantee.confidence
@@ -252,6 +259,11 @@ def _by_cost(scores: pd.DataFrame, oof: _Rows, config: ThresholdConfig, guarante
         f"({number(config.cost_ratio * prevalence)} when none is flagged, {number(1.0 - prevalence)} when all are), at "
         f"the prevalence of the labelled images; it is as good as the probabilities are; {ONE_FOLD_MODEL}"
     )
+    if calibration.deployed is not None and calibration.spread is None:
+        reason += (
+            f", whose mean varies less: by how much only a scored pool (predict.pool) can tell, and without one the "
+            f"threshold tends to be too {'high' if wanted > prevalence else 'low'} for new images"
+        )
     return _result(config, guarantee, rules.Expected(threshold, cost, interval), "cost per image", "oof", reason)
 
 

@@ -7,13 +7,11 @@ Each says what may be expected at its threshold (score >= threshold is flagged).
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.stats
-from scipy.special import logit
 
 from trainers.guarantee import positives_needed
-from trainers.intervals import ratio_interval, share_interval
+from trainers.intervals import logit_interval, ratio_sd, share_interval
 from trainers.metrics import precision_recall_curve
-from trainers.resampling import Groups, count_units, group_codes, t_multiplier
+from trainers.resampling import Groups, count_units, group_codes, unseen_share
 
 MAX_STARTS = 3
 
@@ -102,25 +100,6 @@ def worthwhile_probability(cost_ratio: float) -> float:
     return 1.0 / (1.0 + cost_ratio)
 
 
-def score_at_probability(scores: np.ndarray, probabilities: np.ndarray, wanted: float) -> float:
-    """The score that has the `wanted` probability, by rows on a map from scores that never falls.
-
-    Between the two rows on either side it is interpolated on the log-odds scale, on which most calibrations are
-    straight, so that new images between them are flagged as the map would. Where all rows are on one side it is the
-    lowest score, or just above the highest.
-    """
-    worth = probabilities >= wanted
-    if worth.all():
-        return float(scores.min())
-    below = float(scores[~worth].max())
-    if not worth.any():
-        return float(np.nextafter(below, np.inf))
-    above = float(scores[worth].min())
-    ends = np.clip([probabilities[~worth].max(), probabilities[worth].min()], 1e-300, 1.0 - 1e-16)
-    between = float(np.interp(logit(wanted), logit(ends), [below, above]))
-    return float(np.clip(between, np.nextafter(below, np.inf), above))
-
-
 def expected_cost(
     targets: np.ndarray, flagged: np.ndarray, *, cost_ratio: float, groups: Groups = None, confidence: float
 ) -> tuple[float, tuple[float, float]]:
@@ -167,7 +146,7 @@ def cross_fitted_f_beta(
     groups: Groups = None,
     confidence: float,
 ) -> tuple[float, tuple[float, float]]:
-    """F-beta of rows flagged by the best threshold of the other folds' rows, with its interval.
+    """F-beta of rows flagged by the best threshold of the other folds' rows, with its interval (Student's t, logits).
 
     At the best threshold of the very rows it is optimistic. Raises ValueError when the other folds have no positive.
     """
@@ -178,11 +157,8 @@ def cross_fitted_f_beta(
     hits, weight = (targets == 1) & flagged, beta**2
     part = (1.0 + weight) * hits
     whole = part + weight * ((targets == 1) & ~flagged) + ((targets == 0) & flagged)
-    low, high = ratio_interval(part, whole, groups=groups, confidence=confidence)
-    estimate = float(part.sum() / whole.sum())
-    num_units = count_units(targets == 1, group_codes(groups, len(targets)))
+    estimate, sd, _ = ratio_sd(part, whole, groups=groups)
+    num_units = count_units(targets == 1, group_codes(groups, len(targets)))  # the positives decide, as they are few
     if num_units < 2:
         return estimate, (0.0, 1.0)
-    # the positives decide, of which there are few
-    wider = t_multiplier(num_units, confidence) / float(scipy.stats.norm.ppf((1 + confidence) / 2))
-    return estimate, (max(0.0, estimate - wider * (estimate - low)), min(1.0, estimate + wider * (high - estimate)))
+    return estimate, logit_interval(estimate, sd, num_units, unseen_share(num_units, confidence), confidence)

@@ -185,7 +185,17 @@ def ratio_interval(
 ) -> tuple[float, float]:
     """Student's t interval of sum(part) / sum(whole) over independent rows, or groups of rows; nan of fewer than two.
 
-    The variance is that of the linearised ratio (Cochran 1977, section 6.4). Not clipped to any range.
+    Not clipped to any range.
+    """
+    ratio, sd, num_units = ratio_sd(part, whole, groups=groups)
+    half = float(scipy.stats.t.ppf((1 + confidence) / 2, num_units - 1)) * sd if num_units > 1 else float("nan")
+    return ratio - half, ratio + half
+
+
+def ratio_sd(part: np.ndarray, whole: np.ndarray, *, groups: Groups = None) -> tuple[float, float, int]:
+    """sum(part) / sum(whole), its standard deviation, and the number of independent rows or groups of rows.
+
+    The variance is that of the linearised ratio (Cochran 1977, section 6.4); nan of fewer than two.
     """
     codes = group_codes(groups, len(part))
     ratio = float(part.sum() / whole.sum())
@@ -193,10 +203,8 @@ def ratio_interval(
     residuals = of_rows if codes is None else np.bincount(codes, weights=of_rows)
     num_units = len(residuals)
     if num_units < 2:
-        return float("nan"), float("nan")
-    sd = float(np.sqrt(num_units / (num_units - 1) * (residuals**2).sum())) / float(whole.sum())
-    half = float(scipy.stats.t.ppf((1 + confidence) / 2, num_units - 1)) * sd
-    return ratio - half, ratio + half
+        return ratio, float("nan"), num_units
+    return ratio, float(np.sqrt(num_units / (num_units - 1) * (residuals**2).sum())) / float(whole.sum()), num_units
 
 
 def _effective_number(values: np.ndarray, groups: np.ndarray, confidence: float) -> float:

@@ -21,12 +21,21 @@ def score_log_odds(scores: np.ndarray, *, method: str) -> np.ndarray:
 
 
 def calibrated_log_odds(
-    log_odds: np.ndarray, *, slope: float, intercept: float | Sequence[float], bend: float = 0.0
+    log_odds: np.ndarray,
+    *,
+    slope: float,
+    intercept: float | Sequence[float],
+    bend: float = 0.0,
+    seen: Sequence[float] | None = None,
+    beyond: float = 0.0,
 ) -> np.ndarray:
     """`slope * x + bend * log(1 + exp(x)) + intercept` of log-odds x (rows, outputs), of the same shape.
 
     Without `bend` it is a logistic map, or a temperature with a bias per class. With it, the slope goes over from
     `slope` at low to `slope + bend` at high log-odds: the beta map of Kull et al. 2017, whose a and b these two are.
+    Below and above the two ends of `seen` the map goes on straight, with the slope `beyond`.
     """
-    straight = slope * log_odds + np.asarray(intercept, dtype=np.float64)
-    return straight + bend * np.logaddexp(0.0, log_odds) if bend else straight
+    inside = log_odds if seen is None else log_odds.clip(seen[0], seen[1])
+    straight = slope * inside + np.asarray(intercept, dtype=np.float64)
+    bent = straight + bend * np.logaddexp(0.0, inside) if bend else straight
+    return bent if seen is None else bent + beyond * (log_odds - inside)

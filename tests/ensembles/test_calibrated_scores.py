@@ -145,6 +145,18 @@ def test_one_image_alone_gets_the_probability_that_it_gets_among_all() -> None:
     assert found.probabilities(blend, scores.loc[[row]])[0, 0] == probabilities[row, 0]
 
 
+@pytest.mark.parametrize("blend_method", ["logits", "ranks"])
+@pytest.mark.parametrize("method", ["logistic", "beta", "none"])
+def test_the_score_of_a_probability_flags_the_new_images_that_have_it(blend_method: str, method: str) -> None:
+    predictions, _ = toy(600, pool=300)
+    found, scores, probabilities = calibrated(predictions, method=method, blend_method=blend_method)
+    blend = fit_blend(predictions, method=blend_method)
+    pool = (scores["kind"] == "pool").to_numpy()
+    for wanted in (1e-9, 0.02, 0.1, 0.4, 1 - 1e-9):
+        flagged = scores["score"][pool] >= found.score_at(blend, wanted)
+        assert (flagged == (probabilities[pool, 0] >= wanted)).all()
+
+
 def test_labels_of_the_pool_and_holdout_rows_change_nothing() -> None:
     predictions, truth = toy(600, pool=300)
     seen = predictions.copy()

@@ -1,5 +1,7 @@
 """Calibrations against their likelihoods written out and scikit-learn's, and where there is nothing to calibrate on."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.optimize import minimize
@@ -130,6 +132,26 @@ def test_a_negative_coefficient_of_beta_is_left_out() -> None:
     assert (np.diff(grid) > 0).all(), "the order is kept"
 
 
+def test_beyond_the_scores_of_its_fit_beta_goes_on_as_steeply_as_the_logistic() -> None:
+    """All scores are low, so that nothing is known of the slope at high ones, which comes out at 15 and more."""
+    errors, without = [], []
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        targets = np.repeat([1, 0], [59, 1066])
+        true = 1.5 * (rng.normal(size=len(targets)) + 1.5 * targets) - 1.125 + np.log(59 / 1066)
+        logits, shares = (true - 3.0)[:, None], np.array([1066, 59]) / 1125
+        found, edge = fit_beta(logits, targets, shares), logits.max()
+        far = np.array([[edge + 4.0]])
+        logistic = fit_logistic(logits, targets, shares)
+        assert found(far)[0, 0] - found(logits).max() == pytest.approx(4.0 * logistic.slope)
+        errors.append(abs(found(far)[0, 0] - (edge + 4.0 + 3.0)))
+        without.append(abs(replace(found, seen=None)(far)[0, 0] - (edge + 4.0 + 3.0)))
+        grid = found(np.linspace(logits.min() - 5.0, edge + 5.0, 4001)[:, None])[:, 0]
+        assert (np.diff(grid) > 0).all() and np.diff(grid).max() < 1.0, "no step at the ends"
+    assert np.median(errors) < 2.0
+    assert np.median(without) > 4.0, "the control"
+
+
 def test_biases_of_several_classes_are_those_of_the_likelihood_written_out() -> None:
     rng = np.random.default_rng(6)
     true = rng.normal(0, 1.5, (3000, 3))
@@ -188,7 +210,12 @@ def test_a_temperature_of_one_logit_is_that_of_two_classes() -> None:
 
 
 def test_a_map_and_its_move_survive_json() -> None:
-    for own in (Calibration(0.5, -1.0), Calibration(0.5, -1.0, 0.3), Calibration(2.0, (0.1, -0.1, 0.0))):
+    for own in (
+        Calibration(0.5, -1.0),
+        Calibration(0.5, -1.0, 0.3),
+        Calibration(0.5, -1.0, 0.3, (-0.5, 0.5), 0.7),
+        Calibration(2.0, (0.1, -0.1, 0.0)),
+    ):
         x = np.random.default_rng(0).normal(size=(5, 3 if isinstance(own.intercept, tuple) else 1))
         offset = np.array([0.3] * x.shape[1])
         moved = own.then(1.7, offset)

@@ -50,11 +50,25 @@ def test_groups_and_doubt_about_the_prevalence_widen_the_interval() -> None:
     assert width(prevalence_interval=(0.01, 0.04)) > 1.2 * width()
 
 
-def test_a_perfect_ranking_is_not_taken_for_certain_where_negatives_are_few() -> None:
+@pytest.mark.parametrize("seed", range(4))
+def test_a_perfect_ranking_is_not_taken_for_certain_where_negatives_are_few(seed: int) -> None:
     targets = np.repeat([1, 0], [100, 2000])
-    own, small = (carried(targets, targets.astype(float), prevalence) for prevalence in (100 / 2100, 0.0125))
-    assert own.estimate == small.estimate == 1.0
-    assert small.interval[0] < own.interval[0] < 1.0
+    scores = 3.0 * targets + np.random.default_rng(seed).random(len(targets))
+    own, small = (
+        carried(targets, scores, prevalence, rng=np.random.default_rng(seed)) for prevalence in (100 / 2100, 0.0125)
+    )
+    assert own.estimate == pytest.approx(1.0, abs=0.002) and small.estimate == pytest.approx(1.0, abs=0.01)
+    assert 0.8 < small.interval[0] < own.interval[0] - 0.05 < 0.95
+    assert own.interval[1] == small.interval[1] == 1.0
+
+
+def test_the_low_end_knows_of_a_negative_that_was_not_seen_before_the_first() -> None:
+    """Half of the positives are before all negatives, which no resample changes: by those the ends are equally far."""
+    targets = np.repeat([1, 0, 1], [100, 4000, 100])
+    scores = np.concatenate([5.0 + np.arange(100), np.linspace(-2.0, 2.0, 4000), np.linspace(-2.5, 1.5, 100)])
+    found = carried(targets, scores, 0.0065)
+    below, above = found.estimate - found.interval[0], found.interval[1] - found.estimate
+    assert below > 1.2 * above > 0
 
 
 def test_without_a_class_there_is_nothing_to_carry() -> None:

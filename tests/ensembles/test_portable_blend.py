@@ -1,5 +1,8 @@
 """The blend of an exported ensemble, against its formulas written out and against the project's own."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +10,7 @@ from scipy.special import expit, softmax
 
 from configs.errors import InputError
 from ensembles.blending import BLENDS, blend_images, fit_blend
+from ensembles.calibration import fit_beta
 from ensembles.export_checks import natural_logits
 from ensembles.portable.blend import blended, check_known, probabilities_of
 
@@ -62,6 +66,17 @@ def test_calibrated_probabilities_their_powers_and_stacking_are_their_formulas()
     found = blended(stacking, logits)
     np.testing.assert_allclose(found, 1.5 * mean_of(logits, lambda model, values: values) - 0.2, rtol=1e-12)
     np.testing.assert_allclose(probabilities_of(stacking, found), expit(found), rtol=1e-12)
+
+
+def test_beta_probabilities_come_out_alike_beyond_the_scores_of_their_fit():
+    rng = np.random.default_rng(0)
+    targets = np.arange(400) % 8 == 0
+    found = fit_beta(rng.normal(size=(400, 1)) + 2.0 * targets[:, None], targets.astype(int), np.array([0.875, 0.125]))
+    scores = np.linspace(-20.0, 20.0, 81)[:, None]
+    stored = json.loads(json.dumps(found.to_json()))
+    told = probabilities_of(description("logits", 1), scores, stored)
+    np.testing.assert_allclose(told, expit(found(scores)), rtol=1e-12)
+    assert np.abs(replace(found, seen=None)(scores) - found(scores)).max() > 1, "the control"
 
 
 def test_several_classes_are_on_a_log_scale():

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import expit, logit
 from scipy.stats import beta
 
 from configs.ensembling import CalibrationConfig
@@ -83,7 +84,15 @@ def test_a_holdout_certifies_afterwards_the_recall_at_a_threshold_that_it_did_no
     other = type(table)(table.frame.assign(label=labels), table.classes, table.positive_label)
     scores = result.scores.copy()
     scores.loc[scores["kind"] == "holdout", "target"] = 0
-    again, _ = choose_threshold(scores, other, guarantee=GuaranteeConfig(), config=ThresholdConfig(**rule))
+    stored_ensemble = ensemble.read_ensemble(tmp_path / "ensemble")
+    again, _ = choose_threshold(
+        scores,
+        other,
+        blend=stored_ensemble.blend,
+        calibration=stored_ensemble.calibration,
+        guarantee=GuaranteeConfig(),
+        config=ThresholdConfig(**rule),
+    )
     assert again.threshold == stored["threshold"]
 
 
@@ -140,6 +149,23 @@ def test_a_cost_flags_the_images_whose_probability_is_worth_it(tmp_path):
     alarms = ((oof["target"] == 0) & (oof["probability"] >= 0.2)).sum()
     achieved = stored["threshold_rule"]["achieved"]
     assert achieved["estimate"] == pytest.approx((4 * missed + alarms) / len(oof))
+
+
+@pytest.mark.parametrize("cost_ratio", [1.0, 9.0, 99.0])
+def test_without_new_images_a_cost_still_decides_by_the_map_of_new_ones(tmp_path, cost_ratio):
+    """Out of fold every fold has its own map, whose lowest score of that probability is too low for all others."""
+    table = toy_table()
+    train = type(table)(table.frame[table.frame["split"] == "train"], table.classes, table.positive_label)
+    rule = {"rule": "cost", "cost_ratio": cost_ratio}
+    result, stored = chosen(tmp_path, train, rule)
+    assert set(result.scores["kind"]) == {"oof"}
+    maps = ensemble.read_ensemble(tmp_path / "ensemble").calibration
+    wanted = 1.0 / (1.0 + cost_ratio)
+    assert expit(maps.deployed(np.array([stored["threshold"]])))[0] == pytest.approx(wanted)
+    lowest = min(own.log_odds_at(logit(wanted)) for own in maps.out_of_fold.values())
+    assert lowest < stored["threshold"] - 0.02, "the control"
+    too = "too high" if wanted > 0.2 else "too low"
+    assert f"without one the threshold tends to be {too} for new images" in stored["threshold_rule"]["reason"]
 
 
 def test_a_budget_is_judged_at_the_same_share_of_the_out_of_fold_images():

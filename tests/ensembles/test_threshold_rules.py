@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from scipy.special import expit
 from scipy.stats import binomtest
 from sklearn.metrics import fbeta_score
 
@@ -13,7 +12,6 @@ from ensembles.threshold_rules import (
     expected_cost,
     f_beta_threshold,
     precision_threshold,
-    score_at_probability,
     worthwhile_probability,
 )
 
@@ -153,21 +151,6 @@ def test_the_interval_of_a_cost_covers_it_where_few_positives_may_all_be_found_b
     assert naive < 0.85 * 300, "the control: of a mean alone"
 
 
-def test_the_score_of_a_probability_is_that_of_the_map_between_images_too():
-    scores = np.array([-3.0, -1.0, 2.0, 4.0])
-    threshold = score_at_probability(scores, expit(0.7 * scores - 0.4), 0.3)
-    assert expit(0.7 * threshold - 0.4) == pytest.approx(0.3)
-
-
-@pytest.mark.parametrize(("wanted", "flagged"), [(1e-6, 4), (0.9999, 0), (0.5, 2)])
-def test_the_score_of_a_probability_flags_the_rows_that_have_it(wanted, flagged):
-    scores = np.array([-3.0, -1.0, 2.0, 4.0])
-    steps = np.array([0.1, 0.1, 0.5, 0.5])  # as isotonic maps are
-    assert (scores >= score_at_probability(scores, steps, wanted)).sum() == flagged
-    certain = np.array([0.0, 0.0, 1.0, 1.0])
-    assert (scores >= score_at_probability(scores, certain, 0.5)).sum() == 2
-
-
 @pytest.mark.parametrize("beta", [0.5, 1.0, 2.0])
 def test_no_threshold_has_a_higher_f_beta_than_the_chosen_one(beta):
     targets, scores = toy()
@@ -187,6 +170,17 @@ def test_cross_fitted_f_beta_uses_thresholds_of_the_other_folds():
         flagged[folds == fold] = scores[folds == fold] >= cut
     assert value == pytest.approx(fbeta_score(targets, flagged, beta=2.0))
     assert low < value < high
+
+
+def test_an_f_beta_of_few_positives_is_not_certain_even_when_all_are_found():
+    targets = (np.arange(60) % 6 == 0).astype(int)
+    folds = np.arange(60) // 6 % 2
+    value, (low, high) = cross_fitted_f_beta(targets, targets.astype(float), folds, beta=1.0, confidence=0.95)
+    assert value == high == 1.0 and 0.6 < low < 0.75, "of ten positives"
+    one = (np.arange(60) == 0) | (np.arange(60) == 6)
+    pairs = np.arange(60) // 30
+    _, whole = cross_fitted_f_beta(one.astype(int), one.astype(float), folds, groups=pairs, beta=1.0, confidence=0.95)
+    assert whole == (0.0, 1.0), "of one patient"
 
 
 def test_f_beta_without_positives_is_undefined():

@@ -17,7 +17,7 @@ LABELS = {293: 5000, 59: 1066}
 NUM_FOLDS, SHARED = 3, 0.8  # of the variance of an image's scores by two fold models, within its class
 
 
-@pytest.mark.parametrize("shift", [1.6, 2.4, 3.2])
+@pytest.mark.parametrize("shift", [1.6, 2.4, 3.2, 4.8])
 @pytest.mark.parametrize(
     ("positives", "prevalence"), [(293, 0.005), (293, 0.01), (293, 0.3), (59, 0.0235), (59, 0.04), (59, 0.3)]
 )
@@ -37,8 +37,8 @@ def test_ap_carried_to_another_prevalence_is_that_of_images_of_it(positives, pre
     bias, error = np.mean(found) - truth, np.std(found, ddof=1) / draws**0.5
     size.note(truth=truth, bias=bias, error=error, coverage=covered / draws)
     assert abs(bias) <= 0.01 + (2 if size.full else 3) * error
-    assert covered / draws >= 0.91 - size.slack(draws)  # of 95%: the bootstrap's sd is an eighth too small far down
-    if prevalence != 0.04:  # the labels' own, nearly
+    assert covered / draws >= 0.93 - size.slack(draws)
+    if prevalence != 0.04 and shift < 4:  # the labels' own, nearly; and near 1 everywhere
         assert abs(np.mean(unmoved) - truth) > 0.05  # the control
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy.stats import norm
+from sklearn.metrics import fbeta_score
 
 from ensembles.threshold_rules import cross_fitted_f_beta, f_beta_threshold, precision_threshold
 from ensembles.thresholds import recall_at
@@ -83,6 +84,32 @@ def test_the_best_f_beta_of_the_same_rows_flatters_and_the_cross_fitted_one_does
     error = 3 * np.std(honest) / draws**0.5
     assert np.mean(flattering) > 0.02 + 3 * np.std(flattering) / draws**0.5  # the control
     assert abs(np.mean(honest)) < 0.01 + error
+
+
+@pytest.mark.parametrize("ap", [0.57, 0.9])
+@pytest.mark.parametrize("beta", [1.0, 2.0])
+@pytest.mark.parametrize("number", [1066, 5293])
+def test_the_interval_of_the_cross_fitted_f_beta_covers_that_of_the_chosen_threshold(number, beta, ap, size):
+    """59 and 293 positives, their number drawn, too."""
+    if (number, beta) != (1066, 2.0):
+        size.only_in_full()
+    shift, rng, draws = shift_for(ap, PREVALENCE), np.random.default_rng(11), size.draws(150, 2000)
+    covered = too_low = on_the_same_rows = 0
+    for _ in range(draws):
+        targets, scores = draw(rng, shift, number)
+        folds = rng.permutation(np.arange(number) % 3)
+        chosen = f_beta_threshold(targets, scores, beta=beta)
+        hits, alarms = PREVALENCE * norm.sf(chosen, shift), (1 - PREVALENCE) * norm.sf(chosen)
+        truth = (1 + beta**2) * hits / (hits + alarms + beta**2 * PREVALENCE)
+        found, (low, high) = cross_fitted_f_beta(targets, scores, folds, beta=beta, confidence=CONFIDENCE)
+        covered += low <= truth <= high
+        too_low += high < truth
+        flattered = fbeta_score(targets, scores >= chosen, beta=beta)
+        on_the_same_rows += low - found <= truth - flattered <= high - found
+    size.note(coverage=covered / draws, too_low=too_low / draws, on_the_same_rows=on_the_same_rows / draws)
+    assert covered / draws >= 0.93 - size.slack(draws)
+    if size.full and (number, ap) == (1066, 0.57):
+        assert on_the_same_rows / draws < 0.92  # the control: as wide about what flatters
 
 
 def test_the_interval_of_a_ratio_covers_it_with_groups_and_without_them_it_does_not(size):
