@@ -4,7 +4,6 @@ A trial is a run folder of its own, whose finished stages are shared: what an ea
 settings on the same rows is linked, not trained again. It never reads scores of test, holdout or pool rows.
 """
 
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,7 +23,8 @@ from scripts.steps.pseudo_label import pseudo_label_step
 from scripts.steps.run_state import CONSOLE, SUPERVISED, Pipeline, rows_digest, train_folder
 from scripts.steps.train import train_arms, train_step, try_backbones
 from trainers.provenance import derive_seed
-from trainers.stages import Attempt, Stage, StageOutcome, StageRecord, adopt, finished, locked
+from trainers.run_lock import locked, remove_unless_held
+from trainers.stages import Attempt, Stage, StageOutcome, StageRecord, adopt, finished
 from trainers.table import ImageTable, read_table
 
 if TYPE_CHECKING:
@@ -136,11 +136,14 @@ class TrialObjective:
         return ap, judged.seconds if objective.second == "seconds" else recall
 
     def _tidy(self, place: int) -> None:
-        """Delete the networks of a trial that has ended, where only scores are kept."""
+        """Delete the networks of a trial that has ended, where only scores are kept.
+
+        What a repetition of the trial is at in another worker is left to that one.
+        """
         if self.tuning.keep == "scores":
             for folder in (self.folder / "trials").glob(f"{place}*"):
                 if folder.name.partition("-")[0] == str(place):
-                    shutil.rmtree(folder)
+                    remove_unless_held(folder)
 
     def _judged(self, trial: "optuna.Trial", chosen: dict[str, Any], place: int) -> Judged:
         import optuna

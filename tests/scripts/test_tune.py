@@ -24,7 +24,8 @@ from scripts.steps.study import Call, run_study
 from tests.postgres_server import new_database
 from trainers.digits import DigitsSplit, write_digits
 from trainers.metrics import average_precision
-from trainers.stages import Attempt, Stage, StageOutcome, locked, run_stage
+from trainers.run_lock import locked
+from trainers.stages import Attempt, Stage, StageOutcome, run_stage
 
 LR = {"train.lr": {"low": 1e-3, "high": 1e-2, "log": True}}
 NETWORKS = [{"backbone": name} for name in ("test_resnet", "test_efficientnet", "test_vit")]
@@ -201,6 +202,24 @@ def test_only_scores_are_kept_of_trials_however_they_ended(folder: Path) -> None
     run_study(call_of(folder, space, "train.clip_norm=0", "train.optimizer=sgd", sampler="grid", keep="scores"))
     assert {trial.state for trial in study_of(folder).trials} == {TrialState.FAIL, TrialState.COMPLETE}
     assert list((folder / "runs/tiny/tune/trials").iterdir()) == []
+
+
+def test_what_a_repetition_of_an_ended_trial_is_at_is_not_deleted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The repetition, in another worker, has the folder as soon as the first worker lets go of it."""
+    real, repetition = trial_step.TrialObjective._tidy, folder / "runs/tiny/tune/trials/0"
+
+    def tidy(self: trial_step.TrialObjective, place: int) -> None:
+        with locked(repetition):
+            real(self, place)
+            assert (repetition / "log.jsonl").exists()
+        real(self, place)
+
+    monkeypatch.setattr(trial_step.TrialObjective, "_tidy", tidy)
+    run_study(call_of(folder, LR, trials=1, keep="scores"))
+    assert [trial.state for trial in study_of(folder).trials] == [TrialState.COMPLETE]
+    assert not repetition.exists()
 
 
 def test_a_trial_far_behind_is_given_up_after_its_first_fold(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
