@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,15 @@ CONSOLE = Console(highlight=False, soft_wrap=True)
 class Pipeline:
     """A run in progress: its config and folder, and the records of its stages so far.
 
-    `kept_arms` are arms whose scores stay though the config does not have them.
+    `kept_arms` are arms whose scores stay though the config does not have them; `warned` has what was warned of, by
+    stage.
     """
 
     config: RunConfig
     restart: bool
     records: list[StageRecord] = field(default_factory=list)
     kept_arms: Sequence[str] = ()
+    warned: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def run_dir(self) -> Path:
@@ -70,9 +73,11 @@ class Pipeline:
         return totals
 
     def warn(self, warnings: Sequence[str], *, stage: str) -> None:
-        """Show warnings each time, and keep them in log.jsonl for the report."""
+        """Show warnings, each once a run, and keep them in log.jsonl for the report."""
         for warning in warnings:
-            CONSOLE.print(f"[yellow]warning:[/] {escape(warning)}")
+            if warning not in chain.from_iterable(self.warned.values()):
+                CONSOLE.print(f"[yellow]warning:[/] {escape(warning)}")
+            self.warned.setdefault(stage, []).append(warning)
             log_event(self.run_dir, "warning", stage=stage, message=warning)
 
     def say(

@@ -302,6 +302,7 @@ def _say_trial(trial: "FrozenTrial") -> None:
         ended = f"AP {trial.values[0]:.3f} ± {attributes['ap_sd']:.3f}  {seconds:>6}"
         broken = [name for name, value in trial.constraints.items() if value > 0]
         ended += f"  breaks {', '.join(broken)}" if broken else ""
+        ended += f"  {attributes['note'].partition(':')[0]}" if "note" in attributes else ""
     else:
         what = {"PRUNED": "given up", "FAIL": "failed"}.get(state, state.lower())
         ended = f"{what}: {attributes.get('reason', 'another worker has begun it anew')}"
@@ -319,6 +320,11 @@ def _say_result(result: "StudyResult", folder: Path, command: str, *, num_trials
     share = corrected.shares[corrected.winner]
     for reason, count in result.failures.items():
         CONSOLE.print(f"[yellow]failed[/]    {counted(count, 'trial')}: {escape(reason)}")
+    if result.notes:
+        CONSOLE.print(
+            f"[yellow]warning:[/] in {counted(len(result.notes), 'trial')} not all students were trained, as in a run "
+            "with these settings; report.html says why of each"
+        )
     CONSOLE.print(
         f"[bold]best[/]      trial {result.best.number} of {ended}: AP {corrected.naive:.3f} as seen, "
         f"[bold]{corrected.corrected:.3f}[/] [{low:.3f}, {high:.3f}] corrected for the choice "
@@ -327,6 +333,8 @@ def _say_result(result: "StudyResult", folder: Path, command: str, *, num_trials
     CONSOLE.print(f"          it is the best in {share:.0%} of the resamples of the images")
     for key, value in result.best.params.items():
         CONSOLE.print(f"          {escape(key)}: {escape(_short(value))}")
+    if result.best.number in result.notes:
+        CONSOLE.print(f"          {escape(result.notes[result.best.number])}")
     running = result.counts.get("running", 0)
     if running or sum(result.counts.values()) < num_trials:
         CONSOLE.print(f"          {sum(result.counts.values())} of {num_trials} trials begun; the same command goes on")
