@@ -123,6 +123,25 @@ def test_only_what_depends_on_a_change_is_done_again(
     assert arms == (["supervised"] if "pool" in changes and "arm" in changes["pool"] else ["supervised", "pretrained"])
 
 
+@pytest.mark.parametrize(
+    ("file", "line", "is_shown"),
+    [
+        ("pretrain/test_resnet/curves.csv", "9,1.5,3.25,0.5,0.1,0.1\n", True),
+        ("log.jsonl", '{"event": "finished", "stage": "pretrain-probe/test_resnet", "summary": "a new one"}\n', True),
+        ("log.jsonl", '{"event": "finished", "stage": "cluster", "summary": "not of the report"}\n', False),
+    ],
+)
+def test_the_report_is_written_again_when_pretraining_went_on(
+    data: Path, finished: Path, tmp_path: Path, file: str, line: str, is_shown: bool
+) -> None:
+    shutil.copytree(finished, tmp_path / "tiny")
+    config = config_of(data, tmp_path)
+    run_pipeline(config)  # the log now has a run in it that had nothing to do
+    with (tmp_path / "tiny" / file).open("a", encoding="utf-8") as stream:
+        stream.write(line)
+    assert fresh(run_pipeline(config)) == (["report"] if is_shown else [])
+
+
 def test_the_arm_does_not_change_what_supervised_training_gives(data: Path, finished: Path, tmp_path: Path) -> None:
     alone = run_pipeline(config_of(data, tmp_path, pool={"arm": "none"}), until="train").run_dir
     assert not (alone / "pretrain").exists()
