@@ -1,7 +1,7 @@
 """A run in progress, and what its stages have in common: their line on the terminal, warnings, digests of inputs."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -32,7 +32,7 @@ class Pipeline:
     """A run in progress: its config and folder, and the records of its stages so far.
 
     `kept_arms` are arms whose scores stay though the config does not have them; `warned` has what was warned of, by
-    stage.
+    stage, and `explained` what was said of several networks.
     """
 
     config: RunConfig
@@ -40,6 +40,7 @@ class Pipeline:
     records: list[StageRecord] = field(default_factory=list)
     kept_arms: Sequence[str] = ()
     warned: dict[str, list[str]] = field(default_factory=dict)
+    explained: set[str] = field(default_factory=set)
 
     @property
     def run_dir(self) -> Path:
@@ -72,13 +73,19 @@ class Pipeline:
             totals[family] = round(totals.get(family, 0.0) + record.seconds, 3)
         return totals
 
-    def warn(self, warnings: Sequence[str], *, stage: str) -> None:
-        """Show warnings, each once a run, and keep them in log.jsonl for the report."""
+    def warn(self, warnings: Sequence[str], *, stage: str, told: Sequence[str] = ()) -> None:
+        """Show warnings, each once a run and not those that were `told` already; log.jsonl keeps all for the report."""
         for warning in warnings:
-            if warning not in chain.from_iterable(self.warned.values()):
+            if warning not in chain(told, *self.warned.values()):
                 CONSOLE.print(f"[yellow]warning:[/] {escape(warning)}")
             self.warned.setdefault(stage, []).append(warning)
             log_event(self.run_dir, "warning", stage=stage, message=warning)
+
+    def warn_of(self, concerned: Mapping[str, Sequence[str]], *, stage: str) -> None:
+        """Warn of what is wrong with several networks: each message once a run, behind the first that it is true of."""
+        fresh = {message: names for message, names in concerned.items() if message not in self.explained}
+        self.explained |= fresh.keys()
+        self.warn([f"{', '.join(dict.fromkeys(names))}: {message}" for message, names in fresh.items()], stage=stage)
 
     def say(
         self,
