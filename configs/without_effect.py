@@ -29,7 +29,7 @@ CHOICES = (
 
 
 def settings_without_effect(config: RunConfig) -> list[str]:
-    """A line for each setting that was changed and does nothing: what it is, and what it would take.
+    """A line for settings that were changed and do nothing, together where they would take the same: these, and that.
 
     >>> settings_without_effect(RunConfig(predict={"pool": False}, pool={"confidence": 0.8}))
     ['pool.confidence: 0.8 has no effect, it takes pool.arm: pretrained, semi, combined, pseudo or all']
@@ -39,14 +39,18 @@ def settings_without_effect(config: RunConfig) -> list[str]:
     for position, model in enumerate(config.models):  # what differs from `train` was written there
         values |= _flat(model.train, f"models.{position}.train")
     idle = list(_idle(config, values))
-    lines = []
+    lacking: dict[str, list[str]] = {}  # by what they would take
     for key, value in values.items():
         if key in defaults and value == defaults[key]:
             continue
         needed = next((takes for prefix, takes in idle if key == prefix or key.startswith(f"{prefix}.")), None)
         if needed is not None:
-            lines.append(f"{key}: {value} has no effect, it takes {needed}")
-    return lines
+            lacking.setdefault(needed, []).append(f"{key}: {value}")
+    return [
+        f"{', '.join(settings)} {'has' if len(settings) == 1 else 'have'} no effect, "
+        f"{'it takes' if len(settings) == 1 else 'they take'} {needed}"
+        for needed, settings in lacking.items()
+    ]
 
 
 def _flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:

@@ -167,22 +167,32 @@ def certifiable(
     counts: LabelCounts, *, recalls: Sequence[float], holdout: float, confidence: float
 ) -> list[CertifiableRecall]:
     """What certifying each recall takes, by the binomial order statistic (`trainers.guarantee`)."""
-    held = math.floor(holdout * counts.positive_units + 1e-9)
+    held = positives_held_out(counts, holdout)
     result = []
     for recall in recalls:
         needed = positives_needed(recall=recall, confidence=confidence)
         share = math.ceil(100 * needed / counts.positive_units - 1e-9) / 100
         more = max(0, needed - held)
-        images = math.ceil(more / counts.prevalence * counts.num_positives / counts.positive_units - 1e-9)
-        result.append(CertifiableRecall(recall, needed, share if share <= MAX_HOLDOUT else None, more, images))
+        share_or_none = share if share <= MAX_HOLDOUT else None
+        result.append(CertifiableRecall(recall, needed, share_or_none, more, images_to_label(counts, more)))
     return result
+
+
+def positives_held_out(counts: LabelCounts, holdout: float) -> int:
+    """How many independent positives a holdout of that share has."""
+    return math.floor(holdout * counts.positive_units + 1e-9)
+
+
+def images_to_label(counts: LabelCounts, positives: int) -> int:
+    """How many random images have so many independent positives among them, at the labels' prevalence."""
+    return math.ceil(positives / counts.prevalence * counts.num_positives / counts.positive_units - 1e-9)
 
 
 def holdout_choices(counts: LabelCounts, *, holdout: float, confidence: float) -> list[HoldoutChoice]:
     """What the configured holdout and some usual ones certify."""
     result = []
     for share in sorted({holdout, *HOLDOUTS} - {0.0}):
-        held = math.floor(share * counts.positive_units + 1e-9)
+        held = positives_held_out(counts, share)
         result.append(
             HoldoutChoice(share, held, counts.positive_units - held, highest_recall(held, confidence=confidence))
         )
@@ -202,7 +212,7 @@ def sensible_folds(positive_units: int) -> int:
 
 def fold_choices(counts: LabelCounts, config: RunConfig, rates: Rates | None) -> list[FoldChoice]:
     """The configured number of folds, the sensible one and usual ones, as far as there are positives for them."""
-    units = counts.positive_units - math.floor(config.guarantee.holdout * counts.positive_units + 1e-9)
+    units = counts.positive_units - positives_held_out(counts, config.guarantee.holdout)
     sensible, configured = sensible_folds(units), config.folds.num_folds
     result = []
     for number in sorted({*FOLD_CHOICES, sensible, configured}):

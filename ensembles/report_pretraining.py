@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 
 from ensembles import figures
+from ensembles.report_sections import stage_summaries
 from ensembles.run_files import RunFiles
 
-PROBE_STAGE = "pretrain-probe/"  # whose summaries the log has, one stage a backbone
+PROBE_FAMILY = "pretrain-probe"  # of stages whose summaries the log has, one a backbone
 
 
 def pretraining_panels(files: RunFiles) -> list[dict[str, Any]]:
@@ -48,9 +49,4 @@ def _look(looks: pd.DataFrame, position: int) -> dict[str, float] | None:
 
 
 def _probed(files: RunFiles, model: str) -> str | None:
-    told = [
-        str(event.get("summary", ""))
-        for event in files.events
-        if event.get("event") == "finished" and event.get("stage") == f"{PROBE_STAGE}{model}"
-    ]
-    return told[-1] if told else None
+    return stage_summaries(files.events).get(PROBE_FAMILY, {}).get(f"{PROBE_FAMILY}/{model}")

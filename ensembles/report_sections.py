@@ -374,13 +374,19 @@ def _fold_curves(folds: dict[int, pd.DataFrame], column: str, role: str) -> list
     return [*curves, figures.Curve(mean.index.to_numpy(), mean["mean"].to_numpy(), role, 2.0)]
 
 
-def stage_times(files: RunFiles) -> list[dict[str, Any]]:
-    """Seconds of every family of stages from metrics.json, and what its parts said of themselves in the log."""
+def stage_summaries(events: Sequence[dict[str, Any]]) -> dict[str, dict[str, str]]:
+    """What the finished stages said of themselves last, by family and stage."""
     summaries: dict[str, dict[str, str]] = {}
-    for event in files.events:
+    for event in events:
         if event.get("event") == "finished":
             stage = str(event.get("stage", ""))
             summaries.setdefault(stage.split("/")[0], {})[stage] = str(event.get("summary", ""))
+    return summaries
+
+
+def stage_times(files: RunFiles) -> list[dict[str, Any]]:
+    """Seconds of every family of stages from metrics.json, and what its parts said of themselves in the log."""
+    summaries = stage_summaries(files.events)
     return [
         {"name": name, "seconds": seconds, "summaries": list(summaries.get(name, {}).values())}
         for name, seconds in files.metrics["timing"].items()

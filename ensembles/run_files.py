@@ -96,7 +96,7 @@ def read_run(run_dir: Path, *, truth: pd.DataFrame | None = None) -> RunFiles:
         if fold_number < table.num_folds and arm in metrics["pool"]["arms"]:  # others are of an earlier config
             curves.setdefault((arm, model), {})[fold_number] = pd.read_csv(path)
     pretraining = {path.parent.name: pd.read_csv(path) for path in sorted(run_dir.glob("pretrain/*/curves.csv"))}
-    log, rejected = run_dir / "log.jsonl", run_dir / "rejected.csv"
+    rejected = run_dir / "rejected.csv"
     known = {} if truth is None else dict(zip(truth["id"], truth["label"], strict=True))
     return RunFiles(
         run_dir=run_dir,
@@ -110,14 +110,15 @@ def read_run(run_dir: Path, *, truth: pd.DataFrame | None = None) -> RunFiles:
         metrics=metrics,
         curves=curves,
         pretraining={model: curve for model, curve in pretraining.items() if model in metrics["models"]},
-        events=_read_events(log.read_text(encoding="utf-8", errors="replace")) if log.exists() else [],
+        events=read_events(run_dir),
         truth={id_: table.classes.index(label) for id_, label in known.items() if label in table.classes},
     )
 
 
-def _read_events(text: str) -> list[dict[str, Any]]:
-    """The events of a log; a line that a crash cut, or that is being written, is left out."""
-    events = []
+def read_events(run_dir: Path) -> list[dict[str, Any]]:
+    """The events of a run's log, if it has one; a line that a crash cut, or that is being written, is left out."""
+    log, events = run_dir / "log.jsonl", []
+    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     for line in text.split("\n"):  # not splitlines, which also cuts at U+2028 and U+0085
         try:
             event = json.loads(line)

@@ -35,6 +35,40 @@ def precision_goal(floor: float, confidence: float) -> str:
     return f"a precision of at least {floor:g} with {exact_percent(confidence)} confidence"
 
 
+def threshold_in_words(ensemble: Mapping[str, Any]) -> str | None:
+    """The threshold, what was asked of it, the work it makes and what is certified; None in multi-class work.
+
+    `ensemble` is that of metrics.json.
+    """
+    rule, guarantee = ensemble["threshold_rule"], ensemble["recall_guarantee"]
+    if ensemble["threshold"] is None:
+        return None if "per_class" in ensemble else f"none, {rule_in_words(rule)} was asked for: {rule['reason']}"
+    where = "on the holdout" if ensemble["threshold_rows"] == "holdout" else "out of fold"
+    work = work_in_words(ensemble)
+    line = f"{ensemble['threshold']:.4g} for {rule_in_words(rule)}" + (f"; {where} {work}" if work else "")
+    if guarantee["recall"] is not None:
+        whose = "groups with all positives found" if guarantee["unit"] == "groups" else "recall"
+        share = exact_percent(guarantee["confidence"])
+        line += f"; certified with {share} confidence: {whose} at least {guarantee['recall']:g}"
+    return line
+
+
+def achieved_in_words(rule: Mapping[str, Any]) -> str | None:
+    """What a rule reached, from `threshold_rule` of metrics.json; None where nothing can be said.
+
+    >>> achieved = {"measure": "precision", "estimate": 0.9, "interval": [0.8, 0.95], "certified": False}
+    >>> achieved_in_words({"achieved": achieved | {"rows": "oof"}})
+    'precision 0.900 [0.800, 0.950], estimated out of fold'
+    """
+    achieved = rule["achieved"]
+    if achieved["estimate"] is None:
+        return None
+    interval = "" if achieved["interval"] is None else " [{:.3f}, {:.3f}]".format(*achieved["interval"])
+    where = "on the holdout" if achieved["rows"] == "holdout" else "out of fold"
+    how = "certified" if achieved["certified"] else "estimated"
+    return f"{achieved['measure']} {achieved['estimate']:.3f}{interval}, {how} {where}"
+
+
 def work_in_words(figures: Mapping[str, Any]) -> str | None:
     """Found, flagged and right at the threshold, and plainly so where it spares little; None without a threshold.
 

@@ -25,7 +25,7 @@ def main(
         )
     config = load_config(config_file)
     from ensembles import export  # after what is wrong was told: it imports torch
-    from trainers.stages import locked
+    from trainers.run_lock import locked
 
     folder = out or run / "export"
     with locked(run):

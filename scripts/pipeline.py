@@ -27,9 +27,9 @@ from scripts.steps.run_state import Pipeline, warn
 from scripts.steps.submit import submit_step
 from scripts.steps.train import train_step
 from trainers import atomic
+from trainers.run_lock import locked
 from trainers.sheet import read_sheet
 from trainers.source import read_truth
-from trainers.stages import locked
 
 # Each in the order in which its steps run: the run; and stories of their own, which need no training.
 STEPS = {

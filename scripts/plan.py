@@ -39,8 +39,10 @@ def main(
     """What labels can show, what a trained run will find at a prevalence, and what a budget buys."""
     from configs.errors import InputError
     from ensembles.budget import Prices
+    from scripts.planning.costs import Job
+    from scripts.planning.finished import is_run
     from scripts.planning.labels import plan_labels
-    from scripts.planning.run import Job, is_run, plan_run
+    from scripts.planning.run import plan_run
     from scripts.planning.tables import show
     from trainers import atomic
 

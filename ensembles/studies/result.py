@@ -69,6 +69,11 @@ class StudyResult:
         )
 
     @property
+    def notes(self) -> dict[int, str]:
+        """Why not all students of a trial were trained, and what its score is of then, by the trials' numbers."""
+        return {t.number: str(t.user_attrs["note"]) for t in self.trials if is_complete(t) and "note" in t.user_attrs}
+
+    @property
     def front(self) -> list[FrozenTrial]:
         """With a second objective the trials that no other beats in both, the highest AP first; else the best one."""
         if self.second == "none":
@@ -88,6 +93,7 @@ class StudyResult:
             "study": self.name,
             "trials": self.counts,
             "failures": self.failures,
+            "notes": self.notes,
             "best": {
                 "trial": self.best.number,
                 "values": self.best.params,

@@ -32,7 +32,8 @@ from scripts.steps.run_state import SUPERVISED, pixel_settings, rows_digest, tra
 from trainers import atomic, embedding
 from trainers.metrics import one_vs_rest_log_odds
 from trainers.provenance import file_digest
-from trainers.stages import Stage, StageOutcome, StageRecord, locked, run_stage
+from trainers.run_lock import locked
+from trainers.stages import Stage, StageOutcome, StageRecord, run_stage
 from trainers.table import ImageTable, read_table
 
 BATCH_SIZE = 512  # images embedded at a time

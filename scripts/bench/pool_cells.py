@@ -130,7 +130,8 @@ def share_trainings(supervised: Path, run_dir: Path) -> None:
 
     Its own scores stay, because a method may need those of other rows; the pipeline tells whether they are right.
     """
-    from trainers.stages import adopt, locked
+    from trainers.run_lock import locked
+    from trainers.stages import adopt
 
     with locked(supervised), locked(run_dir):
         adopt(run_dir, supervised, lambda name: name.startswith(("prepare", f"train/{SUPERVISED}/")), replace=True)
@@ -142,7 +143,8 @@ def share_backbones(plan: Plan, config: "RunConfig", scenario: str, seed: int) -
 
     With it come the networks of arm `pretrained`; what differs all the same, the pipeline learns anew.
     """
-    from trainers.stages import adopt, locked
+    from trainers.run_lock import locked
+    from trainers.stages import adopt
 
     for method in plan.study.methods:
         other = plan.config(scenario, seed, method)

@@ -19,6 +19,7 @@ def plan_labels(config: RunConfig, *, aps: Sequence[float], rate: float | None) 
     """Everything that is shown and written; with `rate`, training images per second, nothing is measured."""
     from ensembles import planning
     from ensembles.budget import rounded_rate
+    from ensembles.threshold_outlook import threshold_outlook
     from trainers.label_conflicts import look_for_conflicts
     from trainers.source import read_source
 
@@ -37,6 +38,7 @@ def plan_labels(config: RunConfig, *, aps: Sequence[float], rate: float | None) 
     )
     rates = _measured(config, source) if rate is None else _given(config, rate)
     recalls = sorted({*planning.RECALLS, guarantee.recall})
+    outlook = threshold_outlook(config, counts)
     lines = planning.run_time(counts, config, rates)
     return {
         "plan": "labels",
@@ -60,6 +62,7 @@ def plan_labels(config: RunConfig, *, aps: Sequence[float], rate: float | None) 
                 )
             ],
         },
+        "threshold": None if outlook is None else asdict(outlook),
         "folds": [asdict(entry) for entry in planning.fold_choices(counts, config, rates)],
         "rates": asdict(rates),
         "time": [asdict(line) for line in lines],

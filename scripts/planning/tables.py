@@ -53,6 +53,8 @@ def _show_labels(console: Console, plan: Mapping[str, Any]) -> None:
         )  # fmt: skip
     console.print(table)
     _show_certificate(console, plan["certificate"], counts)
+    if plan["threshold"] is not None:
+        _show_threshold(console, plan["threshold"]["text"], possible=plan["threshold"]["possible"])
     _show_folds(console, plan["folds"])
     _show_time(console, plan)
 
@@ -77,6 +79,11 @@ def _show_certificate(console: Console, certificate: Mapping[str, Any], counts: 
             f"    {entry['share']:.2f}: {entry['held_out']:,} {noun} held out, {recall}; {entry['left']:,} left to "
             "learn from"
         )
+
+
+def _show_threshold(console: Console, text: str, *, possible: bool = True) -> None:
+    words = escape(text) if possible else f"[yellow]{escape(text)}[/]"
+    console.print(f"\n[bold]Threshold[/]: {words}")
 
 
 def _show_folds(console: Console, folds: Sequence[Mapping[str, Any]]) -> None:
@@ -106,6 +113,8 @@ def _show_time(console: Console, plan: Mapping[str, Any]) -> None:
 
 def _show_run(console: Console, plan: Mapping[str, Any]) -> None:
     console.print(f"[bold]{escape(plan['run'])}[/]: the ensemble of arm {escape(plan['arm'])}")
+    if "threshold" in plan:
+        _show_threshold(console, plan["threshold"]["text"])
     if "prevalences" in plan:
         _show_prevalences(console, plan)
     if "budget" in plan:

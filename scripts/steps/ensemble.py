@@ -144,21 +144,10 @@ def _say_arms(verdict: dict[str, Any]) -> None:
 
 def _say_threshold(ensemble: dict[str, Any]) -> None:
     """What was asked of the threshold, what it does, and what is certified; nothing in multi-class work."""
-    from ensembles.threshold_words import rule_in_words, work_in_words
-    from ensembles.wording import exact_percent
+    from ensembles.threshold_words import threshold_in_words
 
-    rule, guarantee = ensemble["threshold_rule"], ensemble["recall_guarantee"]
-    if ensemble["threshold"] is None:
-        line = "" if "per_class" in ensemble else f"none, {rule_in_words(rule)} was asked for: {rule['reason']}"
-    else:
-        where = "on the holdout" if ensemble["threshold_rows"] == "holdout" else "out of fold"
-        work = work_in_words(ensemble)
-        line = f"{ensemble['threshold']:.4g} for {rule_in_words(rule)}" + (f"; {where} {work}" if work else "")
-        if guarantee["recall"] is not None:
-            whose = "groups with all positives found" if guarantee["unit"] == "groups" else "recall"
-            share = exact_percent(guarantee["confidence"])
-            line += f"; certified with {share} confidence: {whose} at least {guarantee['recall']:g}"
-    if line:
+    line = threshold_in_words(ensemble)
+    if line is not None:
         tell("threshold", line)
 
 

@@ -1,6 +1,8 @@
 """Report: one HTML page of everything the run measured."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +31,8 @@ def report_step(pipeline: Pipeline) -> None:
             "clusters": folder_digests(run_dir / "clusters", "*"),
             "neighbours": file_digest(run_dir / PAIRS_FILE) if (run_dir / PAIRS_FILE).exists() else None,
             "probe": file_digest(run_dir / PROBE_FILE) if (run_dir / PROBE_FILE).exists() else None,
-            "curves": folder_digests(run_dir / "train", "curves.csv"),
+            "curves": {name: folder_digests(run_dir / name, "curves.csv") for name in ("train", "pretrain")},
+            "log": _shown_of_log(run_dir),
             "truth": truth_digest(config.data),
             "config": config.model_dump(mode="json"),
             "code_version": code_version(),  # rendering takes seconds, so a new template is worth them
@@ -57,3 +60,19 @@ def report_step(pipeline: Pipeline) -> None:
         return StageOutcome(f"{path.stat().st_size / 1e6:.1f} MB, self-contained", {})
 
     pipeline.say("report", [pipeline.stage(stage, work)], "report.html")
+
+
+def _shown_of_log(run_dir: Path) -> dict[str, Any]:
+    """What the report shows of the log but for times; other events come with every run, and warnings in any order."""
+    from ensembles.evaluation import METRICS_FILE
+    from ensembles.report_pretraining import PROBE_FAMILY
+    from ensembles.report_sections import logged_warnings, stage_summaries
+    from ensembles.run_files import read_events
+
+    events = read_events(run_dir)
+    timing = json.loads((run_dir / METRICS_FILE).read_text(encoding="utf-8"))["timing"]
+    summaries = stage_summaries(events)
+    return {
+        "warnings": sorted(logged_warnings(events)),
+        "summaries": {name: summaries.get(name, {}) for name in (*timing, PROBE_FAMILY)},
+    }

@@ -2,8 +2,9 @@
 
 import os
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +64,16 @@ def _wrapped(text: str, *, before: int) -> str:
 class Pipeline:
     """A run in progress: its config and folder, and the records of its stages so far.
 
-    `kept_arms` are arms whose scores stay though the config does not have them.
+    `kept_arms` are arms whose scores stay though the config does not have them; `warned` has what was warned of, by
+    stage, and `explained` what was said of several networks.
     """
 
     config: RunConfig
     restart: bool
     records: list[StageRecord] = field(default_factory=list)
     kept_arms: Sequence[str] = ()
+    warned: dict[str, list[str]] = field(default_factory=dict)
+    explained: set[str] = field(default_factory=set)
 
     @property
     def run_dir(self) -> Path:
@@ -102,11 +106,19 @@ class Pipeline:
             totals[family] = round(totals.get(family, 0.0) + record.seconds, 3)
         return totals
 
-    def warn(self, warnings: Sequence[str], *, stage: str) -> None:
-        """Show warnings each time, and keep them in log.jsonl for the report."""
+    def warn(self, warnings: Sequence[str], *, stage: str, told: Sequence[str] = ()) -> None:
+        """Show warnings, each once a run and not those that were `told` already; log.jsonl keeps all for the report."""
         for warning in warnings:
-            warn(warning)
+            if warning not in chain(told, *self.warned.values()):
+                warn(warning)
+            self.warned.setdefault(stage, []).append(warning)
             log_event(self.run_dir, "warning", stage=stage, message=warning)
+
+    def warn_of(self, concerned: Mapping[str, Sequence[str]], *, stage: str) -> None:
+        """Warn of what is wrong with several networks: each message once a run, behind the first that it is true of."""
+        fresh = {message: names for message, names in concerned.items() if message not in self.explained}
+        self.explained |= fresh.keys()
+        self.warn([f"{', '.join(dict.fromkeys(names))}: {message}" for message, names in fresh.items()], stage=stage)
 
     def say(
         self,

@@ -304,6 +304,7 @@ def _say_trial(trial: "FrozenTrial") -> None:
         ended = f"AP {trial.values[0]:.3f} ± {attributes['ap_sd']:.3f}  {seconds:>6}"
         broken = [name for name, value in trial.constraints.items() if value > 0]
         ended += f"  breaks {', '.join(broken)}" if broken else ""
+        ended += f"  {attributes['note'].partition(':')[0]}" if "note" in attributes else ""
     else:
         what = {"PRUNED": "given up", "FAIL": "failed"}.get(state, state.lower())
         ended = f"{what}: {attributes.get('reason', 'another worker has begun it anew')}"
@@ -321,6 +322,11 @@ def _say_result(result: "StudyResult", folder: Path, command: str, *, num_trials
     share = corrected.shares[corrected.winner]
     for reason, count in result.failures.items():
         tell("failed", f"{counted(count, 'trial')}: {reason}", style="yellow")
+    if result.notes:
+        warn(
+            f"in {counted(len(result.notes), 'trial')} not all students were trained, as in a run with these settings; "
+            "report.html says why of each"
+        )
     tell(
         "best",
         f"trial {result.best.number} of {ended}: AP {corrected.naive:.3f} as seen, {corrected.corrected:.3f} "
@@ -329,6 +335,8 @@ def _say_result(result: "StudyResult", folder: Path, command: str, *, num_trials
     tell("", f"it is the best in {share:.0%} of the resamples of the images")
     for key, value in result.best.params.items():
         tell("", f"{key}: {_short(value)}")
+    if result.best.number in result.notes:
+        tell("", result.notes[result.best.number])
     running = result.counts.get("running", 0)
     if running or sum(result.counts.values()) < num_trials:
         tell("", f"{sum(result.counts.values())} of {num_trials} trials begun; the same command goes on")

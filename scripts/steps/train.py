@@ -49,7 +49,7 @@ DATA_CHANGED = {
 # Fields of `train` that change when something is written or shown, not what is learnt.
 NOT_TRAINED = {"log_every_steps", "checkpoint_every_steps", "checkpoint_every_seconds"}
 # What is kept of a training beside its weights.
-FACTS = ("held_out_ap", "best_held_out_ap", "kept_step", "device", "micro_batch", "alarm")
+FACTS = ("held_out_ap", "best_held_out_ap", "kept_step", "device", "micro_batch", "alarm", "unknown_prior")
 
 
 def train_step(pipeline: Pipeline) -> None:
@@ -73,11 +73,11 @@ def train_arms(
 
     config, run_dir = pipeline.config, pipeline.run_dir
     table = read_table(run_dir / "table.parquet")
-    concerned: dict[str, list[str]] = {}  # by what is wrong, which is said once
+    concerned: dict[str, list[str]] = {}  # by what is wrong
     for arm, model in () if inner_holdout else product(arms, config.models):
         for warning in setting_warnings(config.train_for(model, arm=arm), _fold_data(table, 0)):
-            concerned.setdefault(warning, []).append(model.name if arm == SUPERVISED else f"{arm} {model.name}")
-    pipeline.warn([f"{', '.join(names)}: {warning}" for warning, names in concerned.items()], stage="train")
+            concerned.setdefault(warning, []).append(_network(arm, model))
+    pipeline.warn_of(concerned, stage="train")
     works = [
         _FoldModel(pipeline, table, arm, model, fold, inner_holdout=inner_holdout)
         for arm, model, fold in product(arms, config.models, range(table.num_folds) if folds is None else folds)
@@ -98,9 +98,27 @@ def train_arms(
     started = time.perf_counter()
     records = train_all(pipeline, works, run, note)
     seconds = time.perf_counter() - started
-    alarms = [(work.label, record.facts.get("alarm")) for work, record in zip(works, records, strict=True)]
-    pipeline.warn([f"{label}: {alarm}" for label, alarm in alarms if alarm], stage="train")
+    _warn_of_results(pipeline, works, records)
     pipeline.say("train", records, "train/", summary=_summary(config, table, names, records), seconds=seconds)
+
+
+def _warn_of_results(pipeline: Pipeline, works: "Sequence[_FoldModel]", records: Sequence[StageRecord]) -> None:
+    """Warn of what was found while the networks were trained; an alarm was told at once where that was just now."""
+    concerned: dict[str, list[str]] = {}
+    alarms, told = [], []
+    for work, record in zip(works, records, strict=True):
+        if alarm := record.facts.get("alarm"):
+            alarms.append(f"{work.label}: {alarm}")
+            told += [] if record.skipped else alarms[-1:]
+        if unknown := record.facts.get("unknown_prior"):
+            concerned.setdefault(unknown, []).append(_network(work.name, work.model))
+    pipeline.warn(alarms, stage="train", told=told)
+    pipeline.warn_of(concerned, stage="train")
+
+
+def _network(name: str, model: ModelConfig) -> str:
+    """A model of an arm, which is not named where it is the one without the pool."""
+    return model.name if name == SUPERVISED else f"{name} {model.name}"
 
 
 class _FoldModel:
@@ -182,8 +200,7 @@ class _FoldModel:
 
     @property
     def label(self) -> str:
-        arm = "" if self.name == SUPERVISED else f"{self.name} "
-        return f"{arm}{self.model.name} fold {self.fold}"
+        return f"{_network(self.name, self.model)} fold {self.fold}"
 
     def task(self, partial: Path) -> "FoldTask":
         """What is to be done, in the folder of the stage."""

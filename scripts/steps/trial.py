@@ -4,10 +4,9 @@ A trial is a run folder of its own, whose finished stages are shared: what an ea
 settings on the same rows is linked, not trained again. It never reads scores of test, holdout or pool rows.
 """
 
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,8 @@ from scripts.steps.pseudo_label import pseudo_label_step
 from scripts.steps.run_state import CONSOLE, SUPERVISED, Pipeline, rows_digest, train_folder
 from scripts.steps.train import train_arms, train_step, try_backbones
 from trainers.provenance import derive_seed
-from trainers.stages import Attempt, Stage, StageOutcome, StageRecord, adopt, finished, locked
+from trainers.run_lock import locked, remove_unless_held
+from trainers.stages import Attempt, Stage, StageOutcome, StageRecord, adopt, finished
 from trainers.table import ImageTable, read_table
 
 if TYPE_CHECKING:
@@ -53,10 +53,14 @@ class SharingPipeline(Pipeline):
 
 @dataclass(frozen=True)
 class Judged:
-    """What a trial is worth: the scores of its folds, and the seconds that its networks take to train."""
+    """What a trial is worth: the scores of its folds, and the seconds that its networks take to train.
+
+    `note` says why not all of its students were trained, if they were not.
+    """
 
     folds: list["FoldScores"]
     seconds: float
+    note: str | None = None
 
 
 class TrialObjective:
@@ -121,6 +125,8 @@ class TrialObjective:
         trial.set_user_attr("fold_aps", [fold.average_precision for fold in folds])
         trial.set_user_attr("ap_sd", standard_error(folds, rng=rng))
         trial.set_user_attr("seconds", judged.seconds)
+        if judged.note is not None:
+            trial.set_user_attr("note", judged.note)
         objective, constraints = self.tuning.objective, self.tuning.constraints
         recall = float("nan")
         if folds[0].scores.shape[1] == 1:
@@ -136,11 +142,14 @@ class TrialObjective:
         return ap, judged.seconds if objective.second == "seconds" else recall
 
     def _tidy(self, place: int) -> None:
-        """Delete the networks of a trial that has ended, where only scores are kept."""
+        """Delete the networks of a trial that has ended, where only scores are kept.
+
+        What a repetition of the trial is at in another worker is left to that one.
+        """
         if self.tuning.keep == "scores":
             for folder in (self.folder / "trials").glob(f"{place}*"):
                 if folder.name.partition("-")[0] == str(place):
-                    shutil.rmtree(folder)
+                    remove_unless_held(folder)
 
     def _judged(self, trial: "optuna.Trial", chosen: dict[str, Any], place: int) -> Judged:
         import optuna
@@ -163,7 +172,7 @@ class TrialObjective:
         )
         if self.tuning.prunes == "hyperband":
             trial.report(mean_average_precision(judged.folds), step=rungs[-1])
-        return Judged(judged.folds, seconds + judged.seconds)
+        return replace(judged, seconds=seconds + judged.seconds)
 
     def _pipeline(self, chosen: dict[str, Any], name: str, *more: str) -> SharingPipeline:
         # The pool is scored where its scores teach, and only there.
@@ -202,7 +211,7 @@ class TrialObjective:
                 write_scores(scores_file(self.folder, place, rung, fold), folds[-1])
                 after_fold(folds)
         seconds = sum(seconds for family, seconds in pipeline.seconds().items() if family not in NOT_COUNTED)
-        return Judged(folds, seconds)
+        return Judged(folds, seconds, _students_note(pipeline))
 
     def _prune_behind(self, trial: "optuna.Trial", folds: list["FoldScores"]) -> None:
         """Note the mean AP so far; raise TrialPruned when the trial cannot catch up with the best one."""
@@ -275,15 +284,14 @@ def groups_of(table: ImageTable) -> pd.Series | None:
 
 
 def _with_groups(fold: "FoldScores", groups: pd.Series | None) -> "FoldScores":
-    from dataclasses import replace
-
     return fold if groups is None else replace(fold, groups=groups.loc[fold.ids].to_numpy(dtype=object))
 
 
 def _train_fold(pipeline: Pipeline, table: ImageTable, fold: int) -> str:
     """Train the models of a fold; the arm that judges the trial, which is the last that is asked for.
 
-    Students learn from teachers of all folds, so that these are trained with the first fold.
+    Students learn from teachers of all folds, so that these are trained with the first fold. Where a rule of the run
+    keeps students from being trained, those that taught last judge the trial: a run would have nothing else either.
     """
     config = pipeline.config
     if config.student_arms:
@@ -291,15 +299,26 @@ def _train_fold(pipeline: Pipeline, table: ImageTable, fold: int) -> str:
             train_step(pipeline)
             predict_step(pipeline)
             pseudo_label_step(pipeline)
-        trained = [arm for arm in config.student_arms if (pipeline.run_dir / "predictions" / arm).exists()]
-        if not trained:
-            raise InputError(f"{config.student_arms[0]}: no student was trained; see {pipeline.run_dir / 'log.jsonl'}")
-        return trained[-1]
+        return _last_trained(pipeline)
     arm = config.arms[-1]
     if arm in config.semi_arms and config.semi.background_classes:
         train_arms(pipeline, [SUPERVISED], folds=[fold])  # whose features make the clusters
     train_arms(pipeline, [arm], folds=[fold])
     return arm
+
+
+def _last_trained(pipeline: Pipeline) -> str:
+    """The students of the last round that was trained; their teachers where there was none."""
+    config = pipeline.config
+    predictions = pipeline.run_dir / "predictions"
+    trained = [arm for arm in config.student_arms if any((predictions / arm).glob("*/*.parquet"))]
+    return trained[-1] if trained else config.pseudo.teacher
+
+
+def _students_note(pipeline: Pipeline) -> str | None:
+    """Why rounds of students stopped, and whose scores the trial is judged by then; None where none was stopped."""
+    stops = pipeline.warned.get("pseudo-label", [])
+    return f"{'; '.join(stops)}. The AP is that of {_last_trained(pipeline)}" if stops else None
 
 
 def _held_out_logits(pipeline: Pipeline, table: ImageTable, arm: str, model: ModelConfig, fold: int) -> np.ndarray:

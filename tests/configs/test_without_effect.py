@@ -1,5 +1,6 @@
-"""Settings that do nothing beside others are told, one line each, and nothing else is."""
+"""Settings that do nothing beside others are told, with what they would take, and nothing else is."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ MIXED = {"mixup_alpha": 0.4, "mix_probability": 0.8}
 
 
 def told(**values: Any) -> list[str]:
-    return [line.partition(":")[0] for line in settings_without_effect(check_config(values, "test"))]
+    lines = settings_without_effect(check_config(values, "test"))
+    settings = [own for line in lines for own in re.split(" ha(?:s|ve) no effect, ", line)[0].split(", ")]
+    return [own.partition(":")[0] for own in settings]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -78,6 +81,13 @@ def test_what_one_of_the_models_uses_is_not_idle() -> None:
     models[1]["train"] = {"loss": {"name": "cross_entropy", "gamma": 1.0}}
     lines = settings_without_effect(check_config({"models": models}, "test"))
     assert lines == ["models.1.train.loss.gamma: 1.0 has no effect, it takes train.loss.name: focal"]
+
+
+def test_settings_that_would_take_the_same_are_told_together() -> None:
+    values = {"pretrain": {"steps": 9000, "batch_size": 12}, "train": {"momentum": 0.8}}
+    together, alone = settings_without_effect(check_config(values, "test"))
+    assert together.startswith("pretrain.steps: 9000, pretrain.batch_size: 12 have no effect, they take pool.arm: ")
+    assert alone.startswith("train.momentum: 0.8 has no effect, it takes ")
 
 
 def test_every_setting_that_is_named_exists() -> None:

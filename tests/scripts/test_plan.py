@@ -69,6 +69,34 @@ def test_a_config_is_planned_from_counts_and_a_short_measurement(data: Path, tmp
     assert not (tmp_path / "runs").exists()  # a plan leaves nothing behind
 
 
+@pytest.mark.parametrize(("floor", "possible"), [(0.5, True), (0.9, False)])
+def test_a_threshold_that_labels_cannot_show_is_told_before_the_training(
+    data: Path, tmp_path: Path, floor: float, possible: bool
+) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(dump_config(tiny_config(data, tmp_path / "runs")))
+    arguments = [config, "threshold.rule=precision", f"threshold.precision={floor}", "--rate", 100]
+    threshold = written(tmp_path, *arguments)["threshold"]
+    needed = {0.5: 5, 0.9: 29}[floor]
+    assert (threshold["possible"], threshold["needed"], threshold["available"]) == (possible, needed, 12)
+    output = " ".join(planned(*arguments).split())
+    assert f"Threshold: {threshold['text']}" in output
+    assert written(tmp_path, config, "--rate", 100)["threshold"] is None  # of a recall the certificates tell
+
+
+def test_a_run_tells_what_the_rule_of_its_threshold_reached(data: Path, run_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_dir, tmp_path / "tiny")
+    rule = {"rule": "f_beta", "beta": 1.0}
+    run_pipeline(tiny_config(data, tmp_path, {"train": {"steps": 60}, "threshold": rule}), until="ensemble")
+    threshold = written(tmp_path, tmp_path / "tiny")["threshold"]
+    metrics = json.loads((tmp_path / "tiny" / "metrics.json").read_text())["ensemble"]
+    assert threshold["achieved"] == metrics["threshold_rule"]["achieved"]
+    assert threshold["value"] == metrics["threshold"]
+    output = " ".join(planned(tmp_path / "tiny").split())
+    assert f"Threshold: {threshold['text']}" in output
+    assert f"F1 {threshold['achieved']['estimate']:.3f}" in output and "estimated out of fold" in output
+
+
 def test_a_folder_is_planned_as_init_would_configure_it_and_a_rate_is_taken(data: Path, tmp_path: Path) -> None:
     output = planned(data, "--rate", 200)
     assert "12 'eight' among 72 labelled images (17%)" in output

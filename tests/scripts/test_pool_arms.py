@@ -123,6 +123,25 @@ def test_only_what_depends_on_a_change_is_done_again(
     assert arms == (["supervised"] if "pool" in changes and "arm" in changes["pool"] else ["supervised", "pretrained"])
 
 
+@pytest.mark.parametrize(
+    ("file", "line", "is_shown"),
+    [
+        ("pretrain/test_resnet/curves.csv", "9,1.5,3.25,0.5,0.1,0.1\n", True),
+        ("log.jsonl", '{"event": "finished", "stage": "pretrain-probe/test_resnet", "summary": "a new one"}\n', True),
+        ("log.jsonl", '{"event": "finished", "stage": "cluster", "summary": "not of the report"}\n', False),
+    ],
+)
+def test_the_report_is_written_again_when_pretraining_went_on(
+    data: Path, finished: Path, tmp_path: Path, file: str, line: str, is_shown: bool
+) -> None:
+    shutil.copytree(finished, tmp_path / "tiny")
+    config = config_of(data, tmp_path)
+    run_pipeline(config)  # the log now has a run in it that had nothing to do
+    with (tmp_path / "tiny" / file).open("a", encoding="utf-8") as stream:
+        stream.write(line)
+    assert fresh(run_pipeline(config)) == (["report"] if is_shown else [])
+
+
 def test_the_arm_does_not_change_what_supervised_training_gives(data: Path, finished: Path, tmp_path: Path) -> None:
     alone = run_pipeline(config_of(data, tmp_path, pool={"arm": "none"}), until="train").run_dir
     assert not (alone / "pretrain").exists()
@@ -217,16 +236,19 @@ def test_only_what_depends_on_a_change_of_the_students_is_done_again(
     assert (start is not None) == ("teacher" in changes.get("pseudo", {}))
 
 
-def test_warnings_of_every_arm_stay_in_the_report_until_they_are_mended(
-    data: Path, taught: Path, tmp_path: Path
+def test_warnings_are_told_once_a_run_and_stay_in_the_report_until_they_are_mended(
+    data: Path, taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_dir = tmp_path / "tiny"
     shutil.copytree(taught, run_dir)
     twice = {"train": {"loss": {"class_weight": "inverse"}}}
-    run_pipeline(config_of(data, tmp_path, **merged(PSEUDO, twice)))
-    told = logged_warnings(read_run(run_dir).events)
-    twice_told = [line.partition(": ")[0] for line in told if "the same imbalance twice" in line]
-    assert twice_told == [", ".join(MODELS), ", ".join(f"pseudo-1 {model}" for model in MODELS)], "once for all models"
+    for _ in range(2):  # trained and up to date
+        run_pipeline(config_of(data, tmp_path, **merged(PSEUDO, twice)))
+        told = logged_warnings(read_run(run_dir).events)
+        twice_told = [line for line in told if "the same imbalance twice" in line]
+        assert [line.partition(": ")[0] for line in twice_told] == [", ".join(MODELS)], "once for all arms and models"
+        said = capsys.readouterr().out
+        assert said.count("the same imbalance twice") == 1 and f"warning: {twice_told[0]}" in said
     everything = {"pretrain": {"rows": "all"}}
     run_pipeline(config_of(data, tmp_path, **everything))
     assert any("pretrain.rows is all" in line for line in logged_warnings(read_run(run_dir).events))

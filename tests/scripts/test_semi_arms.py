@@ -1,11 +1,13 @@
 """Runs whose networks learn from labels and pool in one training: what they leave, what is done again, no leaks."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -125,6 +127,26 @@ def test_all_arms_are_compared_in_one_run(data: Path, semi: Path, tmp_path: Path
     assert metrics["pool"]["compared"].keys() == set(arms[1:])
     page = (run_dir / "report.html").read_text()
     assert all(arm in page for arm in arms)
+
+
+def test_what_is_found_while_networks_train_is_told_once(
+    data: Path, semi: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An alarm of each network, at once or, where they are up to date, afterwards; what all share in one line."""
+    shutil.copytree(semi, tmp_path / "tiny")
+    monkeypatch.setattr(running, "estimate_prevalence_em", lambda values, *_, **__: values.mean() * np.nan)
+    monkeypatch.setattr(running, "ALARM_ROWS", 1)
+    monkeypatch.setattr(running, "credible_range", lambda *_: (2.0, 3.0))
+    unknown: dict[str, Any] = {"semi": {"prevalence": "estimate"}, "compute": {"side_by_side": 1}}
+    unknown["train"] = {"loss": {"name": "cross_entropy"}}
+    config = config_of(data, tmp_path, **merged(SEMI, unknown))
+    trainings = [f"semi {model} fold {fold}" for model in MODELS for fold in range(2)]
+    for is_fresh in (True, False):
+        assert any(name.startswith("train/semi") for name in fresh(run_pipeline(config, until="train"))) == is_fresh
+        said = "".join(capsys.readouterr())
+        assert sorted(re.findall(r"warning: (semi \S+ fold \d): by step", said)) == sorted(trainings)
+        (line,) = [line for line in said.splitlines() if "class shares could not be told" in line]
+        assert line.startswith(f"warning: {', '.join(f'semi {model}' for model in MODELS)}: semi.prevalence estimate")
 
 
 def test_more_clusters_than_images_are_told_before_training(data: Path, tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ from scripts.steps.study import Call, run_study
 from tests.postgres_server import new_database
 from trainers.digits import DigitsSplit, write_digits
 from trainers.metrics import average_precision
-from trainers.stages import Attempt, Stage, StageOutcome, locked, run_stage
+from trainers.run_lock import locked
+from trainers.stages import Attempt, Stage, StageOutcome, run_stage
 
 LR = {"train.lr": {"low": 1e-3, "high": 1e-2, "log": True}}
 NETWORKS = [{"backbone": name} for name in ("test_resnet", "test_efficientnet", "test_vit")]
@@ -203,6 +204,24 @@ def test_only_scores_are_kept_of_trials_however_they_ended(folder: Path) -> None
     assert list((folder / "runs/tiny/tune/trials").iterdir()) == []
 
 
+def test_what_a_repetition_of_an_ended_trial_is_at_is_not_deleted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The repetition, in another worker, has the folder as soon as the first worker lets go of it."""
+    real, repetition = trial_step.TrialObjective._tidy, folder / "runs/tiny/tune/trials/0"
+
+    def tidy(self: trial_step.TrialObjective, place: int) -> None:
+        with locked(repetition):
+            real(self, place)
+            assert (repetition / "log.jsonl").exists()
+        real(self, place)
+
+    monkeypatch.setattr(trial_step.TrialObjective, "_tidy", tidy)
+    run_study(call_of(folder, LR, trials=1, keep="scores"))
+    assert [trial.state for trial in study_of(folder).trials] == [TrialState.COMPLETE]
+    assert not repetition.exists()
+
+
 def test_a_trial_far_behind_is_given_up_after_its_first_fold(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The networks' scores are drawn: the first trial's are good, the second's the wrong way round."""
     real = trial_step.judge_fold
@@ -287,6 +306,32 @@ def test_students_of_the_pool_are_judged(folder: Path) -> None:
     scores = read_trials(folder / "runs/tiny/tune", [0], FULL, num_folds=2, groups=None)[0]
     table = pd.read_parquet(folder / "runs/tiny/tune/prepared/table.parquet")
     assert {id for fold in scores for id in fold.ids} == set(table.loc[table["split"] == "train", "id"])
+
+
+def test_a_trial_whose_students_a_rule_stops_is_worth_its_teachers_and_says_so(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a run with its settings, which has no other arm then; a trial without that rule is the control."""
+    space = {"pseudo.min_precision": {"choices": [0.0, 1.0]}}
+    pseudo = ("pool.arm=pseudo", "pseudo.select=quota", "pseudo.batch_size=8")
+    result = run_study(call_of(folder, space, *pseudo, sampler="grid"))
+    trials = {trial.params["pseudo.min_precision"]: trial for trial in study_of(folder).trials}
+    stopped, went_on = trials[1.0], trials[0.0]
+    assert {trial.state for trial in trials.values()} == {TrialState.COMPLETE}
+    note = stopped.user_attrs["note"]
+    assert "pseudo-1 is not trained: of the images that would be taught as 'eight'" in note
+    assert "pseudo.min_precision asks for 100.0%" in note and note.endswith("The AP is that of supervised")
+    assert "note" not in went_on.user_attrs
+    assert result.notes == {stopped.number: note}
+    said = capsys.readouterr().out
+    line = next(line for line in said.splitlines() if line.startswith(f"trial {stopped.number:>3}"))
+    assert "pseudo-labels stop before the first round, pseudo-1 is not trained" in line
+    assert "in 1 trial not all students were trained" in said
+    assert "asks for 100.0%" in (folder / "runs/tiny/tune/report.html").read_text()
+    run_dir = run_pipeline(load_config(folder / "config.yaml", ["name=teachers"]), until="predict").run_dir
+    oof = pd.read_parquet(run_dir / "predictions").query("kind == 'oof'")
+    teachers = [average_precision(own["target"].astype(int), own["logit"]) for _, own in oof.groupby("fold")]
+    assert stopped.value == pytest.approx(sum(teachers) / 2, abs=1e-9) and went_on.value != stopped.value
 
 
 def test_two_workers_share_a_study(folder: Path) -> None:

@@ -1,8 +1,6 @@
 """Backbones load from where they should, say why they cannot, and see normalised images."""
 
-import logging
 import pickle
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -99,42 +97,6 @@ def test_a_malicious_pickle_is_refused_and_never_runs(tmp_path: Path) -> None:
 def test_what_cannot_be_built_is_explained(arguments: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         build_backbone(**arguments, channels=3, num_outputs=1)
-
-
-@pytest.mark.parametrize(("name", "is_offered"), [("resnet18", False), ("tf_efficientnet_lite0", True)])
-def test_without_a_network_there_is_one_message_that_offers_what_there_is(
-    name: str, is_offered: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def unreachable(*args: object, **kwargs: object) -> None:
-        logger = logging.getLogger("huggingface_hub.utils._http")  # which says so for each of its retries
-        logger.warning("Retrying in 1s")
-        raise OSError("no network")
-
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    monkeypatch.setattr(logger, "propagate", True)
-    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", unreachable)
-    with pytest.raises(InputError, match=rf"weights of '{name}' could not be fetched \(no network\)") as caught:
-        build_backbone(name, channels=3, num_outputs=1, pretrained="timm")
-    assert ("`pretrained: packaged`" in str(caught.value)) is is_offered
-    assert caplog.records == []
-    assert logger.level == level
-
-
-@pytest.mark.parametrize("is_slow", [True, False])
-def test_what_is_waited_for_is_told_only_when_it_takes_long(is_slow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(*args: object, **kwargs: object) -> None:
-        if is_slow:
-            asked.wait(30)
-        raise OSError("no network")
-
-    asked, said = threading.Event(), list[str]()
-    monkeypatch.setattr("trainers.backbones.tell", lambda words: (said.append(words), asked.set()))
-    monkeypatch.setattr("trainers.backbones.SLOW_SECONDS", 0.01 if is_slow else 30.0)
-    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", unreachable)
-    with pytest.raises(InputError, match="could not be fetched"):
-        build_backbone("resnet18", channels=3, num_outputs=1, pretrained="timm")
-    assert ["fetching the weights of 'resnet18'" in words for words in said] == ([True] if is_slow else [])
 
 
 def test_weights_of_another_network_are_refused_with_counts(tmp_path: Path) -> None:

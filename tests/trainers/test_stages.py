@@ -3,15 +3,13 @@
 import errno
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from configs.errors import InputError
 from trainers import atomic, stages
-from trainers.stages import Stage, StageOutcome, locked, run_stage
+from trainers.stages import Stage, StageOutcome, run_stage
 
 
 def stage_of(value: int) -> Stage:
@@ -255,41 +253,6 @@ def test_events_are_json_lines(tmp_path: Path) -> None:
     events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [event["event"] for event in events] == ["warning", "started", "finished"]
     assert events[0]["message"] == "a\nb ü"
-
-
-def test_a_second_process_is_refused_with_host_and_pid_and_a_dead_one_holds_nothing(tmp_path: Path) -> None:
-    hold = (
-        "import sys, pathlib\nfrom trainers.stages import locked\n"
-        f"with locked(pathlib.Path({str(tmp_path)!r})):\n    print('held', flush=True)\n    sys.stdin.read()\n"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
-        with pytest.raises(InputError, match=f"host {os.uname().nodename}, pid {holder.pid}"), locked(tmp_path):
-            pass
-        holder.kill()
-    with locked(tmp_path):  # its children may hold it a moment longer, which is waited for
-        assert f"pid {os.getpid()}" in (tmp_path / ".lock").read_text()
-
-
-def test_a_run_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
-    (tmp_path / "runs").write_text("a file")
-    with pytest.raises(InputError, match="run folder cannot be made or written to"), locked(tmp_path / "runs" / "x"):
-        pass
-
-
-def test_the_lock_of_a_dead_process_is_waited_for_while_its_children_end(tmp_path: Path) -> None:
-    """The negative control is the test above: a living holder is refused at once."""
-    hold = (
-        "import os, pathlib, time\nfrom trainers.stages import locked\n"
-        f"with locked(pathlib.Path({str(tmp_path)!r})):\n"
-        "    if os.fork() == 0:\n        time.sleep(1.5)\n        os._exit(0)\n    os._exit(0)\n"
-    )
-    subprocess.run([sys.executable, "-c", hold], check=True)
-    with locked(tmp_path):
-        pass
 
 
 def test_json_that_cannot_be_a_fingerprint_is_an_error(tmp_path: Path) -> None:

@@ -42,6 +42,11 @@ from trainers.semi.targets import (
 )
 from trainers.training_state import TrainingState
 
+UNKNOWN_PRIOR = (
+    "semi.prevalence estimate: the pool's class shares could not be told from the scores, or too few images were seen, "
+    "so those of the labels were used"
+)
+
 
 class WeakAndStrong(TrainingImages):
     """Strong views of all rows of a batch, then weak views of those from position `num_labelled` on, the pool's."""
@@ -222,14 +227,10 @@ class TeacherAndPool:
 
     def facts(self, state: TrainingState) -> dict[str, Any]:
         alarm = state.running.get("alarm")
-        told = [] if alarm is None else [alarm_text(alarm.tolist())]
-        if self.config.prevalence == "estimate" and not state.running["estimates"]:
-            told.append(
-                "semi.prevalence estimate: the pool's class shares could not be told from the scores, or too few "
-                "images were seen, so those of the labels were used"
-            )
+        is_unknown = self.config.prevalence == "estimate" and not state.running["estimates"]
         return {
-            "alarm": "; ".join(told) or None,
+            "alarm": None if alarm is None else alarm_text(alarm.tolist()),
+            "unknown_prior": UNKNOWN_PRIOR if is_unknown else None,
             "pool_prior": state.running["prior"].tolist(),
         }
 
