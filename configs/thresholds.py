@@ -1,6 +1,6 @@
 """The section of the config about the rule that the threshold is chosen by. Nothing here imports torch."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -27,7 +27,7 @@ class ThresholdConfig(Section):
     )
     max_reviewed: Count | None = Field(None, description="budget: images that can be looked at, at most")
     review: Literal["test", "pool"] = Field("test", description="budget: of which images")
-    cost_ratio: Positive | None = Field(
+    cost_ratio: Annotated[float, Field(ge=1e-6, le=1e6)] | None = Field(
         None, description="cost: what a missed positive costs, over what a false alarm costs"
     )
     beta: Positive | None = Field(None, description="f_beta: how many times recall weighs as much as precision")

@@ -16,7 +16,7 @@ from configs.schema import GuaranteeConfig
 from configs.thresholds import ThresholdConfig
 from ensembles import threshold_rules as rules
 from ensembles.blending import Blend
-from ensembles.calibrated_scores import EnsembleCalibration
+from ensembles.calibrated_scores import MIN_POOL_IMAGES, EnsembleCalibration
 from ensembles.operating_points import found_by_review
 from ensembles.threshold_words import precision_goal
 from ensembles.thresholds import RecallThreshold, certified_threshold, estimated_threshold, recall_at
@@ -260,9 +260,10 @@ def _by_cost(
         f"the prevalence of the labelled images; it is as good as the probabilities are; {ONE_FOLD_MODEL}"
     )
     if calibration.deployed is not None and calibration.spread is None:
+        wrong = "high" if wanted > prevalence else "low"
         reason += (
-            f", whose mean varies less: by how much only a scored pool (predict.pool) can tell, and without one the "
-            f"threshold tends to be too {'high' if wanted > prevalence else 'low'} for new images"
+            f", whose mean varies less: by how much only a scored pool of {MIN_POOL_IMAGES} images (predict.pool) can "
+            f"tell, and without one the threshold tends to be too {wrong} for new images"
         )
     return _result(config, guarantee, rules.Expected(threshold, cost, interval), "cost per image", "oof", reason)
 

@@ -112,7 +112,11 @@ class LabelsAndPool(Labels):
         seed = derive_seed(task.seed, "pool")
         of_pool: Sampler = drawn_evenly(len(pool.rows), batch_size=pool.batch_size, seed=seed)
         if pool.like_labels:
-            pool, of_pool = drawn_like_labels(pool, sampler.class_shares, seed=seed)
+            # No image of the pool comes more often than a labelled one of its class.
+            most = train.batch_size * sampler.class_shares / data.class_counts
+            pool, of_pool = drawn_like_labels(
+                pool, sampler.class_shares, most=most, seed=derive_seed(task.seed, "pool rows")
+            )
         rows = np.concatenate([data.train_rows, pool.rows])
         packed = packed_targets(targets, pool, batch_size=train.batch_size)
         self.images = TrainingImages(task.pixels, rows, packed, policy)

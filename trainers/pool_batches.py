@@ -75,23 +75,29 @@ class DrawnByWeight:
         return self._order[np.minimum(found, len(self._order) - 1)], step * self.batch_size + places
 
 
-def drawn_like_labels(pool: PoolData, class_shares: np.ndarray, *, seed: int) -> tuple[PoolData, DrawnByWeight]:
+def drawn_like_labels(
+    pool: PoolData, class_shares: np.ndarray, *, most: np.ndarray, seed: int
+) -> tuple[PoolData, DrawnByWeight]:
     """The pool as the labelled sampler would show it if it knew every row's class, and what draws its rows.
 
-    `class_shares` (classes,) are those of the labelled batches, where class c comes share_c / prior_c times as often as
-    it is. So a row whose target is t is drawn in proportion to sum_c t_c share_c / prior_c, and its target becomes t_c
-    share_c / prior_c over that sum (Bayes); `prior` becomes `class_shares`. If targets are right, the mean loss is that
-    of drawing rows by their true classes.
+    A row whose targets are t is drawn in proportion to w = sum_c t_c often_c, with often_c = share_c / mean(t_c), so
+    that a batch holds the classes by `class_shares` (classes,), those of the labelled batches. Its targets become t_c
+    often_c / w (Bayes), and `prior` what becomes of it by the same factors. If targets are right, the mean loss is that
+    of drawing rows by their true classes. `most` (classes,) bounds how often a row that is surely of a class comes in a
+    step, so that the few images of a class that is hardly there do not fill the batches.
     """
     classes = pool.targets if pool.targets.ndim == 2 else np.stack([1.0 - pool.targets, pool.targets], axis=1)
-    often = np.divide(class_shares, pool.prior, out=np.zeros(len(pool.prior)), where=pool.prior > 0.0)
-    parts = classes.astype(np.float64) * often
+    classes = classes.astype(np.float64)
+    expected = np.maximum(classes.sum(axis=0), 1.0)  # rows of a class; of one that is not there none is drawn
+    often = np.minimum(pool.batch_size * class_shares / expected, most)
+    parts = classes * often
     weights = parts.sum(axis=1)
-    shown = np.divide(parts, weights[:, None], out=classes.astype(np.float64), where=weights[:, None] > 0.0)
+    shown = np.divide(parts, weights[:, None], out=classes.copy(), where=weights[:, None] > 0.0)
     targets = (shown if pool.targets.ndim == 2 else shown[:, 1]).astype(pool.targets.dtype)
     order = np.lexsort((shown.max(axis=1), shown.argmax(axis=1)))
     sampler = DrawnByWeight(weights, order, batch_size=pool.batch_size, seed=seed)
-    return replace(pool, targets=targets, prior=np.asarray(class_shares, dtype=np.float64)), sampler
+    prior = pool.prior * often
+    return replace(pool, targets=targets, prior=prior / prior.sum()), sampler
 
 
 def drawn_evenly(num_pool: int, *, batch_size: int, seed: int) -> BatchSampler:

@@ -42,6 +42,8 @@ def ensemble_step(pipeline: Pipeline) -> None:
         "pool": {**config.pool.model_dump(), "scored": config.predict.pool},
         "metrics": config.metrics.model_dump(),
         "seed": config.seed,
+        # Thresholds of a cost and maps of this kind are others than those of the first version.
+        **({"version": 2} if config.threshold.rule == "cost" or config.calibration.method == "beta" else {}),
     }
 
     def blend(partial: Path) -> StageOutcome:

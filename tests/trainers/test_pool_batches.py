@@ -74,8 +74,8 @@ def test_a_pool_drawn_like_labels_teaches_what_drawing_by_true_classes_would(num
     soft = softmax(2.0 * rng.normal(size=(50, num_classes)) + [2.0, *[0.0] * (num_classes - 1)], axis=1)
     shares = np.full(num_classes, 1 / num_classes)
     pool = toy_pool(50, targets=soft[:, 1] if num_classes == 2 else soft, prior=soft.mean(axis=0), batch_size=8)
-    shown, sampler = drawn_like_labels(pool, shares, seed=5)
-    np.testing.assert_array_equal(shown.prior, shares)
+    shown, sampler = drawn_like_labels(pool, shares, most=np.full(num_classes, np.inf), seed=5)
+    np.testing.assert_allclose(shown.prior, shares)
     assert shown.targets.shape == pool.targets.shape and shown.targets.dtype == pool.targets.dtype
     drawn = np.bincount(np.concatenate([sampler.batch(step)[0] for step in range(20_000)]), minlength=50) / 160_000
     opinion = softmax(rng.normal(size=(50, num_classes)) - [2.0, *[0.0] * (num_classes - 1)], axis=1)
@@ -90,7 +90,7 @@ def test_a_pool_drawn_like_labels_teaches_what_drawing_by_true_classes_would(num
 def test_every_batch_of_a_pool_drawn_like_labels_has_its_share_of_a_rare_class() -> None:
     sure = np.where(np.arange(1000) % 50 == 0, 1.0, 0.0).astype(np.float32)
     pool = toy_pool(1000, targets=sure, prior=np.array([0.98, 0.02]), batch_size=8)
-    shown, sampler = drawn_like_labels(pool, np.array([0.5, 0.5]), seed=1)
+    shown, sampler = drawn_like_labels(pool, np.array([0.5, 0.5]), most=np.array([1.0, 1.0]), seed=1)
     np.testing.assert_array_equal(shown.targets, sure)  # what is certain is so at any class shares
     showings = set()
     for step in range(100):
@@ -102,9 +102,38 @@ def test_every_batch_of_a_pool_drawn_like_labels_has_its_share_of_a_rare_class()
     assert len({row for row, _ in showings if sure[row]}) == 20
 
 
+def test_the_mixture_is_that_of_the_labels_where_targets_are_not_at_the_shares_of_the_pool() -> None:
+    # The shares are those of the labels, and there is less of the class than they say.
+    soft = np.where(np.arange(1000) % 100 == 0, 0.8, 0.001).astype(np.float32)
+    prior = np.array([0.9, 0.1])
+    pool = toy_pool(1000, targets=soft, prior=prior, batch_size=50)
+    shown, sampler = drawn_like_labels(pool, np.array([0.5, 0.5]), most=np.array([9.0, 9.0]), seed=1)
+    drawn = np.concatenate([sampler.batch(step)[0] for step in range(200)])
+    assert shown.targets[drawn].mean() == pytest.approx(0.5, abs=0.01)
+    # What a network is taught at the shares of the pool stays what the target says.
+    moved = logit(shown.targets) - logit(shown.prior[1]) + logit(prior[1])
+    np.testing.assert_allclose(expit(moved), soft, rtol=1e-3)
+
+
+def test_few_images_of_a_class_that_is_hardly_there_do_not_fill_the_batches() -> None:
+    soft = np.full(45_000, 1e-5, dtype=np.float32)
+    soft[7] = 0.9
+    prior = np.array([1.0 - soft.mean(), soft.mean()])
+    pool = toy_pool(45_000, targets=soft, prior=prior, batch_size=64)
+    shares, most = np.array([0.5, 0.5]), np.array([0.01, 0.16])
+    bounded, sampler = drawn_like_labels(pool, shares, most=most, seed=1)
+    often = np.mean([(sampler.batch(step)[0] == 7).sum() for step in range(500)])
+    assert often < 0.4  # per step: about the bound
+    unbounded = drawn_like_labels(pool, shares, most=np.full(2, np.inf), seed=1)[1]
+    assert np.mean([(unbounded.batch(step)[0] == 7).sum() for step in range(500)]) > 10
+    moved = logit(bounded.targets[:8]) - logit(bounded.prior[1]) + logit(prior[1])
+    np.testing.assert_allclose(expit(moved), soft[:8], rtol=1e-3)
+
+
 def test_a_class_that_the_pool_has_nothing_of_is_not_drawn() -> None:
-    pool = toy_pool(4, targets=np.zeros(4, dtype=np.float32), prior=np.array([1.0, 0.0]), batch_size=4)
-    shown, sampler = drawn_like_labels(pool, np.array([0.5, 0.5]), seed=1)
+    pool = toy_pool(4, targets=np.zeros(4, dtype=np.float32), prior=np.array([0.9, 0.1]), batch_size=4)
+    shown, sampler = drawn_like_labels(pool, np.array([0.5, 0.5]), most=np.array([1.0, 1.0]), seed=1)
+    assert 0.0 < shown.prior[1] < 1.0
     assert not shown.targets.any()
     assert sorted(sampler.batch(0)[0].tolist()) == [0, 1, 2, 3]
 
