@@ -71,9 +71,9 @@ class PseudoConfig(Section):
     batch_size: Count = Field(64, description="pool images per optimiser step, beside train.batch_size labelled ones")
     loss_weight: NonNegative = Field(1.0, description="of the pool's mean loss against that of the labels")
     draw: Literal["natural", "like_labels"] = Field(
-        "natural",
-        description="which pool images a step sees: natural = all equally often; like_labels = by their targets, so "
-        "that classes are mixed as train.sampler mixes those of the labels",
+        "like_labels",
+        description="which pool images a step sees: like_labels = by their targets, so that classes are mixed as "
+        "train.sampler mixes those of the labels; natural = all equally often",
     )
 
     @field_validator("voices")

@@ -215,7 +215,7 @@ def test_students_leave_a_ledger_models_and_figures(taught: Path, finished: Path
     [
         ({}, set()),
         ({"pseudo": {"loss_weight": 0.5}}, {"train/pseudo-1", "predict/pseudo-1"}),
-        ({"pseudo": {"draw": "like_labels"}}, {"train/pseudo-1", "predict/pseudo-1"}),
+        ({"pseudo": {"draw": "natural"}}, {"train/pseudo-1", "predict/pseudo-1"}),
         ({"pseudo": {"threshold": 0.7}}, set()),  # of another selection
         (
             {"pseudo": {"teacher": "pretrained"}},
