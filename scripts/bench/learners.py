@@ -86,7 +86,7 @@ def _write_data(benchmark: Name, out: Path, seed: int, idx: Path | None) -> None
 def _config(benchmark: Name, out: Path, seed: int, given: list[str]) -> "RunConfig":
     """The preset on the data of one seed."""
     from configs.load import load_config
-    from scripts.bench.benchmark_data import TABLE
+    from scripts.bench.benchmark_data import TABLE, TEST
 
     data, preset = out / f"data-{benchmark}-seed{seed}", f"{benchmark.replace('-', '_')}.yaml"
     own = [
@@ -95,8 +95,8 @@ def _config(benchmark: Name, out: Path, seed: int, given: list[str]) -> "RunConf
         f"data.source={data / TABLE}", f"data.truth={data / 'truth.csv'}", f"out={out}", f"seed={seed}",
         f"name={benchmark}-seed{seed}",
     ]  # fmt: skip
-    if benchmark is Name.RARE_FASHION:
-        own.append(f"data.test={data / 'test.csv'}")
+    if benchmark is not Name.TENTH_DIGITS:  # digits have no test set
+        own.append(f"data.test={data / TEST}")
     config = load_config(PRESETS / preset, own)
     if config.embed.networks:
         return config

@@ -1,9 +1,14 @@
 """The table over seeds is made of what each seed's comparison says, and its choices of out-of-fold figures alone."""
 
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 
-from scripts.bench.learners import _best, _rows
+from scripts.bench.learners import Name, _best, _config, _rows, _write_data
+from scripts.pipeline import run_pipeline
+from tests.scripts.bench.fashion_files import write_idx_files
 
 
 def comparison(**ways):
@@ -38,3 +43,13 @@ def test_a_way_that_a_seed_lacks_has_no_row():
     rows = _rows([first, second])
     assert [row["name"] for row in rows] == ["net"]
     assert rows[0]["accuracy"] == [0.8, 0.6] and rows[0]["oof_ap"] == [0.9, 0.7]
+
+
+def test_the_truth_of_tenth_is_of_images_of_its_run(tmp_path: Path):
+    """The truth has the test set's rows, too: the run has to be given that set."""
+    idx = write_idx_files(tmp_path / "idx", train=40, test=2)
+    _write_data(Name.TENTH, tmp_path, 0, idx)
+    config = _config(Name.TENTH, tmp_path, 0, [])
+    run_pipeline(config, until="prepare")
+    table = pd.read_parquet(config.run_dir / "table.parquet")
+    assert table["split"].value_counts().to_dict() == {"pool": 360, "train": 40, "test": 20}
