@@ -47,9 +47,9 @@ def test_a_way_that_a_seed_lacks_has_no_row():
 
 def test_the_truth_of_tenth_is_of_images_of_its_run(tmp_path: Path):
     """The truth has the test set's rows, too: the run has to be given that set."""
-    idx = write_idx_files(tmp_path / "idx", train=40, test=2)
+    idx = write_idx_files(tmp_path / "idx", train=100, test=2)
     _write_data(Name.TENTH, tmp_path, 0, idx)
     config = _config(Name.TENTH, tmp_path, 0, [])
     run_pipeline(config, until="prepare")
     table = pd.read_parquet(config.run_dir / "table.parquet")
-    assert table["split"].value_counts().to_dict() == {"pool": 360, "train": 40, "test": 20}
+    assert table["split"].value_counts().to_dict() == {"pool": 900, "train": 100, "test": 20}
