@@ -38,12 +38,27 @@ class NetworkConfig(Section):
 
 
 class FrozenNetworkConfig(NetworkConfig):
-    """A network that is not trained here: its pooled features describe the images."""
+    """A network that is not trained here: its features describe the images."""
 
     image_size: Annotated[int, Field(ge=8, le=2048)] | None = Field(
         None, description="pixels per side that the prepared image is resized to; null = data.image_size"
     )
     batch_size: Count = Field(64, description="images per forward pass")
+    stages: list[Count] = Field(
+        default=[],
+        description="features of these stages, 1 being the first of timm's feature_info, instead of those before the "
+        "classifier; empty: the latter, or with a grid the last stage",
+    )
+    grid: Annotated[int, Field(ge=1, le=32)] = Field(
+        1, description="means over grid x grid cells of the image, which tell places apart; 1 = over the whole image"
+    )
+
+    @field_validator("stages")
+    @classmethod
+    def _once_each(cls, stages: list[int]) -> list[int]:
+        if len(set(stages)) < len(stages):
+            raise ValueError("expected each stage once")
+        return sorted(stages)
 
 
 _Frozen = TypeVar("_Frozen", bound=FrozenNetworkConfig)

@@ -18,7 +18,7 @@ from ensembles.predictions import logit_columns
 from trainers.provenance import derive_seed
 from trainers.table import ImageTable
 
-CHUNK_ROWS = 50_000  # scored at a time, which bounds the memory
+CHUNK_VALUES = 2**26  # features scored at a time, which bounds the memory
 Kinds = dict[str, np.ndarray]  # kind -> table rows
 
 
@@ -80,11 +80,12 @@ def _regressed(
         seed=seed % 2**32,  # scikit-learn takes no more
     )
     regression = HEADS["logistic"](part).fit(np.asarray(features[learnt]), targets)
+    chunk = max(1, CHUNK_VALUES // features.shape[1])
     return {
         kind: np.concatenate(
             [
-                _logits(regression, features[rows[start : start + CHUNK_ROWS]], is_binary=table.is_binary)
-                for start in range(0, len(rows), CHUNK_ROWS)
+                _logits(regression, features[rows[start : start + chunk]], is_binary=table.is_binary)
+                for start in range(0, len(rows), chunk)
             ]
         )
         for kind, rows in kinds.items()

@@ -8,9 +8,9 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from trainers.embedding_files import open_embeddings as open_embeddings
 from trainers.embedding_files import outputs as outputs
 from trainers.embedding_files import read_facts as read_facts
 from trainers.embedding_files import resume_point as resume_point
+from trainers.feature_cells import with_cells
 from trainers.loader import Pixels, ScoringImages, naming_lost_workers, scoring_loader, threaded_batches
 from trainers.progress import progress_bar, tell
 from trainers.provenance import code_version, derive_seed, file_digest
@@ -77,8 +78,9 @@ def listed_network(
                 pretrained=network.pretrained,
                 options=network.options,
             )
-    facts = {key: getattr(network, key) for key in ("backbone", "pretrained", "options")}
-    return _frozen(network.name, backbone.model, backbone.mean, backbone.std, facts | {"channels": channels}, device)
+    facts = {key: getattr(network, key) for key in ("backbone", "pretrained", "options")} | {"channels": channels}
+    frozen = _frozen(network.name, backbone.model, backbone.mean, backbone.std, facts, device)
+    return _with_cells(frozen, network.stages, network.grid)
 
 
 def check_network(network: FrozenNetworkConfig) -> None:
@@ -87,14 +89,30 @@ def check_network(network: FrozenNetworkConfig) -> None:
         check_name(network.backbone)
 
 
-def trained_network(name: str, folder: Path, *, device: torch.device | str) -> FrozenNetwork:
+def trained_network(
+    name: str, folder: Path, *, device: torch.device | str, stages: Sequence[int] = (), grid: int = 1
+) -> FrozenNetwork:
     """The network of a `final/` folder, of a training with labels or without, verified against its manifest."""
     checkpoint = read_final(folder)
     facts, weights = checkpoint.state, checkpoint.tensors["model"]
     model = build_backbone(facts["backbone"], channels=facts["channels"], num_outputs=0, options=facts["options"]).model
     model.load_state_dict({key: weights[key] for key in model.state_dict()})  # all but the classifier
     kept = {key: facts[key] for key in ("backbone", "options", "channels")}
-    return _frozen(name, model, facts["mean"], facts["std"], kept | {"trained": str(folder)}, device)
+    kept["trained"] = str(folder)
+    return _with_cells(_frozen(name, model, facts["mean"], facts["std"], kept, device), stages, grid)
+
+
+def _with_cells(frozen: FrozenNetwork, stages: Sequence[int], grid: int) -> FrozenNetwork:
+    try:
+        model = with_cells(frozen.model, stages=stages, grid=grid)
+    except InputError as error:
+        raise InputError(f"embed: {frozen.name!r}: {error}") from None
+    return replace(frozen, model=model, facts=frozen.facts | cell_settings(stages, grid))
+
+
+def cell_settings(stages: Sequence[int], grid: int) -> dict[str, Any]:
+    """What a record says of stages and grid: nothing for a network's own features."""
+    return ({"stages": list(stages)} if stages else {}) | ({"grid": grid} if grid > 1 else {})
 
 
 @contextmanager
@@ -221,6 +239,8 @@ def _dimension(network: FrozenNetwork, image_size: int) -> int:
     channels = len(network.mean)
     try:
         features = network.model(torch.zeros(1, channels, image_size, image_size, device=network.mean.device))
+    except InputError as error:
+        raise InputError(f"embed: {network.name!r}: {error}") from None
     except (RuntimeError, AssertionError) as error:  # timm asserts sizes of transformers
         raise InputError(
             f"embed: {network.name!r} cannot take images of {image_size} x {image_size} pixels ({error}); set another "

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PACKAGED_DEFAULT = "tf_efficientnet_lite0"
 PACKAGED_MIN_SIZE = 96  # pixels; it shrinks images 32-fold
 # The settings of a network that do not decide its features.
-NOT_EMBEDDED = {"name", "batch_size", "image_size", "learner", "trained"}
+NOT_EMBEDDED = {"name", "batch_size", "image_size", "learner", "trained", "stages", "grid"}  # the last two: apart
 
 
 def networks_to_embed(config: RunConfig) -> list[EmbeddedNetworkConfig]:
@@ -116,6 +116,7 @@ def embed_network(pipeline: Pipeline, table: ImageTable, network: FrozenNetworkC
         f"embed/{network.name}",
         {
             **_network_inputs(config, table, network),
+            **embedding.cell_settings(network.stages, network.grid),
             "image_size": image_size,
             "pixels": pixel_settings(config.data),
             "images": embedding.images_digest(table),
@@ -162,7 +163,8 @@ def _built(config: RunConfig, network: FrozenNetworkConfig, device: str) -> "Fro
     from trainers.embedding import listed_network, trained_network
 
     if isinstance(network, EmbeddedNetworkConfig) and network.trained is not None:
-        return trained_network(network.name, config.run_dir / network.trained / "final", device=device)
+        folder = config.run_dir / network.trained / "final"
+        return trained_network(network.name, folder, device=device, stages=network.stages, grid=network.grid)
     return listed_network(network, channels=config.data.channels, seed=config.seed, device=device)
 
 

@@ -80,6 +80,9 @@ def test_what_does_not_decide_the_features_embeds_nothing_again(data: Path, fini
     [
         ({"embed": {"networks": [{**NETWORKS[0], "image_size": 32}, NETWORKS[1]]}}, ["embed/test_resnet"]),
         ({"embed": {"networks": [*NETWORKS, {"backbone": "test_efficientnet"}]}}, ["embed/test_efficientnet"]),
+        ({"embed": {"networks": [{**NETWORKS[0], "stages": [1]}, NETWORKS[1]]}}, ["embed/test_resnet"]),
+        ({"embed": {"networks": [NETWORKS[0], {**NETWORKS[1], "stages": [1], "grid": 2}]}}, ["embed/plain"]),
+        ({"embed": {"networks": [{**NETWORKS[0], "stages": [], "grid": 1}, NETWORKS[1]]}}, []),
         ({"seed": 1}, ["prepare", "embed/test_resnet", "embed/plain"]),  # of random weights
         ({"data": {"image_size": 20}}, ["prepare", "embed/test_resnet", "embed/plain"]),
         ({"data": {"test": None}}, ["prepare", "embed/test_resnet", "embed/plain"]),
@@ -90,6 +93,25 @@ def test_what_decides_the_features_embeds_again(
 ) -> None:
     shutil.copytree(finished.parent, tmp_path / "runs")
     assert fresh(embedded(config_of(data, tmp_path / "runs", **changes))) == again
+
+
+def test_stages_and_a_grid_are_features_of_their_own_and_are_told_where_they_are_stored(
+    data: Path, finished: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished.parent, tmp_path / "runs")
+    networks = [NETWORKS[0], {**NETWORKS[1], "stages": [1], "grid": 2}]
+    run_dir = embedded(config_of(data, tmp_path / "runs", embed={"networks": networks})).run_dir
+    facts = read_facts(run_dir, "plain")
+    first_stage = 32  # channels of test_resnet
+    assert facts["dim"] == open_embeddings(run_dir, "plain", read_table(run_dir / "table.parquet")).shape[1]
+    assert facts["dim"] == first_stage * 2 * 2
+    assert (facts["network"]["stages"], facts["network"]["grid"]) == ([1], 2)
+    for changed, message in (
+        ({"stages": [9]}, "embed: 'plain': there is no stage 9; expected 1 to"),
+        ({"grid": 8}, "embed: 'plain': stage . has a map of . x . places for images of 16 x 16 pixels, fewer than"),
+    ):
+        with pytest.raises(InputError, match=message):
+            embedded(config_of(data, tmp_path / "runs", embed={"networks": [NETWORKS[0], {**NETWORKS[1], **changed}]}))
 
 
 def test_embeddings_that_were_cut_short_are_made_again(data: Path, finished: Path, tmp_path: Path) -> None:
@@ -126,6 +148,7 @@ def test_what_cannot_work_is_told_before_any_image_is_read(
     for network, message in (
         ({"backbone": "test_resnett"}, "embed: 'test_resnett' is not a timm model; close ones: test_resnet"),
         ({"backbone": "test_resnet", "pretrained": "none.pth"}, r"embed\.networks\.0\.pretrained: none\.pth does not"),
+        ({"backbone": "test_resnet", "stages": [2, 2]}, r"embed\.networks\.0\.stages: expected each stage once"),
     ):
         with pytest.raises(InputError, match=message):
             embedded(config_of(data, tmp_path, embed={"networks": [network]}))
