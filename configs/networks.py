@@ -67,10 +67,11 @@ _Frozen = TypeVar("_Frozen", bound=FrozenNetworkConfig)
 class VoiceConfig(FrozenNetworkConfig):
     """A frozen network whose features speak beside the teachers of pseudo-labels."""
 
-    learner: Literal["logistic", "propagation"] = Field(
+    learner: Literal["logistic", "kernel", "propagation"] = Field(
         "logistic",
-        description="logistic = a regression of the labels on the features; propagation = the labels spread along "
-        "their neighbour graph, as the section `propagate` says",
+        description="logistic = a regression of the labels on the features; kernel = one with a Gaussian kernel, for "
+        "many features of cells; propagation = the labels spread along their neighbour graph, as the section "
+        "`propagate` says",
     )
 
 
@@ -159,7 +160,9 @@ class EmbedConfig(Section):
         return with_names_of_their_own(networks)
 
 
-HeadName = Literal["logistic", "knn", "smote", "undersampling", "balanced_bagging", "balanced_forest", "easy_ensemble"]
+HeadName = Literal[
+    "logistic", "kernel", "knn", "smote", "undersampling", "balanced_bagging", "balanced_forest", "easy_ensemble"
+]
 
 
 class ProbeConfig(Section):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from configs.networks import HeadName
 from configs.propagation import PropagateConfig
 from ensembles.fold_graphs import FoldGraphs
 from ensembles.heads import HEADS, TrainingPart
@@ -30,13 +31,14 @@ def voice_opinions(
     table: ImageTable,
     inner: Callable[[int], np.ndarray] | None,
     seed: int,
+    head: HeadName = "logistic",
     propagate: PropagateConfig | None = None,
 ) -> pd.DataFrame:
     """Logits at the labelled class shares, as those of a model `name` in the prediction table.
 
     `features` are of the table's rows, (num_images, dim). What a fold's voice learns are the labelled rows outside of
     it, less those of `inner(fold)`, table rows of an inner holdout; it scores the fold, the pool and the inner holdout:
-    by logistic regression, or by spreading the labels as `propagate` says (but for its balance).
+    by a regression (`head`: logistic, or kernel), or by spreading the labels as `propagate` says (but for its balance).
     """
     graphs = None
     if propagate is not None:
@@ -47,7 +49,7 @@ def voice_opinions(
         kinds = {"oof": table.rows("train", fold=fold), "inner": left_out, "pool": table.rows("pool")}
         kinds = {kind: rows for kind, rows in kinds.items() if len(rows)}
         logits = (
-            _regressed(features, table, fold, left_out, kinds, seed=derive_seed(seed, "voice", name, fold))
+            _regressed(features, table, fold, left_out, kinds, head=head, seed=derive_seed(seed, "voice", name, fold))
             if graphs is None
             else _no_surer_than_labels(graphs.opinions(fold, kinds, without=left_out).logits, table)
         )
@@ -68,7 +70,14 @@ def _no_surer_than_labels(logits: dict[str, np.ndarray], table: ImageTable) -> d
 
 
 def _regressed(
-    features: np.ndarray, table: ImageTable, fold: int, left_out: np.ndarray, kinds: Kinds, *, seed: int
+    features: np.ndarray,
+    table: ImageTable,
+    fold: int,
+    left_out: np.ndarray,
+    kinds: Kinds,
+    *,
+    head: HeadName,
+    seed: int,
 ) -> dict[str, np.ndarray]:
     learnt = np.setdiff1d(table.rows("train", not_fold=fold), left_out)
     learnt = learnt[np.argsort(table.frame["sha256"].to_numpy()[learnt], kind="stable")]
@@ -79,7 +88,7 @@ def _regressed(
         num_features=features.shape[1],
         seed=seed % 2**32,  # scikit-learn takes no more
     )
-    regression = HEADS["logistic"](part).fit(np.asarray(features[learnt]), targets)
+    regression = HEADS[head](part).fit(np.asarray(features[learnt]), targets)
     chunk = max(1, CHUNK_VALUES // features.shape[1])
     return {
         kind: np.concatenate(

@@ -115,7 +115,7 @@ def label_pool(pipeline: Pipeline, arm: str, name: str) -> StageRecord:
                 table=table,
                 inner=(lambda fold: inner_rows(table, fold, share=share, seed=config.seed)) if share else None,
                 seed=config.seed,
-                propagate=config.propagate if voice.learner == "propagation" else None,
+                **({"propagate": config.propagate} if voice.learner == "propagation" else {"head": voice.learner}),
             )
             for voice in voices
         ]

@@ -56,6 +56,12 @@ def by_hand(name: str) -> np.ndarray:
     reduced, reduced_held = components.transform(features), components.transform(held_out)
     if name == "logistic":
         return regression(scaled, targets, scaled_held)
+    if name == "kernel":
+        squared = ((scaled[:, None] - scaled[None]) ** 2).sum(axis=2)
+        held_squared = ((scaled_held[:, None] - scaled[None]) ** 2).sum(axis=2)
+        values, vectors = np.linalg.eigh(np.exp(-squared / DIM))  # all rows are landmarks: the kernel itself
+        mapped, mapped_held = (np.exp(-d / DIM) @ vectors / np.sqrt(values) for d in (squared, held_squared))
+        return LogisticRegression(C=100, tol=1e-6, max_iter=1000).fit(mapped, targets).decision_function(mapped_held)
     if name == "knn":
         return np.array([nearest_votes(row, features, targets) for row in held_out])
     if name == "smote":
@@ -85,7 +91,7 @@ def nearest_votes(row: np.ndarray, features: np.ndarray, targets: np.ndarray) ->
 def test_a_head_is_its_recipe_written_out(name: str) -> None:
     scores = scored(name)
     assert scores.shape == (40, 1)
-    np.testing.assert_allclose(scores[:, 0], by_hand(name), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(scores[:, 0], by_hand(name), rtol=1e-3, atol=3e-3 if name == "kernel" else 1e-4)
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -94,8 +100,8 @@ def test_a_head_ranks_what_can_be_ranked_and_repeats_itself(name: str) -> None:
     scores = head_scores(name, features, targets, features, part_of(targets))[:, 0]
     assert scores[targets == 1].mean() > scores[targets == 0].mean()
     assert np.array_equal(scored(name, seed=3), scored(name, seed=3))
-    draws = name not in ("logistic", "knn")
-    assert np.array_equal(scored(name, seed=3), scored(name, seed=4)) != draws
+    draws = name not in ("logistic", "kernel", "knn")  # so few rows are all landmarks
+    assert np.allclose(scored(name, seed=3), scored(name, seed=4), rtol=1e-3) != draws
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -159,5 +165,5 @@ def test_a_regression_that_does_not_converge_is_noted(monkeypatch: pytest.Monkey
 
 def test_the_config_names_the_heads_that_there_are() -> None:
     assert get_args(HeadName) == tuple(HEADS)
-    with pytest.raises(ValueError, match=r"unknown head 'svm'; the heads are logistic, knn, "):
+    with pytest.raises(ValueError, match=r"unknown head 'svm'; the heads are logistic, kernel, knn, "):
         head_scores("svm", *toy(), toy()[0], part_of(toy()[1]))

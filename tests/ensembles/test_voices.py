@@ -1,5 +1,7 @@
 """A voice beside the teachers: fitted without the fold and the inner holdout, natural, and heard."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,14 +22,12 @@ def toy_features(table: ImageTable, truth: np.ndarray, *, signal: float = 1.5, s
     return (signal * shown @ rng.normal(size=(shown.shape[1], 12)) + rng.normal(size=(len(table), 12))).astype("f4")
 
 
-@pytest.mark.parametrize("propagate", [None, PropagateConfig()])
+@pytest.mark.parametrize("settings", [{"head": "logistic"}, {"head": "kernel"}, {"propagate": PropagateConfig()}])
 @pytest.mark.parametrize("classes", [("no", "yes"), ("a", "b", "c")])
-def test_a_voice_ranks_the_pool_at_the_labels_shares(
-    classes: tuple[str, ...], propagate: PropagateConfig | None
-) -> None:
+def test_a_voice_ranks_the_pool_at_the_labels_shares(classes: tuple[str, ...], settings: dict[str, Any]) -> None:
     table, truth = toy_table(classes=classes)
-    features = toy_features(table, truth, signal=1.5 if propagate is None else 2.5)
-    opinions = voice_opinions(features, name="eye", arm="t", table=table, inner=None, seed=0, propagate=propagate)
+    features = toy_features(table, truth, signal=2.5 if "propagate" in settings else 1.5)
+    opinions = voice_opinions(features, name="eye", arm="t", table=table, inner=None, seed=0, **settings)
     assert set(opinions["kind"]) == {"oof", "pool"} and set(opinions["model"]) == {"eye"}
     rank = pd.Series(np.arange(len(table)), index=table.frame["id"])
     for fold in range(table.num_folds):
@@ -43,8 +43,8 @@ def test_a_voice_ranks_the_pool_at_the_labels_shares(
             assert roc_auc_score(truth[rows], softmax(own[columns].to_numpy(), axis=1), multi_class="ovr") > 0.8
 
 
-@pytest.mark.parametrize("propagate", [None, PropagateConfig()])
-def test_labels_of_the_fold_and_of_the_inner_holdout_do_not_speak(propagate: PropagateConfig | None) -> None:
+@pytest.mark.parametrize("settings", [{"head": "logistic"}, {"head": "kernel"}, {"propagate": PropagateConfig()}])
+def test_labels_of_the_fold_and_of_the_inner_holdout_do_not_speak(settings: dict[str, Any]) -> None:
     table, truth = toy_table()
     features = toy_features(table, truth)
     rng = np.random.default_rng(0)
@@ -52,9 +52,7 @@ def test_labels_of_the_fold_and_of_the_inner_holdout_do_not_speak(propagate: Pro
 
     def opinions(labels: pd.Series) -> pd.DataFrame:
         changed = ImageTable(table.frame.assign(label=labels), table.classes, table.positive_label)
-        return voice_opinions(
-            features, name="eye", arm="t", table=changed, inner=inner.__getitem__, seed=0, propagate=propagate
-        )
+        return voice_opinions(features, name="eye", arm="t", table=changed, inner=inner.__getitem__, seed=0, **settings)
 
     before = opinions(table.frame["label"])
     assert set(before["kind"]) == {"oof", "inner", "pool"}
