@@ -78,12 +78,22 @@ def training_loader(dataset: TrainingImages, batches: StepBatches, *, workers: i
     return _loader(dataset, batches, workers=workers, pin=pin)
 
 
-def scoring_loader(dataset: ScoringImages, *, batch_size: int, workers: int, pin: bool) -> DataLoader:
-    """A loader over all rows in order: images uint8 (batch, channels, height, width)."""
-    starts = range(0, len(dataset.rows), batch_size)
-    return _loader(
-        dataset, [range(s, min(s + batch_size, len(dataset.rows))) for s in starts], workers=workers, pin=pin
-    )
+def scoring_loader(
+    dataset: ScoringImages, *, batch_size: int, workers: int, pin: bool, parts: Sequence[int] = ()
+) -> DataLoader:
+    """A loader over all rows in order: images uint8 (batch, channels, height, width).
+
+    `parts` are the lengths of consecutive parts of the rows that share no batch; default: one part. What else is in a
+    batch decides the last bits of a score, so that one part's scores do not depend on whether another is there.
+    """
+    ends = np.cumsum(parts or [len(dataset.rows)]).tolist()
+    assert ends[-1] == len(dataset.rows), f"parts of {ends[-1]} rows, not {len(dataset.rows)}"
+    batches = [
+        range(first, min(first + batch_size, end))
+        for start, end in zip([0, *ends], ends, strict=False)
+        for first in range(start, end, batch_size)
+    ]
+    return _loader(dataset, batches, workers=workers, pin=pin)
 
 
 def threaded_batches(dataset: ScoringImages, *, batch_size: int, threads: int) -> Iterator[Tensor]:

@@ -85,17 +85,19 @@ def score_views(
     description: str = "",
     size_setting: str = "predict.batch_size",
     after_batch: Callable[[], object] | None = None,
+    parts: Sequence[int] = (),
 ) -> np.ndarray:
     """Logits of each test-time view of the given table rows, float64 (rows, views, outputs). Leaves the mode as is.
 
-    `description` names the progress bar; empty = none. `after_batch` is called between batches and may raise. Raises
+    `description` names the progress bar; empty = none. `after_batch` is called between batches and may raise. `parts`
+    are those of `trainers.loader.scoring_loader`. Raises
     ValueError when there are no rows, OutOfMemory naming `size_setting`, InputError when a loader process dies.
     """
     if not len(rows):
         raise ValueError("score_views: there are no rows to score")
     device = mean.device
     loader = scoring_loader(
-        ScoringImages(pixels, rows), batch_size=batch_size, workers=workers, pin=device.type == "cuda"
+        ScoringImages(pixels, rows), batch_size=batch_size, workers=workers, pin=device.type == "cuda", parts=parts
     )
     batches: list[Tensor] = []
     was_training = model.training

@@ -1,7 +1,7 @@
 """Predict: every fold model scores its held-out fold, the holdout, the test set and the pool."""
 
 from collections.abc import Sequence
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +64,14 @@ def _predict_one(pipeline: Pipeline, table: ImageTable, arm: str, model: ModelCo
     from trainers.scoring import mean_of_views
 
     rows, kinds = _rows_to_score(table, fold, pool=_scores_pool(pipeline.config, arm))
+    parts = [len(list(own)) for _, own in groupby(kinds)]
     output = f"predictions/{arm}/{model.name}/fold{fold}.parquet"
     final = pipeline.run_dir / train_folder(arm, model, fold) / "final"
     stage = Stage(f"predict/{arm}/{model.name}/fold{fold}", scoring_inputs(pipeline, table, final, rows), (output,))
 
     def work(partial: Path) -> StageOutcome:
         by_view, shift = natural_view_logits(
-            pipeline, table, final, rows, description=f"score {model.name} fold {fold}"
+            pipeline, table, final, rows, parts=parts, description=f"score {model.name} fold {fold}"
         )
         views = pipeline.config.predict.views
         write_predictions(
@@ -114,9 +115,15 @@ def natural_logits(
 
 
 def natural_view_logits(
-    pipeline: Pipeline, table: ImageTable, final: Path, rows: np.ndarray, *, description: str
+    pipeline: Pipeline,
+    table: ImageTable,
+    final: Path,
+    rows: np.ndarray,
+    *,
+    description: str,
+    parts: Sequence[int] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The same for each test-time view, (rows, views, outputs)."""
+    """The same for each test-time view, (rows, views, outputs); `parts` are those of `score_views`."""
     from trainers.devices import device_type, num_workers
     from trainers.pixels import open_pixels
     from trainers.scoring import load_scorer, score_views
@@ -137,6 +144,7 @@ def natural_view_logits(
             batch_bytes=config.predict.batch_size * config.data.image_size**2 * config.data.channels,
         ),
         description=description,
+        parts=parts,
     )
     return logits - scorer.log_odds_shift, scorer.log_odds_shift
 

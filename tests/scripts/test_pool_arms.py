@@ -320,6 +320,19 @@ def test_settings_that_would_leak_or_mislead_are_told_at_once(
         config_of(data, tmp_path, **merged(changes, {"train": {"loss": {"name": "cross_entropy"}}}))
 
 
+def test_other_test_images_train_no_student_again(data: Path, taught: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    shutil.copytree(taught, tmp_path / "runs" / "tiny")
+    test = pd.read_csv(data / "test.csv", dtype=str)
+    for left_out in (1, 4):
+        test.iloc[left_out:].to_csv(tmp_path / "data" / "test.csv", index=False)
+        ran = fresh(run_pipeline(config_of(tmp_path / "data", tmp_path / "runs", **PSEUDO)))
+        assert "predict/supervised/test_resnet/fold0" in ran
+        assert not [name for name in ran if name.startswith("train/")], (
+            "the pool's scores, and so its labels, are the same"
+        )
+
+
 def test_a_corrected_label_teaches_again_and_a_changed_image_teaches_its_students(
     data: Path, taught: Path, tmp_path: Path
 ) -> None:

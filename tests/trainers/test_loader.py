@@ -29,6 +29,17 @@ def test_an_image_that_changed_is_told_without_a_workers_traceback(workers: int)
     assert seen == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    ("parts", "sizes"), [((), [4, 4, 2]), ((10,), [4, 4, 2]), ((5, 0, 5), [4, 1, 4, 1]), ((2, 8), [2, 4, 4])]
+)
+def test_parts_share_no_batch(parts: tuple[int, ...], sizes: list[int]) -> None:
+    pixels = np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1)
+    images = ScoringImages(pixels, np.arange(10))
+    batches = list(scoring_loader(images, batch_size=4, workers=0, pin=False, parts=parts))
+    assert [len(batch) for batch in batches] == sizes
+    assert torch.cat(batches).flatten().tolist() == list(range(10))
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("batch_size", [5, 17, 100])
 def test_threads_read_the_same_batches_in_the_same_order(threads: int, batch_size: int) -> None:
