@@ -89,7 +89,7 @@ def drawn_like_labels(
     """
     classes = pool.targets if pool.targets.ndim == 2 else np.stack([1.0 - pool.targets, pool.targets], axis=1)
     classes = classes.astype(np.float64)
-    often = _showings(classes.sum(axis=0), class_shares, most, pool.batch_size)
+    often = _showings(classes.sum(axis=0), pool.prior, class_shares, most, pool.batch_size)
     parts = classes * often
     weights = parts.sum(axis=1)
     shown = np.divide(parts, weights[:, None], out=classes.copy(), where=weights[:, None] > 0.0)
@@ -100,19 +100,24 @@ def drawn_like_labels(
     return replace(pool, targets=targets, prior=prior / prior.sum()), sampler
 
 
-def _showings(expected: np.ndarray, class_shares: np.ndarray, most: np.ndarray, batch_size: int) -> np.ndarray:
+def _showings(
+    expected: np.ndarray, prior: np.ndarray, class_shares: np.ndarray, most: np.ndarray, batch_size: int
+) -> np.ndarray:
     """How often a row that is surely of a class is to come in a step, (classes,), of `expected` rows of each.
 
     What a class at its bound lacks goes to those below theirs, by their shares. Where all are at their bounds and a
-    batch is not full, no way of drawing heeds these; what is drawn in proportion exceeds all of them equally.
+    batch is not full, no way of drawing heeds these; what is drawn in proportion exceeds all of them equally. A class
+    without rows (hard labels of certain images alone) has the mean of the others by `prior`, so that its share stays.
     """
-    often = np.minimum(batch_size * class_shares / np.maximum(expected, 1.0), most)  # of a class not there none comes
+    often = np.minimum(batch_size * class_shares / np.maximum(expected, 1.0), most)
     for _ in range(len(often)):  # in each round but the last another class comes to its bound
         rows, free = often * expected, often < most
         if not rows[free].any():
             break
         often[free] *= (batch_size - rows[~free].sum()) / rows[free].sum()
         often = np.minimum(often, most)
+    there = expected > 0
+    often[~there] = np.average(often[there], weights=prior[there])
     return often
 
 

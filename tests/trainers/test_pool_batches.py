@@ -180,6 +180,17 @@ def test_a_class_that_the_pool_has_nothing_of_is_not_drawn() -> None:
     assert sorted(sampler.batch(0)[0].tolist()) == [0, 1, 2, 3]
 
 
+def test_a_class_that_no_taught_image_has_is_moved_no_more_than_the_others_together() -> None:
+    sure = np.eye(3, dtype=np.float32)[np.arange(1000) % 20 // 19]  # 950, 50 and none
+    prior = np.array([0.8, 0.15, 0.05])
+    pool = toy_pool(1000, targets=sure, prior=prior, batch_size=64)
+    shown, sampler = drawn_like_labels(pool, np.full(3, 1 / 3), most=np.full(3, 0.64), seed=1)
+    per_step = showings_per_step(sampler, num_rows=1000)
+    factors = np.array([per_step[sure[:, number] == 1].mean() for number in (0, 1)])
+    assert shown.prior[2] == pytest.approx(prior[2])
+    np.testing.assert_allclose(shown.prior[:2], 0.95 * prior[:2] * factors / (prior[:2] @ factors), rtol=0.02)
+
+
 @pytest.mark.parametrize("num_outputs", [1, 3])
 def test_the_loss_is_the_labelled_mean_plus_the_weighted_mean_of_the_pool(num_outputs: int) -> None:
     rng = np.random.default_rng(2)
