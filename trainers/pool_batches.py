@@ -17,6 +17,7 @@ from trainers.losses import cross_entropy
 from trainers.prior import shift_prevalence
 from trainers.samplers import BatchSampler, Sampler, build_sampler
 
+DRAWS_VERSION = 3  # of `drawn_like_labels`, by which students of earlier draws are known: 3 keeps to its bounds
 PerSampleLoss = Callable[[Tensor, Tensor], Tensor]
 
 
