@@ -22,7 +22,7 @@ from trainers import metrics as metric
 from trainers.intervals import ratio_interval
 from trainers.metrics import one_vs_rest_log_odds
 from trainers.provenance import derive_seed
-from trainers.resampling import Groups
+from trainers.resampling import Groups, group_codes, unseen_share
 from trainers.table import ImageTable
 
 RBF_ROWS, RBF_POOL = 8000, 1000  # scikit-learn's dense matrices of more rows take gigabytes; pool rows it needs
@@ -203,9 +203,22 @@ def ranking(probabilities: np.ndarray, *, is_binary: bool) -> np.ndarray:
 def accuracy_difference(
     targets: np.ndarray, one: np.ndarray, other: np.ndarray, *, groups: Groups = None, confidence: float = 0.95
 ) -> tuple[float, float, float]:
-    """Accuracy of one prediction less that of another on the same rows, with its interval; groups count as one."""
+    """Accuracy of one prediction less that of another on the same rows, with its interval; groups count as one.
+
+    Student's t, but never narrower than what the rows not seen could change: that both are right on the same rows
+    says little about others. Equal predictions differ by 0 for certain; of one row or group nothing is known, [-1, 1].
+    """
     gain = (one == targets).astype(np.float64) - (other == targets)
-    return float(gain.mean()), *ratio_interval(gain, np.ones(len(gain)), groups=groups, confidence=confidence)
+    if np.array_equal(one, other):
+        return 0.0, 0.0, 0.0
+    codes = group_codes(groups, len(gain))
+    num_units = len(gain) if codes is None else int(codes.max()) + 1
+    difference = float(gain.mean())
+    if num_units < 2:
+        return difference, -1.0, 1.0
+    low, high = ratio_interval(gain, np.ones(len(gain)), groups=groups, confidence=confidence)
+    unseen = unseen_share(num_units, confidence)
+    return difference, max(-1.0, min(low, difference - unseen)), min(1.0, max(high, difference + unseen))
 
 
 def _unit(features: np.ndarray) -> np.ndarray:

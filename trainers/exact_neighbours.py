@@ -24,6 +24,7 @@ SPARE = 4  # more candidates than neighbours are measured at a time
 CROWDED = 64  # promising pairs for each row of a block, above which a product in float32 is to leave fewer
 PENDING_PAIRS = 2**22  # before they are measured
 CHUNK_VALUES = 2**19  # of candidates, and of differences, at a time
+LARGEST_EXPONENT = 32  # of features, up or down, whose squares and what is left of these are far from float32's ends
 ROUNDED = 1 + 2**-8  # distances: entries are rounded to bfloat16, and differences are measured in float32
 
 
@@ -33,8 +34,15 @@ def exact_neighbours(
     """The k nearest of the `points` (rows, dim) to each of the `queries`, or of the others to each of the points.
 
     Gives their numbers, int64 (queries, k), and squared Euclidean distances, float32, nearest first, ties by number.
-    Of more than k that equal a row any k may be given.
+    Of more than k that equal a row any k may be given. Squares that float32 cannot hold are 0 or infinite.
     """
+    given = [points] if queries is None else [points, queries]
+    exponent = int(np.frexp(max(max(each.max(initial=0.0), -each.min(initial=0.0)) for each in given))[1])
+    if abs(exponent) > LARGEST_EXPONENT:  # by a power of two, which rounds nothing
+        asked = None if queries is None else np.ldexp(queries, -exponent)
+        numbers, scaled = exact_neighbours(np.ldexp(points, -exponent), asked, k, device)
+        with np.errstate(over="ignore", under="ignore"):
+            return numbers, np.ldexp(scaled, 2 * exponent)
     among = torch.from_numpy(points).to(device)
     search = _Search(among, None if queries is None else torch.from_numpy(queries).to(device), k)
     for rows in _blocks(len(search.rows.points)):

@@ -112,7 +112,7 @@ class LabelsAndPool(Labels):
         seed = derive_seed(task.seed, "pool")
         of_pool: Sampler = drawn_evenly(len(pool.rows), batch_size=pool.batch_size, seed=seed)
         if pool.like_labels:
-            # No image of the pool comes more often than a labelled one of its class.
+            # No image of the pool comes more often than a labelled one of its class, if the pool fills batches so.
             most = train.batch_size * sampler.class_shares / data.class_counts
             pool, of_pool = drawn_like_labels(
                 pool, sampler.class_shares, most=most, seed=derive_seed(task.seed, "pool rows")

@@ -17,6 +17,7 @@ from trainers.losses import cross_entropy
 from trainers.prior import shift_prevalence
 from trainers.samplers import BatchSampler, Sampler, build_sampler
 
+DRAWS_VERSION = 3  # of `drawn_like_labels`, by which students of earlier draws are known: 3 keeps to its bounds
 PerSampleLoss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -84,12 +85,12 @@ def drawn_like_labels(
     that a batch holds the classes by `class_shares` (classes,), those of the labelled batches. Its targets become t_c
     often_c / w (Bayes), and `prior` what becomes of it by the same factors. If targets are right, the mean loss is that
     of drawing rows by their true classes. `most` (classes,) bounds how often a row that is surely of a class comes in a
-    step, so that the few images of a class that is hardly there do not fill the batches.
+    step, so that the few images of a class that is hardly there do not fill the batches: images of the other classes
+    do. Of a pool that cannot fill a batch within the bounds, all rows come more often than these, by one factor.
     """
     classes = pool.targets if pool.targets.ndim == 2 else np.stack([1.0 - pool.targets, pool.targets], axis=1)
     classes = classes.astype(np.float64)
-    expected = np.maximum(classes.sum(axis=0), 1.0)  # rows of a class; of one that is not there none is drawn
-    often = np.minimum(pool.batch_size * class_shares / expected, most)
+    often = _showings(classes.sum(axis=0), pool.prior, class_shares, most, pool.batch_size)
     parts = classes * often
     weights = parts.sum(axis=1)
     shown = np.divide(parts, weights[:, None], out=classes.copy(), where=weights[:, None] > 0.0)
@@ -98,6 +99,27 @@ def drawn_like_labels(
     sampler = DrawnByWeight(weights, order, batch_size=pool.batch_size, seed=seed)
     prior = pool.prior * often
     return replace(pool, targets=targets, prior=prior / prior.sum()), sampler
+
+
+def _showings(
+    expected: np.ndarray, prior: np.ndarray, class_shares: np.ndarray, most: np.ndarray, batch_size: int
+) -> np.ndarray:
+    """How often a row that is surely of a class is to come in a step, (classes,), of `expected` rows of each.
+
+    What a class at its bound lacks goes to those below theirs, by their shares. Where all are at their bounds and a
+    batch is not full, no way of drawing heeds these; what is drawn in proportion exceeds all of them equally. A class
+    without rows (hard labels of certain images alone) has the mean of the others by `prior`, so that its share stays.
+    """
+    often = np.minimum(batch_size * class_shares / np.maximum(expected, 1.0), most)
+    for _ in range(len(often)):  # in each round but the last another class comes to its bound
+        rows, free = often * expected, often < most
+        if not rows[free].any():
+            break
+        often[free] *= (batch_size - rows[~free].sum()) / rows[free].sum()
+        often = np.minimum(often, most)
+    there = expected > 0
+    often[~there] = np.average(often[there], weights=prior[there])
+    return often
 
 
 def drawn_evenly(num_pool: int, *, batch_size: int, seed: int) -> BatchSampler:

@@ -34,15 +34,15 @@ class FoldScores:
     pairs: Sequence[tuple[np.ndarray, np.ndarray]]
     groups: Groups = None
 
-    def gains(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def gains(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray] | None:
         """Each model's gain in AP, (models,), and the bootstrap covariance of those, (models, models).
 
-        Both are 0 where the fold lacks positives or negatives.
+        None where the fold lacks positives or negatives.
         """
         flat = [scores for pair in self.pairs for scores in pair]
         resampled = resample(self.targets, flat, groups=self.groups, replicates=REPLICATES, rng=rng)
         if resampled is None:
-            return np.zeros(len(self.pairs)), np.zeros((len(self.pairs), len(self.pairs)))
+            return None
         drawn = resampled.values[0::2] - resampled.values[1::2]
         return resampled.aps[0::2] - resampled.aps[1::2], np.atleast_2d(np.cov(drawn))
 
@@ -64,9 +64,13 @@ def training_errors(folds: Sequence[FoldScores], *, rng: np.random.Generator) ->
     are not, and that of the folds' means. Images alone would give half the variance of the difference of two models'
     gains, and the models' number times the variance of their mean (both by the bootstrap, mean over folds). With one
     fold the models are compared, with one model the folds; with one of each nothing is known, and the errors are 0.
-    What all networks of an arm share, as a pretrained backbone, does not show.
+    A fold without positives or negatives has no gains, and counts for nothing. What all networks of an arm share, as a
+    pretrained backbone, does not show.
     """
-    gains, covariances = zip(*(fold.gains(rng) for fold in folds), strict=True)
+    known = [own for fold in folds if (own := fold.gains(rng)) is not None]
+    if not known:
+        return _likely_errors([], 0)
+    gains, covariances = zip(*known, strict=True)
     table = np.array(gains)  # (folds, models)
     num_folds, num_models = table.shape
     squares = []

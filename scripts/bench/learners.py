@@ -64,8 +64,8 @@ def main(
         results.append(json.loads(file.read_text(encoding="utf-8")))
     is_binary = benchmark is Name.RARE_FASHION
     rows = _rows(results)
-    best = _best(results, key="ap" if is_binary else "accuracy")
     Console().print(_table(rows, f"{benchmark}, {seeds} seed(s)", is_binary=is_binary))
+    best = _best(results, key="ap" if is_binary else "accuracy")
     print(best["sentence"])
     print(json.dumps({"benchmark": str(benchmark), "ways": rows, "project": best}))
 
@@ -105,7 +105,7 @@ def _config(benchmark: Name, out: Path, seed: int, given: list[str]) -> "RunConf
 
 
 def _rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each way that every seed has: its figures by seed, and its mean gain over the classic recipe."""
+    """A row for each way that every seed has: its figures by seed; None or no figure = not defined."""
     found: dict[str, list[dict[str, Any]]] = {}
     for result in results:
         for entry in result["entries"]:
@@ -118,7 +118,7 @@ def _rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"name": name, "method": entries[0]["method"], "features": entries[0]["features"]}
         row["oof_ap"] = [entry["oof"]["ap"] for entry in entries]
         for key in ("ap", "accuracy", "macro_f1", "ari", "recall_at_precision_0.9", "precision_at_recall_0.9"):
-            if key in entries[0]["pool"]:
+            if all(key in entry.get("pool", {}) for entry in entries):
                 row[key] = [entry["pool"][key] for entry in entries]
         row["seconds"], row["gigabytes"] = ([entry.get(key) for entry in entries] for key in ("seconds", "gigabytes"))
         rows.append(row)
@@ -134,7 +134,7 @@ def _best(results: list[dict[str, Any]], *, key: str) -> dict[str, Any]:
     from configs.errors import InputError
 
     chosen, gains, recipes = [], [], []
-    for result in results:
+    for seed, result in enumerate(results):
         judged = [entry for entry in result["entries"] if "gain" in entry and entry["method"].startswith(PROJECT)]
         if not judged:
             raise InputError(
@@ -143,7 +143,13 @@ def _best(results: list[dict[str, Any]], *, key: str) -> dict[str, Any]:
         entry = max(judged, key=lambda entry: entry["oof"]["ap"])
         chosen.append(entry["name"])
         recipes.append(entry["gain"]["over"])
-        gains.append(entry["gain"]["pool"][key])
+        gain = entry["gain"].get("pool", {}).get(key)
+        if gain is None or None in gain:
+            raise InputError(
+                f"seed {seed}: the gain of {entry['name']} in {key} on the pool is not defined; it takes pool images "
+                "of known truth, of each class, that it and the recipe judged; leave out the --set that changes it"
+            )
+        gains.append(gain)
     estimates = [gain for gain, _, _ in gains]
     mean, over_seeds = paired(estimates, [0.0] * len(estimates))
     half = statistics.fmean(high - low for _, low, high in gains) / 2
@@ -182,7 +188,7 @@ def _table(rows: list[dict[str, Any]], title: str, *, is_binary: bool) -> "Table
         memory = [value for value in row["gigabytes"] if value is not None]
         table.add_row(
             row["name"],
-            *(mean_sd([value or 0.0 for value in row[key]]) for key in shown),
+            *(mean_sd(row[key]) if None not in row.get(key, [None]) else "" for key in shown),
             f"{max(timed):.1f}" if timed else "",
             f"{max(memory):.1f}" if memory else "",
         )

@@ -10,6 +10,7 @@ import numpy as np
 from rich.markup import escape
 
 from configs.errors import counted, listed
+from configs.pool import PseudoConfig
 from configs.schema import ModelConfig, RunConfig
 from scripts.steps.fold_labels import FoldLabels, ledger_name, read_fold_labels
 from scripts.steps.own_networks import TRAINED_COLUMNS
@@ -43,6 +44,7 @@ DATA_CHANGED = {
     "weights": "the file of pretrained weights is another",
     "start": "the backbones were pretrained again",
     "pool.labels": "the pseudo-labels are others",
+    "pool.draws": "images of the pool are drawn otherwise than they were",
     "semi.rows": "the images of the pool are others",
     "semi.features": "the networks whose features make the clusters are others",
 }
@@ -164,21 +166,12 @@ class _FoldModel:
                 "learnt": rows_digest(table, self.data.train_rows, TRAINED_COLUMNS),
                 "held_out": rows_digest(table, self.data.held_rows, TRAINED_COLUMNS),
                 **({} if self.start is None else {"start": file_digest(self.start / "manifest.json")}),
-                **({} if self.labels is None else {"pool": self._pool_inputs(self.labels)}),
+                **({} if self.labels is None else {"pool": pool_inputs(self.labels, table, self.config.pseudo)}),
                 **({} if self.semi is None else {"semi": self._semi_inputs(self.semi)}),
             },
             (self.folder, f"{self.folder}/final/manifest.json"),
             resume_points=(f"{self.folder}/checkpoints/step-*", f"{self.folder}/final"),
         )
-
-    def _pool_inputs(self, labels: "FoldLabels") -> dict[str, Any]:
-        pseudo = self.config.pseudo
-        inputs = {
-            "labels": labels.digest(self.table),
-            "batch_size": pseudo.batch_size,
-            "loss_weight": pseudo.loss_weight,
-        }
-        return inputs if pseudo.draw == "natural" else {**inputs, "draw": pseudo.draw}  # runs from before it stay
 
     def _semi_data(self) -> "SemiData":
         from trainers.fold_task import SemiData
@@ -230,6 +223,20 @@ class _FoldModel:
         facts = {key: result.facts.get(key) for key in FACTS}
         summary = f"{self.train.steps} steps on {len(self.data.train_rows)} rows"
         return StageOutcome(summary, facts, result.facts["seconds"])
+
+
+def pool_inputs(labels: FoldLabels, table: ImageTable, pseudo: PseudoConfig) -> dict[str, Any]:
+    """What the weights of a student depend on beside what those of any network do."""
+    from trainers.pool_batches import DRAWS_VERSION
+
+    inputs = {
+        "labels": labels.digest(table),
+        "batch_size": pseudo.batch_size,
+        "loss_weight": pseudo.loss_weight,
+    }
+    if pseudo.draw == "natural":
+        return inputs  # as before there were others
+    return {**inputs, "draw": pseudo.draw, "draws": DRAWS_VERSION}
 
 
 def _fold_data(table: ImageTable, fold: int, inner: np.ndarray | None = None) -> "FoldData":

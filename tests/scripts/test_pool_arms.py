@@ -22,6 +22,7 @@ from ensembles.wording import signed
 from scripts import pretrain, pseudo_label
 from scripts.pipeline import run_pipeline
 from scripts.steps.fold_labels import FoldLabels, read_fold_labels
+from scripts.steps.train import pool_inputs
 from tests.scripts.pool_runs import DIGITS, PSEUDO, SEMI, config_of, weights
 from tests.scripts.tiny_runs import MODELS, fresh
 from trainers.backbones import to_input
@@ -234,6 +235,20 @@ def test_only_what_depends_on_a_change_of_the_students_is_done_again(
     assert trained == expected
     start = read_final(tmp_path / "runs/tiny/train/pseudo-1/test_resnet/fold1/final").state["start"]
     assert (start is not None) == ("teacher" in changes.get("pseudo", {}))
+
+
+def test_students_are_trained_again_when_images_are_drawn_otherwise_unless_they_draw_all_alike(
+    data: Path, taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(taught, tmp_path / "tiny")
+    config = config_of(data, tmp_path, **PSEUDO)
+    monkeypatch.setattr("trainers.pool_batches.DRAWS_VERSION", 1)
+    trained = [name for name in fresh(run_pipeline(config)) if name.startswith("train/")]
+    assert len(trained) == 4 and all(name.startswith("train/pseudo-1/") for name in trained)
+    assert "images of the pool are drawn otherwise than they were" in " ".join(capsys.readouterr().out.split())
+    labels, table = read_fold_labels(taught, "pseudo-1", 0), read_table(taught / "table.parquet")
+    natural = config.pseudo.model_copy(update={"draw": "natural"})
+    assert pool_inputs(labels, table, natural).keys() == {"labels", "batch_size", "loss_weight"}, "as ever"
 
 
 def test_warnings_are_told_once_a_run_and_stay_in_the_report_until_they_are_mended(

@@ -64,6 +64,19 @@ def test_ties_are_in_the_order_of_rows(precision: torch.dtype, monkeypatch: pyte
     np.testing.assert_array_equal(exact_neighbours(points, None, 6, CPU)[0], by_brute_force(points, 6)[0])
 
 
+@pytest.mark.parametrize("scale", [2.0**-120, 2.0**-60, 2.0**60, 2.0**120])
+@pytest.mark.parametrize("ask", [False, True], ids=["each other", "queries"])
+def test_features_of_any_scale_have_neighbours(scale: float, ask: bool, precision: torch.dtype) -> None:
+    points = np.random.default_rng(0).normal(size=(500, 8)).astype(np.float32)
+    queries = points_of("noise", 40, seed=2)[:, :8] if ask else None
+    index, squared = exact_neighbours(points, queries, 5, CPU)
+    scaled = np.float32(scale)
+    found, distance = exact_neighbours(points * scaled, None if queries is None else queries * scaled, 5, CPU)
+    np.testing.assert_array_equal(found, index)
+    with np.errstate(over="ignore", under="ignore"):
+        np.testing.assert_array_equal(distance, (squared * np.float64(scale) ** 2).astype(np.float32))
+
+
 def test_many_rows_that_are_equal_are_not_all_compared(precision: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "BLOCK_ROWS", 64)
     offered = []

@@ -17,6 +17,7 @@ from trainers import supervised
 from trainers.fold_task import FoldData, FoldTask
 from trainers.losses import build_sample_loss, focal
 from trainers.pool_batches import (
+    DrawnByWeight,
     LabelledAndPool,
     PoolData,
     drawn_evenly,
@@ -115,6 +116,12 @@ def test_the_mixture_is_that_of_the_labels_where_targets_are_not_at_the_shares_o
     np.testing.assert_allclose(expit(moved), soft, rtol=1e-3)
 
 
+def showings_per_step(sampler: DrawnByWeight, *, num_rows: int, steps: int = 5_000) -> np.ndarray:
+    """How often each row comes in a step, (rows,)."""
+    drawn = np.concatenate([sampler.batch(step)[0] for step in range(steps)])
+    return np.bincount(drawn, minlength=num_rows) / steps
+
+
 def test_few_images_of_a_class_that_is_hardly_there_do_not_fill_the_batches() -> None:
     soft = np.full(45_000, 1e-5, dtype=np.float32)
     soft[7] = 0.9
@@ -122,12 +129,47 @@ def test_few_images_of_a_class_that_is_hardly_there_do_not_fill_the_batches() ->
     pool = toy_pool(45_000, targets=soft, prior=prior, batch_size=64)
     shares, most = np.array([0.5, 0.5]), np.array([0.01, 0.16])
     bounded, sampler = drawn_like_labels(pool, shares, most=most, seed=1)
-    often = np.mean([(sampler.batch(step)[0] == 7).sum() for step in range(500)])
-    assert often < 0.4  # per step: about the bound
+    assert showings_per_step(sampler, num_rows=45_000)[7] <= 0.9 * most[1] * 1.1
     unbounded = drawn_like_labels(pool, shares, most=np.full(2, np.inf), seed=1)[1]
-    assert np.mean([(unbounded.batch(step)[0] == 7).sum() for step in range(500)]) > 10
+    assert showings_per_step(unbounded, num_rows=45_000, steps=500)[7] > 10
     moved = logit(bounded.targets[:8]) - logit(bounded.prior[1]) + logit(prior[1])
     np.testing.assert_allclose(expit(moved), soft[:8], rtol=1e-3)
+
+
+@pytest.mark.parametrize(("num_pool", "num_positives"), [(45_000, 100), (45_000, 30), (9_000, 20)])
+def test_what_a_class_with_few_images_lacks_comes_of_the_others(num_pool: int, num_positives: int) -> None:
+    sure = np.where(np.arange(num_pool) < num_positives, 1.0, 0.0).astype(np.float32)
+    prior = np.array([0.99, 0.01])
+    pool = toy_pool(num_pool, targets=sure, prior=prior, batch_size=64)
+    most = np.array([0.0096, 0.164])  # 32 rows a step of 3,333 negatives, and of 195 positives
+    shown, sampler = drawn_like_labels(pool, np.array([0.5, 0.5]), most=most, seed=1)
+    per_step = showings_per_step(sampler, num_rows=num_pool)
+    assert per_step[:num_positives].mean() == pytest.approx(most[1], rel=0.02)
+    assert per_step[num_positives:].mean() <= most[0]
+    assert per_step.sum() == pytest.approx(64)
+    # The loss is told of the very mixture that is drawn.
+    factors = per_step[num_positives:].mean(), per_step[:num_positives].mean()
+    np.testing.assert_allclose(shown.prior, prior * factors / (prior * factors).sum(), rtol=0.02)
+
+
+def test_a_class_that_is_full_up_only_by_what_another_lacks_hands_it_on() -> None:
+    sure = np.repeat(np.eye(3), [3, 10, 1000], axis=0).astype(np.float32)
+    pool = toy_pool(1013, targets=sure, prior=sure.mean(axis=0), batch_size=12)
+    # A third of 12 each would be 1.33, .4 and .004 a row.
+    most = np.array([0.5, 0.45, 1.0])
+    sampler = drawn_like_labels(pool, np.full(3, 1 / 3), most=most, seed=1)[1]
+    of_classes = showings_per_step(sampler, num_rows=1013) @ sure
+    np.testing.assert_allclose(of_classes, [1.5, 4.5, 6.0], rtol=0.02)
+
+
+def test_a_pool_too_small_to_fill_the_batches_is_shown_more_often_but_its_classes_alike() -> None:
+    sure = np.where(np.arange(600) < 30, 1.0, 0.0).astype(np.float32)
+    pool = toy_pool(600, targets=sure, prior=np.array([0.95, 0.05]), batch_size=64)
+    most = np.array([0.0096, 0.164])
+    sampler = drawn_like_labels(pool, np.array([0.5, 0.5]), most=most, seed=1)[1]
+    per_step = showings_per_step(sampler, num_rows=600)
+    over = 64 / (570 * most[0] + 30 * most[1])
+    np.testing.assert_allclose([per_step[30:].mean(), per_step[:30].mean()], over * most, rtol=0.02)
 
 
 def test_a_class_that_the_pool_has_nothing_of_is_not_drawn() -> None:
@@ -136,6 +178,17 @@ def test_a_class_that_the_pool_has_nothing_of_is_not_drawn() -> None:
     assert 0.0 < shown.prior[1] < 1.0
     assert not shown.targets.any()
     assert sorted(sampler.batch(0)[0].tolist()) == [0, 1, 2, 3]
+
+
+def test_a_class_that_no_taught_image_has_is_moved_no_more_than_the_others_together() -> None:
+    sure = np.eye(3, dtype=np.float32)[np.arange(1000) % 20 // 19]  # 950, 50 and none
+    prior = np.array([0.8, 0.15, 0.05])
+    pool = toy_pool(1000, targets=sure, prior=prior, batch_size=64)
+    shown, sampler = drawn_like_labels(pool, np.full(3, 1 / 3), most=np.full(3, 0.64), seed=1)
+    per_step = showings_per_step(sampler, num_rows=1000)
+    factors = np.array([per_step[sure[:, number] == 1].mean() for number in (0, 1)])
+    assert shown.prior[2] == pytest.approx(prior[2])
+    np.testing.assert_allclose(shown.prior[:2], 0.95 * prior[:2] * factors / (prior[:2] @ factors), rtol=0.02)
 
 
 @pytest.mark.parametrize("num_outputs", [1, 3])

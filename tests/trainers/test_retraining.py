@@ -92,8 +92,19 @@ def test_two_networks_are_mostly_not_believed_where_any_luck_is_as_likely(monkey
     assert kept <= 5 and width > 0.9
 
 
-def test_several_classes_and_a_fold_without_positives() -> None:
+def test_luck_of_networks_is_found_of_several_classes() -> None:
     rng = np.random.default_rng(0)
     assert training_errors(toy_folds(0.8, rng, classes=3), rng=rng).median_sd > 0
+
+
+def test_a_fold_without_positives_says_nothing_of_luck() -> None:
+    """As a gain of exactly 0 it would make the others' differ from it, and their images surer."""
+    full = toy_folds(0.5, np.random.default_rng(0))
     empty = FoldScores(np.zeros(20, dtype=int), [(np.zeros((20, 1)), np.zeros((20, 1)))] * 2)
-    assert training_errors([empty, empty], rng=rng).median_sd < 1e-4
+    found, expected = (
+        training_errors(folds, rng=np.random.default_rng(1)) for folds in ([*full[:1], empty, *full[1:]], full)
+    )
+    np.testing.assert_array_equal(found.sds, expected.sds)
+    np.testing.assert_array_equal(found.weights, expected.weights)
+    nothing = training_errors([empty, empty], rng=np.random.default_rng(1))
+    assert nothing.sds.tolist() == [0] and nothing.weights.tolist() == [1]

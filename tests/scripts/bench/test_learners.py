@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scripts.bench.learners import Name, _best, _config, _rows, _write_data
+from configs.errors import InputError
+from scripts.bench.learners import Name, _best, _config, _rows, _table, _write_data
 from scripts.pipeline import run_pipeline
 from tests.scripts.bench.fashion_files import write_idx_files
 
@@ -43,6 +44,26 @@ def test_a_way_that_a_seed_lacks_has_no_row():
     rows = _rows([first, second])
     assert [row["name"] for row in rows] == ["net"]
     assert rows[0]["accuracy"] == [0.8, 0.6] and rows[0]["oof_ap"] == [0.9, 0.7]
+
+
+def test_what_is_not_defined_is_an_empty_cell_and_no_zero():
+    results = [comparison(net=(0.9, 0.8, 0.0), ours=(0.8, 0.9, 0.1)) for _ in range(2)]
+    results[1]["entries"][0]["pool"] = {"ap": None, "accuracy": 0.6, "macro_f1": 0.6, "ari": 0.5}
+    for result in results:
+        del result["entries"][1]["pool"]
+    table = _table(_rows(results), "", is_binary=False)
+    cells = [list(column.cells) for column in table.columns]
+    assert [own[0] for own in cells[:5]] == ["net", "0.900 ± 0.000", "", "0.700 ± 0.141", "0.700 ± 0.141"]
+    assert [own[1] for own in cells[:5]] == ["ours", "0.800 ± 0.000", "", "", ""]
+
+
+@pytest.mark.parametrize("pool", [None, {"ap": [None, None, None]}])
+def test_a_gain_that_is_not_defined_is_told_with_its_seed(pool):
+    first, second = (comparison(net=(0.9, 0.8, 0.0), recipe=(0.7, 0.79, None)) for _ in range(2))
+    first["entries"][0]["gain"]["pool"]["ap"] = [0.1, 0.0, 0.2]
+    second["entries"][0]["gain"] = {"over": "recipe"} | ({} if pool is None else {"pool": pool})
+    with pytest.raises(InputError, match="seed 1: the gain of net in ap on the pool is not defined"):
+        _best([first, second], key="ap")
 
 
 def test_the_truth_of_tenth_is_of_images_of_its_run(tmp_path: Path):
