@@ -28,11 +28,15 @@ BASELINE = "supervised"
 
 @dataclass(frozen=True)
 class Comparison:
-    """One arm against the baseline: out-of-fold AP, its gain with an interval, and whether it may be kept."""
+    """One arm against the baseline: out-of-fold AP, its gain with an interval, and whether it may be kept.
+
+    `bound`: what the gain is above with `pool.confidence`, corrected for choosing; an arm may be kept where it is > 0.
+    """
 
     ap: float
     gain: float
     gain_ci: tuple[float, float]
+    bound: float
     better: bool
 
 
@@ -96,7 +100,9 @@ def _compared(
         BASELINE, others, predictions, table=table, metrics=metrics, keep_confidence=pool.confidence, seed=seed
     )
     compared = {
-        arm: Comparison(gain.ap, gain.interval.estimate, (gain.interval.low, gain.interval.high), gain.better)
+        arm: Comparison(
+            gain.ap, gain.interval.estimate, (gain.interval.low, gain.interval.high), gain.bound, gain.better
+        )
         for arm, gain in gains.items()
     }
     best = max(others, key=lambda arm: (compared[arm].better, compared[arm].gain))
@@ -117,12 +123,12 @@ def _sentence(arm: str, comparison: Comparison, *, kept: bool, num_arms: int, po
     gain = f"{comparison.gain:+z.3f} [{low:+z.3f}, {high:+z.3f}]"
     which = f"arm {arm!r}" if num_arms == 1 else f"arm {arm!r}, chosen among {num_arms},"
     figure = "out-of-fold AP" if is_binary else "out-of-fold macro AP"
-    sure = f"{exact_percent(pool.confidence)} sure"
+    sure, bound = f"{exact_percent(pool.confidence)} sure", f"{comparison.bound:+z.3f}"
     if kept:
-        return f"the pool helped, and {which} is kept: its gain in {figure} is {gain}, {sure} to be above 0"
+        return f"the pool helped, and {which} is kept: its gain in {figure} is {gain}, {sure} to be above {bound}"
     return (
         f"no gain from the pool is shown, and arm {BASELINE!r} is kept: the gain in {figure} of {which} is "
-        f"{gain}, not {sure} to be above 0"
+        f"{gain}, {sure} only to be above {bound}"
     )
 
 

@@ -28,11 +28,13 @@ from trainers.resampling import (
 class Gain:
     """A scoring against another one: its AP, the interval of the gain, and whether it is better for all that is known.
 
-    `better`: with the confidence asked for, if the best of all that were compared had been looked for.
+    `bound`: what the gain exceeds with the confidence asked for, if the best of all that were compared had been looked
+    for; `better`: whether that is above 0. The interval is two-sided, of its own confidence, and of this gain alone.
     """
 
     ap: float
     interval: Interval
+    bound: float
     better: bool
 
 
@@ -106,7 +108,8 @@ def paired_gains(
     """
     resampled = resample(targets, scorings, groups=groups, replicates=replicates, rng=rng)
     if resampled is None:
-        return [Gain(float("nan"), _undefined(confidence), better=False) for _ in scorings[1:]]
+        nan = float("nan")
+        return [Gain(nan, _undefined(confidence), bound=nan, better=False) for _ in scorings[1:]]
     aps, num_units = resampled.aps, resampled.num_units
     gains = aps[1:] - aps[0]
     errors = resampled.values[1:] - resampled.values[0] - gains[:, None]
@@ -124,7 +127,8 @@ def paired_gains(
             far = float(np.quantile(np.abs(errors[number]), confidence))
             half = max(half, far * _widening(num_units, confidence))
         interval = _difference_interval(gain, half, sd, resampled, confidence)
-        result.append(Gain(ap, interval, better=bool(sd and gain > max(0.0, needed * sd))))
+        bound = gain - max(0.0, needed) * sd
+        result.append(Gain(ap, interval, bound=bound, better=bool(sd and bound > 0)))
     return result
 
 

@@ -92,8 +92,15 @@ def check_later_stages(pipeline: Pipeline, wanted: Sequence[str]) -> None:
             "set submit.unreadable: lowest to give them the lowest score"
         )
         pipeline.warn([message], stage="check")
-    if "submit" in wanted and config.submit.sample is not None and submission.has_test(table, rejected):
-        submission.match_sample(table, rejected, config.submit)
+    if "submit" in wanted and config.submit.sample is not None:
+        if submission.has_test(table, rejected):
+            submission.match_sample(table, rejected, config.submit)
+        else:
+            message = (
+                "submit.sample is set, but there are no test images, so there will be no submission: name the table of "
+                "the test images as data.test (their ids in its id column; without labels)"
+            )
+            pipeline.warn([message], stage="check")
 
 
 def _forget_damaged_pixels(pipeline: Pipeline, stage: Stage) -> None:

@@ -24,7 +24,8 @@ def propagate_step(pipeline: Pipeline) -> None:
     """Bring the scores and figures of all networks up to date and show them."""
     table = read_table(pipeline.run_dir / "table.parquet")
     records = [_propagate(pipeline, table, network) for network in networks_to_embed(pipeline.config)]
-    pipeline.say("propagate", records, f"predictions/{PROPAGATION}/")
+    summary = ", ".join(record.summary for record in records)
+    pipeline.say("propagate", records, f"predictions/{PROPAGATION}/", summary=summary)
     figures = {
         network.name: json.loads((pipeline.run_dir / _figures_file(network)).read_text(encoding="utf-8"))
         for network in networks_to_embed(pipeline.config)

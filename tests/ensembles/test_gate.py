@@ -72,7 +72,8 @@ def test_an_arm_that_gains_is_kept_with_the_gain_of_its_ensemble(tmp_path: Path)
     assert verdict.reason.startswith(
         f"the pool helped, and arm 'pretrained' is kept: its gain in out-of-fold AP is {verdict.gain:+.3f} ["
     )
-    assert verdict.reason.endswith("], 90% sure to be above 0")
+    bound = verdict.compared["pretrained"].bound
+    assert 0 < bound < verdict.gain and verdict.reason.endswith(f"], 90% sure to be above {bound:+.3f}")
     written = json.loads((tmp_path / "out" / "gate.json").read_text())
     assert written["arm"] == "pretrained" and written["arms"] == ["supervised", "pretrained"]
     assert written["gain_ci"] == list(verdict.gain_ci)
@@ -84,7 +85,8 @@ def test_an_arm_that_does_not_gain_is_not_kept(tmp_path: Path, shift: float) -> 
     assert verdict.arm == "supervised" and not verdict.used
     assert verdict.reason.startswith("no gain from the pool is shown, and arm 'supervised' is kept: ")
     assert f"AP of arm 'pretrained' is {verdict.gain:+.3f} [" in verdict.reason
-    assert verdict.reason.endswith("], not 90% sure to be above 0")
+    bound = verdict.compared["pretrained"].bound
+    assert bound <= 0 and verdict.reason.endswith(f"], 90% sure only to be above {bound:+z.3f}")
 
 
 def test_more_confidence_asks_for_more(tmp_path: Path) -> None:

@@ -70,7 +70,8 @@ def gains(monkeypatch: pytest.MonkeyPatch, *lows: float) -> None:
     found: Iterator[Interval] = (Interval(low + 0.1, low, low + 0.2, 0.05, 24, 0.95) for low in lows)
     assert gate.gains_over, "the gate has its own name for what is replaced here"
     monkeypatch.setattr(
-        "ensembles.arms.gains_over", lambda _, names, *__, **___: {names[0]: Gain(0.5, next(found), better=True)}
+        "ensembles.arms.gains_over",
+        lambda _, names, *__, **___: {names[0]: Gain(0.5, next(found), bound=0.1, better=True)},
     )
 
 
