@@ -296,6 +296,8 @@ def _say_earlier(study: "optuna.Study", num_trials: int) -> None:
 
 def _say_trial(trial: "FrozenTrial") -> None:
     """One line: how the trial ended, what it reached, and its values."""
+    from ensembles.studies.storage import place_of
+
     values = "  ".join(f"{key}={_short(value)}" for key, value in trial.params.items())
     attributes = trial.user_attrs
     state = trial.state.name
@@ -308,6 +310,8 @@ def _say_trial(trial: "FrozenTrial") -> None:
     else:
         what = {"PRUNED": "given up", "FAIL": "failed"}.get(state, state.lower())
         ended = f"{what}: {attributes.get('reason', 'another worker has begun it anew')}"
+    if (first := place_of(trial)) != trial.number:
+        ended += f"  (trial {first}, which was interrupted, begun anew)"
     tell("trial", f"{trial.number:>3}  {ended}  {values}", indent=len("trial "))
 
 

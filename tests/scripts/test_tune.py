@@ -20,7 +20,7 @@ from ensembles.studies.fold_scores import FULL, read_trials
 from ensembles.studies.storage import JOURNAL, JournalStore
 from scripts.pipeline import run_pipeline
 from scripts.steps import trial as trial_step
-from scripts.steps.study import Call, run_study
+from scripts.steps.study import Call, _say_trial, run_study
 from tests.postgres_server import new_database
 from trainers.digits import DigitsSplit, write_digits
 from trainers.metrics import average_precision
@@ -220,6 +220,17 @@ def test_what_a_repetition_of_an_ended_trial_is_at_is_not_deleted(
     run_study(call_of(folder, LR, trials=1, keep="scores"))
     assert [trial.state for trial in study_of(folder).trials] == [TrialState.COMPLETE]
     assert not repetition.exists()
+
+
+def test_the_line_of_a_trial_says_which_interrupted_one_it_begins_anew(capsys: pytest.CaptureFixture[str]) -> None:
+    attributes = {"seconds": 3.0, "ap_sd": 0.01}
+    for system in ({}, {"failed_trial": 2, "retry_history": [2]}):
+        trial = optuna.trial.create_trial(values=[0.5], user_attrs=attributes, system_attrs=system)
+        trial.number = 4
+        _say_trial(trial)
+    first, second = capsys.readouterr().out.splitlines()
+    assert "4  AP 0.500" in first and "begun anew" not in first
+    assert "(trial 2, which was interrupted, begun anew)" in second
 
 
 def test_a_trial_far_behind_is_given_up_after_its_first_fold(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
