@@ -119,7 +119,9 @@ def ensemble_step(pipeline: Pipeline) -> None:
     tuned = read_tuning(run_dir / "ensemble")
     if tuned is not None:
         tell("blend", tuned["reason"])
-    _say_threshold(json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))["ensemble"])
+    metrics = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
+    _say_threshold(metrics["ensemble"])
+    pipeline.warn(metrics["warnings"], stage="evaluate")
     pipeline.say("ensemble", [blended, record], "metrics.json", summary=record.summary)
 
 
