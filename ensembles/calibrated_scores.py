@@ -18,6 +18,7 @@ from scipy.special import expit, log_softmax, logit, logsumexp, softmax
 
 from configs.ensembling import CalibrationConfig
 from configs.errors import InputError
+from ensembles.arms import learns_from_pool
 from ensembles.blending import Blend, blend_scores, fold_scores, score_columns
 from ensembles.calibration import FITS, Calibration
 from ensembles.portable.calibration import LOG_SCALE
@@ -163,8 +164,18 @@ def calibrate(
 
 
 def _scored_pool(predictions: pd.DataFrame) -> tuple[pd.DataFrame | None, str]:
-    """The pool's rows of the prediction table (of many images some), or why nothing is known from them."""
+    """The pool's rows of the prediction table (of many images some), or why nothing is known from them.
+
+    Networks that learnt from the pool agree on its images as on no others: the spread would come out too small.
+    """
     pool = predictions[predictions["kind"] == "pool"]
+    learnt = sorted({arm for arm in predictions["arm"].astype(str) if learns_from_pool(arm)})
+    if len(pool) and learnt:
+        return None, (
+            f"the networks of arm {learnt[0]} learnt from the pool and agree on its images as on no others, so that it "
+            "cannot tell how much less the mean of the fold models varies than each of them: probabilities of new "
+            "images may be too low and too hesitant"
+        )
     ids = np.sort(pool["id"].unique())
     if len(ids) < MIN_POOL_IMAGES:
         return None, (

@@ -142,6 +142,22 @@ def test_fold_models_at_different_levels_are_brought_to_one_by_the_pool(num_outp
     assert loss(apart, "pool")[0] == pytest.approx(loss(predictions, "pool")[0], abs=0.003)
 
 
+def test_a_pool_that_the_networks_learnt_from_tells_no_spread() -> None:
+    """On its images the fold models agree, so that their mean seems to vary as much as each of them."""
+    predictions, _ = toy(3000, pool=3000)
+    agreeing, _ = toy(3000, pool=3000, noise=0.0)
+    is_pool = predictions["kind"] == "pool"
+    learnt = pd.concat([predictions[~is_pool], agreeing[agreeing["kind"] == "pool"]], ignore_index=True)
+    taken, honest = calibrated(learnt)[0].spread, calibrated(predictions)[0].spread
+    assert taken is not None and honest is not None
+    assert taken.scale < 1.05 and honest.scale > 1.2, "what it would come to"
+    for arm in ("semi", "combined", "pseudo-2"):
+        found, _, _ = calibrated(learnt.assign(arm=arm))
+        assert found.spread is None and found.levels is None and found.deployed is not None
+        assert f"the networks of arm {arm} learnt from the pool" in found.reason
+    assert calibrated(predictions.assign(arm="pretrained"))[0].spread is not None, "which saw no classes there"
+
+
 def test_levels_are_those_of_the_fold_models_and_not_of_their_images() -> None:
     """Images of a fold that are more often positive have higher scores, and are to keep them."""
     predictions, _ = toy(3000, pool=300)
