@@ -129,6 +129,32 @@ def test_a_run_tells_precision_at_its_own_prevalence_and_at_others(run_dir: Path
     assert at_threshold["recall"] == pytest.approx(metrics["recall_at_threshold"])
 
 
+def test_the_line_at_the_threshold_counts_the_negatives_below_the_last_positive_that_is_found(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    """Other rules than that of the recall may put the threshold between two positives."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run_dir, copy, ignore=shutil.ignore_patterns("train"))
+    scores = pd.read_parquet(copy / "ensemble" / "scores.parquet")
+    oof = scores[scores["kind"] == "oof"].sort_values("score", ascending=False)
+    is_positive = (oof["target"] == 1).to_numpy()
+    # the longest run of negatives between two positives, and the last of them as the threshold
+    places = is_positive.nonzero()[0]
+    last = int((places[1:] - places[:-1]).argmax())
+    flagged = int(places[last + 1])
+    assert flagged - places[last] > 2
+    stored = copy / "ensemble" / "ensemble.json"
+    threshold = float(oof["score"].iloc[flagged - 1])
+    stored.write_text(json.dumps(json.loads(stored.read_text()) | {"threshold": threshold}))
+    (own, *_) = written(tmp_path, copy)["prevalences"]
+    (point,) = [point for point in own["points"] if point["threshold"]]
+    assert point["recall"] == pytest.approx((last + 1) / is_positive.sum())
+    assert point["precision"] == pytest.approx((last + 1) / flagged)
+    assert point["reviewed"] == pytest.approx(1000 * flagged / len(oof))
+    low, high = point["precision_interval"]
+    assert low < point["precision"] < high
+
+
 def test_the_pool_has_an_estimate_or_a_reason_for_none(run_dir: Path, tmp_path: Path) -> None:
     pool = written(tmp_path, run_dir)["pool_prevalence"]
     assert pool["reason"] if pool["estimate"] is None else pool["low"] < pool["estimate"] < pool["high"]
