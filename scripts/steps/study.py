@@ -113,6 +113,7 @@ def write_result(call: Call) -> "StudyResult":
     """Write study.json, best.yaml and report.html, and say what the best trial is worth."""
     from ensembles.studies.page import write_page
     from ensembles.studies.result import RESULT_FILE, evaluate
+    from ensembles.wording import number
     from trainers.table import read_table
 
     plan = call.plan()
@@ -127,7 +128,7 @@ def write_result(call: Call) -> "StudyResult":
     command = f"rarefind run {folder / BEST_FILE}"
     header = (
         f"# Best of the study {plan.study_name}, trial {result.best.number}: naive AP {result.corrected.naive:.3f}, "
-        f"corrected {result.corrected.corrected:.3f}\n"
+        f"corrected {number(result.corrected.corrected)}\n"
         + "".join(f"#   {key}: {value}\n" for key, value in chosen.items())
     )
     atomic.write_text(folder / BEST_FILE, header + dump_config(config))
@@ -270,9 +271,8 @@ def _short(value: Any) -> str:
 
 
 def _say_result(result: "StudyResult", folder: Path, command: str, *, num_trials: int) -> None:
-    corrected = result.corrected
+    corrected, interval = result.corrected, result.interval
     ended = ", ".join(f"{count} {state}" for state, count in result.counts.items())
-    low, high = result.interval
     share = corrected.shares[corrected.winner]
     for reason, count in result.failures.items():
         tell("failed", f"{counted(count, 'trial')}: {reason}", style="yellow")
@@ -281,11 +281,16 @@ def _say_result(result: "StudyResult", folder: Path, command: str, *, num_trials
             f"in {counted(len(result.notes), 'trial')} not all students were trained, as in a run with these settings; "
             "report.html says why of each"
         )
-    tell(
-        "best",
-        f"trial {result.best.number} of {ended}: AP {corrected.naive:.3f} as seen, {corrected.corrected:.3f} "
-        f"[{low:.3f}, {high:.3f}] corrected for the choice ({-corrected.optimism:+z.3f})",
-    )
+    best = f"trial {result.best.number} of {ended}: AP {corrected.naive:.3f} as seen"
+    if corrected.corrected is None or interval is None:
+        tell("best", f"{best}; what it is worth beyond luck is not known: {corrected.reason}")
+    else:
+        low, high = interval
+        tell(
+            "best",
+            f"{best}, {corrected.corrected:.3f} [{low:.3f}, {high:.3f}] corrected for the choice "
+            f"({corrected.corrected - corrected.naive:+z.3f})",
+        )
     tell("", f"it is the best in {share:.0%} of the resamples of the images")
     for key, value in result.best.params.items():
         tell("", f"{key}: {_short(value)}")
