@@ -288,6 +288,16 @@ def test_of_several_classes_the_rarest_is_planned_for(tmp_path: Path) -> None:
     assert any("against the rest" in line for line in plan["assumptions"])
 
 
+def test_what_no_rate_is_known_of_is_named(data: Path, tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(dump_config(tiny_config(data, tmp_path / "runs")))
+    voices = "pseudo.voices=[{backbone: tf_efficientnet_lite0, name: voice, pretrained: packaged}]"
+    taught = ["pool.arm=pseudo", voices, "pseudo.teacher=pretrained", "pretrain.method=distill"]
+    told = " ".join(planned(config, "--rate", 100, *taught).split())
+    assert "the features of pseudo.voices (voice) and of pretrain.distill.teacher (tf_efficientnet_lite0)" in told
+    assert "the features of" not in " ".join(planned(config, "--rate", 100, voices).split()), "no students, no voices"
+
+
 def test_broken_lines_stay_behind_their_mark_at_80_columns(monkeypatch: pytest.MonkeyPatch, data: Path) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     lines = planned(data, "--rate", 500).partition("Assumed")[2].splitlines()[1:]
