@@ -15,6 +15,7 @@ from scripts.steps.run_state import (
     tell,
     truth_digest,
     truth_of,
+    warn,
 )
 from trainers.provenance import code_version
 from trainers.stages import Stage, StageOutcome
@@ -35,6 +36,7 @@ def ensemble_step(pipeline: Pipeline) -> None:
     table = read_table(run_dir / "table.parquet")
     predictions = run_dir / "predictions"
     digests = folder_digests(predictions, "*.parquet")
+    scored, stopped = config.scores_pool(SUPERVISED), "; ".join(pipeline.warned.get("pseudo-label", []))
     inputs = {
         # propagated labels are judged beside the models, and no part of the blend
         "predictions": {name: own for name, own in digests.items() if not name.startswith(f"{PROPAGATION}/")},
@@ -43,7 +45,7 @@ def ensemble_step(pipeline: Pipeline) -> None:
         "guarantee": config.guarantee.model_dump(),
         "threshold": config.threshold.model_dump(),
         "rows": rows_digest(table, np.arange(len(table.frame))),
-        "pool": {**config.pool.model_dump(), "scored": config.predict.pool},
+        "pool": {**config.pool.model_dump(), "scored": scored, "stopped": stopped},
         "metrics": config.metrics.model_dump(),
         "seed": config.seed,
         "version": ENSEMBLE_VERSION,
@@ -56,7 +58,8 @@ def ensemble_step(pipeline: Pipeline) -> None:
             table=table,
             pool=config.pool,
             metrics=config.metrics,
-            scored=config.predict.pool,
+            scored=scored,
+            stopped=stopped,
             seed=config.seed,
             out=partial / "ensemble",
         )
@@ -124,7 +127,8 @@ def ensemble_step(pipeline: Pipeline) -> None:
         tell("blend", tuned["reason"])
     metrics = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
     _say_threshold(metrics["ensemble"])
-    pipeline.warn(metrics["warnings"], stage="evaluate")
+    for line in metrics["warnings"]:  # which the report has from metrics.json
+        warn(line)
     pipeline.say("ensemble", [blended, record], "metrics.json", summary=record.summary)
 
 
