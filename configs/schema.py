@@ -319,6 +319,18 @@ class RunConfig(Section):
         return self.student_arms[number - 1] if number else self.pseudo.teacher
 
     @property
+    def teaching_arms(self) -> list[str]:
+        """The arms whose models teach a student arm."""
+        return [self.teacher_of(arm) for arm in self.student_arms]
+
+    def scores_pool(self, arm: str) -> bool:
+        """Whether an arm's models score the pool: as set, and in any case when they teach from it.
+
+        With an inner holdout other networks teach, which leave it out.
+        """
+        return self.predict.pool or (arm in self.teaching_arms and not self.pseudo.inner_holdout)
+
+    @property
     def arms(self) -> list[str]:
         """The ways of using the pool that are to be trained, `supervised` first."""
         return [*self.teacher_arms, *self.semi_arms, *self.student_arms]

@@ -19,6 +19,15 @@ from trainers.retraining import FoldScores, training_errors
 from trainers.table import ImageTable
 
 
+def learns_from_pool(arm: str) -> bool:
+    """Whether the networks of an arm took pool images for something of a class, and know them better than new ones.
+
+    >>> [learns_from_pool(arm) for arm in ("supervised", "pretrained", "semi", "combined", "pseudo-1")]
+    [False, False, True, True, True]
+    """
+    return arm in ("semi", "combined") or arm.startswith("pseudo-")
+
+
 def ensemble_scores(predictions: pd.DataFrame, kind: str) -> pd.DataFrame:
     """Scores of an arm's equal-weight ensemble on rows of a kind, by id: of the positive class, or of every class.
 

@@ -2,7 +2,9 @@
 
 An out-of-fold image has the probability that a calibration of the other folds' images gives it. New images are scored
 by the mean over the fold models, which has less noise than the score of one: the same map would call too few of them
-positive, and be too hesitant. `Spread` says by how much, without a label: pool images have both kinds of score.
+positive, and be too hesitant. `Spread` says by how much, without a label: pool images have both kinds of score. They
+also show how much higher one fold model scores the same images than another (its level), which is taken off its
+out-of-fold scores: a map of the other folds would be wrong for all of them alike.
 """
 
 from collections.abc import Mapping
@@ -16,6 +18,7 @@ from scipy.special import expit, log_softmax, logit, logsumexp, softmax
 
 from configs.ensembling import CalibrationConfig
 from configs.errors import InputError
+from ensembles.arms import learns_from_pool
 from ensembles.blending import Blend, blend_scores, fold_scores, score_columns
 from ensembles.calibration import FITS, Calibration
 from ensembles.portable.calibration import LOG_SCALE
@@ -44,8 +47,9 @@ class Spread:
 class EnsembleCalibration:
     """How scores become probabilities. `deployed` None: not calibrated, for the `reason`.
 
-    `out_of_fold` has the map of each fold, fitted on the others; `spread` is a part of `deployed`; `instead_of` is the
-    method that was asked for, where it could not be used.
+    `out_of_fold` has the map of each fold, fitted on the others; `levels` what is taken off a fold's log-odds before,
+    (1,) or (classes,), with a mean over folds of 0 (None: not known); `spread` is a part of `deployed`; `instead_of`
+    is the method that was asked for, where it could not be used.
     """
 
     method: str
@@ -54,6 +58,7 @@ class EnsembleCalibration:
     out_of_fold: Mapping[int, Calibration] | None = None
     spread: Spread | None = None
     instead_of: str | None = None
+    levels: Mapping[int, np.ndarray] | None = None
 
     def probabilities(self, blend: Blend, scores: pd.DataFrame) -> np.ndarray:
         """Probabilities (rows, outputs) of rows as `blend_scores` has them."""
@@ -65,7 +70,7 @@ class EnsembleCalibration:
         is_oof = (scores["kind"] == "oof").to_numpy()
         for fold, own in self.out_of_fold.items():
             rows = is_oof & (scores["fold"] == fold).fillna(False).to_numpy(dtype=bool)
-            calibrated[rows] = own(log_odds[rows])
+            calibrated[rows] = own(log_odds[rows] - (0.0 if self.levels is None else self.levels[fold]))
         return expit(calibrated) if blend.num_outputs == 1 else softmax(calibrated, axis=1)
 
     def score_at(self, blend: Blend, probability: float) -> float:
@@ -86,6 +91,9 @@ class EnsembleCalibration:
             "out_of_fold": None
             if self.out_of_fold is None
             else {str(fold): own.to_json() for fold, own in self.out_of_fold.items()},
+            "levels": None
+            if self.levels is None
+            else {str(fold): level.tolist() for fold, level in self.levels.items()},
             "spread": None
             if spread is None
             else {
@@ -106,7 +114,10 @@ class EnsembleCalibration:
             arrays = {name: np.array(spread[name]) for name in ("offset", "prevalence")}
             spread = Spread(spread["scale"], num_images=spread["num_images"], **arrays)
         deployed = Calibration.from_json(value["deployed"])
-        return cls(value["method"], value["reason"], deployed, folds, spread, value["instead_of"])
+        levels = value.get("levels")  # an earlier version knew none
+        if levels is not None:
+            levels = {int(fold): np.array(level) for fold, level in levels.items()}
+        return cls(value["method"], value["reason"], deployed, folds, spread, value["instead_of"], levels)
 
 
 def calibrate(
@@ -131,38 +142,80 @@ def calibrate(
             reason = f"outside of fold {fold} the labelled images are of one class"
             return EnsembleCalibration("none", reason, instead_of=config.method)
 
+    pool, missing = _scored_pool(predictions)
+    levels = None if pool is None else fold_levels(blend, pool)
+    if levels is not None:
+        log_odds = log_odds - np.stack([levels[fold] for fold in folds.tolist()])
+
     def fitted(chosen: np.ndarray) -> Calibration:
         # a class without rows gets half a row, whose share has a logarithm
         counts = np.maximum(np.bincount(targets[chosen], minlength=num_classes), 0.5)
         return FITS[method](log_odds[chosen], targets[chosen], counts / counts.sum())
 
     out_of_fold = {int(fold): fitted(folds != fold) for fold in np.unique(folds)}
-    deployed = fitted(np.ones(len(targets), dtype=bool))
-    shares = np.maximum(np.bincount(targets, minlength=num_classes), 0.5)
-    spread, missing = _pool_spread(blend, deployed, predictions[predictions["kind"] == "pool"], shares / shares.sum())
-    if spread is not None:
+    deployed, spread = fitted(np.ones(len(targets), dtype=bool)), None
+    if pool is not None and levels is not None:
+        shares = np.maximum(np.bincount(targets, minlength=num_classes), 0.5)
+        spread = _pool_spread(blend, deployed, pool, levels, shares / shares.sum())
         deployed = deployed.then(spread.scale, spread.offset)
     reason = "; ".join(filter(None, [reason, missing]))
     other = None if method == config.method else config.method
-    return EnsembleCalibration(method, reason, deployed, out_of_fold, spread, instead_of=other)
+    return EnsembleCalibration(method, reason, deployed, out_of_fold, spread, instead_of=other, levels=levels)
 
 
-def _pool_spread(
-    blend: Blend, calibration: Calibration, pool: pd.DataFrame, shares: np.ndarray
-) -> tuple[Spread | None, str]:
-    """The spread by the pool's images, or why there is none."""
+def _scored_pool(predictions: pd.DataFrame) -> tuple[pd.DataFrame | None, str]:
+    """The pool's rows of the prediction table (of many images some), or why nothing is known from them.
+
+    Networks that learnt from the pool agree on its images as on no others: the spread would come out too small.
+    """
+    pool = predictions[predictions["kind"] == "pool"]
+    learnt = sorted({arm for arm in predictions["arm"].astype(str) if learns_from_pool(arm)})
+    if len(pool) and learnt:
+        return None, (
+            f"the networks of arm {learnt[0]} learnt from the pool and agree on its images as on no others, so that it "
+            "cannot tell how much less the mean of the fold models varies than each of them: probabilities of new "
+            "images may be too low and too hesitant"
+        )
     ids = np.sort(pool["id"].unique())
     if len(ids) < MIN_POOL_IMAGES:
         return None, (
             f"{len(ids)} pool images are scored, and {MIN_POOL_IMAGES} are needed to see how much less the mean of the "
-            "fold models varies than each of them: probabilities of new images may be too low and too hesitant"
+            "fold models varies than each of them, and whether one scores higher than another: probabilities of new "
+            "images may be too low and too hesitant, and those out of fold wrong where fold models are at different "
+            "levels"
         )
     if len(ids) > MAX_POOL_IMAGES:
         ids = ids[np.linspace(0, len(ids) - 1, MAX_POOL_IMAGES).astype(int)]
         pool = pool[pool["id"].isin(ids)]
+    return pool, ""
+
+
+def fold_levels(blend: Blend, pool: pd.DataFrame) -> dict[int, np.ndarray]:
+    """How much higher each fold's models score pool images than all do: medians of log-odds, (1,) or (classes,).
+
+    `pool` has the rows of the prediction table, in which every fold model scores every image. The levels of tuned
+    blends are those of the deployed weights, which the weights of a cross-fitted row are near to.
+    """
+    log_odds = np.stack([blend.log_odds(own) for own in fold_scores(blend, pool)])  # (folds, images, outputs)
+    levels = np.median(log_odds - log_odds.mean(axis=0), axis=1)
+    return dict(zip(_folds(blend), levels - levels.mean(axis=0), strict=True))
+
+
+def _folds(blend: Blend) -> list[int]:
+    """The folds in the order of `fold_scores`."""
+    return sorted({fold for folds in blend.folds.values() for fold in folds})
+
+
+def _pool_spread(
+    blend: Blend, calibration: Calibration, pool: pd.DataFrame, levels: Mapping[int, np.ndarray], shares: np.ndarray
+) -> Spread:
+    """The spread by the pool's images."""
     mean = blend_scores(blend, pool).set_index("id")[score_columns(blend.num_outputs)].sort_index()
-    of_folds = [calibration(blend.log_odds(own)) for own in fold_scores(blend, pool)]
-    return fit_spread(np.stack(of_folds), calibration(blend.log_odds(mean.to_numpy(np.float64))), shares), ""
+    of_folds = [
+        calibration(blend.log_odds(own) - levels[fold])
+        for fold, own in zip(_folds(blend), fold_scores(blend, pool), strict=True)
+    ]
+    return fit_spread(np.stack(of_folds), calibration(blend.log_odds(mean.to_numpy(np.float64))), shares)
 
 
 def fit_spread(fold_log_odds: np.ndarray, log_odds: np.ndarray, shares: np.ndarray) -> Spread:

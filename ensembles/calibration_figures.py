@@ -104,6 +104,14 @@ def class_calibration_figures(
     }
 
 
+def extra_loss(targets: np.ndarray, probabilities: np.ndarray, others: np.ndarray) -> tuple[float, float]:
+    """By what share the log-loss of probabilities (rows, classes) is above that of `others`, and the standard error."""
+    rows = np.arange(len(targets))
+    own, other = (-np.log(values[rows, targets].clip(EDGE, 1.0)) for values in (probabilities, others))
+    error = (own - other).std(ddof=1) / len(targets) ** 0.5
+    return float((own - other).mean() / other.mean()), float(error / other.mean())
+
+
 def reliability_bins(
     targets: np.ndarray, probabilities: np.ndarray, *, groups: np.ndarray, confidence: float
 ) -> list[ReliabilityBin]:

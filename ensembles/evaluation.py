@@ -18,8 +18,8 @@ import sklearn.metrics
 from configs.errors import InputError, counted, listed
 from configs.schema import MetricsConfig
 from ensembles.blending import Blend, blend_scores, fit_logits, score_columns
-from ensembles.calibrated_scores import EnsembleCalibration
-from ensembles.calibration_figures import calibration_figures, class_calibration_figures
+from ensembles.calibrated_scores import SCALE_RANGE, EnsembleCalibration
+from ensembles.calibration_figures import calibration_figures, class_calibration_figures, extra_loss
 from ensembles.ensemble import StoredEnsemble, read_ensemble
 from ensembles.predictions import read_predictions
 from ensembles.scoring_figures import at_threshold, binary_figures, class_figures, mean_of_defined
@@ -34,6 +34,9 @@ from trainers.table import ImageTable
 
 METRICS_FILE = "metrics.json"
 MIN_SCALE_GAIN = 0.01  # AP that ranking every fold by itself must gain before the folds' scales are worth a warning
+
+MIN_EXTRA_LOSS = 0.1  # of the other log-loss: fitting a map to few labels costs some where nothing was to be mended
+STANDARD_ERRORS = 2.0  # that a mean loss must be above another one to be called higher
 
 
 def run(
@@ -98,6 +101,7 @@ def run(
             *judge.scale_warnings(stored),
             *judge.member_warnings(stored, scorings),
             *calibration_warnings(stored.calibration),
+            *judge.probability_warnings(stored),
         ],
         "pool": dict(pool),
         "timing": dict(timing),
@@ -214,6 +218,33 @@ class _Judge:
                 )
         return warnings
 
+    def probability_warnings(self, stored: StoredEnsemble) -> list[str]:
+        """A line when calibrating has made out-of-fold probabilities worse, beyond chance, or worse than a guess."""
+        if stored.calibration.deployed is None:
+            return []
+        rows, targets = self._rows("oof", stored.scores)
+        outputs = stored.blend.num_outputs
+        plain = stored.blend.probabilities(rows[score_columns(outputs)].to_numpy(dtype=np.float64))
+        shares = np.bincount(targets, minlength=len(self.table.classes)) / len(targets)
+        references = {
+            "those of the scores as they are": _of_all_classes(plain),
+            "the shares of the classes, given to every image": np.tile(shares, (len(targets), 1)),
+        }
+        calibrated = _of_all_classes(rows[score_columns(outputs, "probability")].to_numpy(dtype=np.float64))
+        worse = []
+        for name, reference in references.items():
+            extra, error = extra_loss(targets, calibrated, reference)
+            if extra > max(MIN_EXTRA_LOSS, STANDARD_ERRORS * error):
+                worse.append(f"{name} (log-loss higher by {extra:.0%})")
+        if not worse:
+            return []
+        return [
+            f"the calibrated probabilities are worse out of fold than {' and than '.join(worse)}: the fold models' "
+            "scores do not mean the same, or the labels are too few; rely on the order alone, not on probabilities or "
+            "on the threshold of a cost; a pool that is scored (predict.pool) and ensemble.method: ranks bring fold "
+            "models to one level, calibration.method: none leaves the scores as they are"
+        ]
+
     def _gain(
         self, rows: pd.DataFrame, targets: np.ndarray, values: np.ndarray, *, confidence: float, stream: str
     ) -> Interval:
@@ -326,11 +357,22 @@ def model_scorings(everything: pd.DataFrame, optimistic: Collection[str]) -> dic
 
 
 def calibration_warnings(calibration: EnsembleCalibration) -> list[str]:
-    """A line when probabilities are not calibrated as asked for."""
-    if calibration.instead_of is None:
-        return []
-    done = "the probabilities are not calibrated" if calibration.deployed is None else "another method is used"
-    return [f"calibration.method {calibration.instead_of}: {done}: {calibration.reason}"]
+    """A line when probabilities are not calibrated as asked for, one when those of new images may be far off."""
+    warnings = []
+    if calibration.instead_of is not None:
+        done = "the probabilities are not calibrated" if calibration.deployed is None else "another method is used"
+        warnings.append(f"calibration.method {calibration.instead_of}: {done}: {calibration.reason}")
+    if calibration.spread is not None and calibration.spread.scale in SCALE_RANGE:
+        warnings.append(
+            "the probabilities of new images may be far off: how much the mean of the fold models differs from each of "
+            f"them on the pool is beyond what can be mended (a factor of {calibration.spread.scale:g}, at its limit)"
+        )
+    return warnings
+
+
+def _of_all_classes(probabilities: np.ndarray) -> np.ndarray:
+    """(rows, classes) from (rows, outputs)."""
+    return np.hstack([1.0 - probabilities, probabilities]) if probabilities.shape[1] == 1 else probabilities
 
 
 def known_targets(table: ImageTable, truth: pd.DataFrame | None, rejected: Collection[str]) -> np.ndarray:

@@ -66,10 +66,11 @@ def run(
     scored: bool,
     seed: int,
     out: Path,
+    stopped: str = "",
 ) -> Verdict:
     """Compare the arms in the prediction table, which must have `supervised`, and write the verdict below `out`.
 
-    `scored`: whether the pool was, which is told where nothing was trained on it.
+    `scored`: whether the pool was, which is told where nothing was trained on it; `stopped`: why students were not.
     """
     arms = sorted(set(predictions["arm"].astype(str)) - {PROPAGATION})
     assert BASELINE in arms, f"there is nothing to compare with: {arms}"
@@ -77,7 +78,7 @@ def run(
     if others:
         verdict = _compared(predictions, others, table, pool, metrics, seed)
     else:
-        verdict = _only_supervised(table, pool, scored=scored)
+        verdict = _only_supervised(table, scored=scored, stopped=stopped)
     write_json(out / GATE_FILE, {"arm": verdict.arm, **verdict.to_json()})
     return verdict
 
@@ -132,12 +133,12 @@ def _sentence(arm: str, comparison: Comparison, *, kept: bool, num_arms: int, po
     )
 
 
-def _only_supervised(table: ImageTable, pool: PoolConfig, *, scored: bool) -> Verdict:
+def _only_supervised(table: ImageTable, *, scored: bool, stopped: str) -> Verdict:
     size = len(table.rows("pool"))
     use = "scored but not trained on" if scored else "neither scored (predict.pool: false) nor trained on"
-    why = "no pseudo-labels were good enough: pseudo.min_precision" if pool.arm == "pseudo" else "pool.arm"
+    why = f"; {stopped}" if stopped else " (pool.arm)"
     reason = (
-        f"the pool of {counted(size, 'image')} was {use}: arm {BASELINE!r} is the only one that was trained ({why})"
+        f"the pool of {counted(size, 'image')} was {use}: arm {BASELINE!r} is the only one that was trained{why}"
         if size
         else "there is no pool of unlabelled images"
     )

@@ -229,7 +229,8 @@ def run_time(counts: LabelCounts, config: RunConfig, rates: Rates, *, folds: int
 
     A training step is its batch at the training rate; a step of `semi` and `combined` also has its pool images, which
     are seen by the teacher too (a forward pass, a third of a training pass); pretraining sees two views of an image.
-    `pseudo.rounds` are counted in full though they may end early.
+    `pseudo.rounds` are counted in full though they may end early. Arms that teach score the pool, whatever
+    `predict.pool` is. Features of frozen networks are left out.
     """
     number = folds or config.folds.num_folds
     labelled = counts.num_positives + counts.num_negatives
@@ -242,6 +243,7 @@ def run_time(counts: LabelCounts, config: RunConfig, rates: Rates, *, folds: int
         viewed = config.pretrain.steps * config.pretrain.batch_size * 2
         what = f"{config.pretrain.steps:,} steps x {config.pretrain.batch_size} images x 2 views"
         lines += [_line(f"pretrain {model.name}", what, viewed, rates.train[model.name]) for model in config.models]
+    with_own_teachers = config.teaching_arms if config.pseudo.inner_holdout else []
     for arm in config.arms:
         for model in config.models:
             train = config.train_for(model, arm=arm)
@@ -254,18 +256,17 @@ def run_time(counts: LabelCounts, config: RunConfig, rates: Rates, *, folds: int
             elif arm in config.semi_arms:
                 of_pool = config.semi.batch_size * 4 / 3
                 words = f"({train.batch_size} + {config.semi.batch_size} x 4/3 of the pool)"
-            teaches = bool(config.pseudo.inner_holdout) and arm in {
-                config.teacher_of(name) for name in config.student_arms
-            }
-            trainings = number * (2 if teaches else 1)
+            trainings = number * (2 if arm in with_own_teachers else 1)
             what = f"{trainings} trainings x {train.steps:,} steps x {words} images"
             images = trainings * train.steps * (train.batch_size + of_pool)
             lines.append(_line(f"train {arm} {model.name}", what, images, rates.train[model.name]))
-    beside = held + counts.num_test + (counts.num_pool if config.predict.pool else 0)
-    scored = (labelled - held) + number * beside
-    what = f"{labelled - held:,.0f} + {number} folds x {beside:,.0f} images"
-    for arm in config.arms:
-        lines += [_line(f"score {arm} {m.name}", what, scored, rates.score[m.name]) for m in config.models]
+    beside = {arm: held + counts.num_test + counts.num_pool * config.scores_pool(arm) for arm in config.arms}
+    inner = config.pseudo.inner_holdout * (labelled - held) * (number - 1) / number  # of the labels outside a fold
+    beside |= {f"teachers of {arm}": inner + counts.num_pool for arm in with_own_teachers}
+    for name, images in beside.items():
+        what = f"{labelled - held:,.0f} + {number} folds x {images:,.0f} images"
+        scored = (labelled - held) + number * images
+        lines += [_line(f"score {name} {m.name}", what, scored, rates.score[m.name]) for m in config.models]
     return lines
 
 

@@ -262,8 +262,9 @@ def _by_cost(
     if calibration.deployed is not None and calibration.spread is None:
         wrong = "high" if wanted > prevalence else "low"
         reason += (
-            f", whose mean varies less: by how much only a scored pool of {MIN_POOL_IMAGES} images (predict.pool) can "
-            f"tell, and without one the threshold tends to be too {wrong} for new images"
+            f", whose mean varies less: by how much only a scored pool of {MIN_POOL_IMAGES} images (predict.pool) that "
+            f"the networks did not learn from can tell, and without one the threshold tends to be too {wrong} for new "
+            "images"
         )
     return _result(config, guarantee, rules.Expected(threshold, cost, interval), "cost per image", "oof", reason)
 

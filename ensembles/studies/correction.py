@@ -20,18 +20,20 @@ class Corrected:
     """The best mean AP over folds as it was seen (`naive`), and as other rows would show it (`corrected`).
 
     `shares` (trials,) is how often each trial was the best of a resample: a winner with a small share won by little.
+    `corrected` is None where it cannot be known, for the `reason`.
     """
 
     naive: float
-    corrected: float
+    corrected: float | None
     winner: int
     shares: np.ndarray
     replicates: int
+    reason: str = ""
 
     @property
-    def optimism(self) -> float:
+    def optimism(self) -> float | None:
         """How much the naive value flatters."""
-        return self.naive - self.corrected
+        return None if self.corrected is None else self.naive - self.corrected
 
 
 def bias_corrected(
@@ -51,16 +53,21 @@ def bias_corrected(
         drawn, left_out = _resampled([folds[fold] for folds in trials], replicates, rng)
         inside += drawn / num_folds
         outside += left_out / num_folds
+    winner = int(observed.argmax())
     usable = np.isfinite(outside).all(axis=0) & np.isfinite(inside).all(axis=0)
     if not usable.any():
-        raise ValueError("no resample leaves out rows of every class in every fold: there are too few positives")
+        reason = (
+            "a fold has one image, or one group, of a class: no resample leaves one out of every class in every fold "
+            "to judge by; fewer folds or more labels would"
+        )
+        shares = np.bincount(inside.argmax(axis=0), minlength=num_trials) / replicates
+        return Corrected(float(observed[winner]), None, winner, shares, replicates, reason)
     inside, outside = inside[:, usable], outside[:, usable]
     chosen = inside.argmax(axis=0)
     shares = np.bincount(chosen, minlength=num_trials) / len(chosen)
     # Of all that may be the best alike: weighted by their shares, a trial that was lucky on all rows would hide it.
     of_few_rows = (outside.mean(axis=1) - observed)[shares > 0].mean()
     corrected = float(outside[chosen, np.arange(len(chosen))].mean() - of_few_rows)
-    winner = int(observed.argmax())
     return Corrected(float(observed[winner]), corrected, winner, shares, int(usable.sum()))
 
 

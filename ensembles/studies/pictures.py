@@ -15,7 +15,7 @@ from ensembles.figures import STAND_INS, draw
 from ensembles.studies.search import is_feasible
 
 
-def history_picture(trials: Sequence[FrozenTrial], best: FrozenTrial, corrected: float) -> Markup:
+def history_picture(trials: Sequence[FrozenTrial], best: FrozenTrial, corrected: float | None) -> Markup:
     """AP of each trial, the best so far as a line, trials given up as marks below, the corrected value dashed."""
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     given_up = [trial.number for trial in trials if trial.state == TrialState.PRUNED]
@@ -33,10 +33,11 @@ def history_picture(trials: Sequence[FrozenTrial], best: FrozenTrial, corrected:
             color=STAND_INS["ensemble"],
             linewidth=1.3,
         )
-        axes.axhline(corrected, color=STAND_INS["chance"], linewidth=0.9, dashes=(2, 2))
+        if corrected is not None:
+            axes.axhline(corrected, color=STAND_INS["chance"], linewidth=0.9, dashes=(2, 2))
         axes.plot(numbers, aps, "o", markersize=3.5, color=STAND_INS["ensemble"], alpha=0.6)
         axes.plot(best.number, best.values[0], "o", markersize=7, color=STAND_INS["positive"])
-        low, high = _limits(np.append(aps, corrected))
+        low, high = _limits(aps if corrected is None else np.append(aps, corrected))
         for marks, role in ((given_up, "chance"), (failed, "positive")):
             axes.plot(marks, [low] * len(marks), "|", markersize=8, color=STAND_INS[role], clip_on=False)
         axes.set(xlabel="Trial", ylabel="Out-of-fold AP", xlim=(-0.8, len(trials) - 0.2), ylim=(low, high))

@@ -49,8 +49,10 @@ class StudyResult:
     second: str = "none"
 
     @property
-    def interval(self) -> tuple[float, float]:
+    def interval(self) -> tuple[float, float] | None:
         """95% of the corrected value, from the bootstrap sd of the winner's AP: other images, the same networks."""
+        if self.corrected.corrected is None:
+            return None
         half = float(scipy.stats.norm.ppf(0.975)) * self.sd
         return max(0.0, self.corrected.corrected - half), min(1.0, self.corrected.corrected + half)
 
@@ -102,8 +104,9 @@ class StudyResult:
             "naive_ap": self.corrected.naive,
             "corrected_ap": self.corrected.corrected,
             "optimism": self.corrected.optimism,
-            "corrected_ap_ci": list(self.interval),
-            "ap_sd": self.sd,
+            "corrected_ap_ci": None if self.interval is None else list(self.interval),
+            "corrected_reason": self.corrected.reason or None,
+            "ap_sd": self.sd if np.isfinite(self.sd) else None,
             "best_share": float(self.corrected.shares[self.corrected.winner]),
             "replicates": self.corrected.replicates,
             "importances": self.importances,

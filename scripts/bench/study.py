@@ -193,7 +193,7 @@ def _rows(result: dict[str, Any], best: dict[str, Any] | None, killed: Killed | 
     if killed is not None:
         rows["killed"] = f"worker {killed.worker} at trial {killed.trial}, {killed.folds_done} of 3 folds done"
     if result:
-        low, high = result["corrected_ap_ci"]
+        low, high = result["corrected_ap_ci"]  # a benchmark has positives enough for one
         rows["trials"] = ", ".join(f"{count} {state}" for state, count in result["trials"].items())
         rows["AP of the best as seen"] = f"{result['naive_ap']:.3f}"
         rows["AP corrected for the choice"] = f"{result['corrected_ap']:.3f} [{low:.3f}, {high:.3f}]"

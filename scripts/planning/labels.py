@@ -126,6 +126,15 @@ def _measured(config: RunConfig, source: "Source") -> "Rates":
     return Rates(train, score, decode, f"measured here, on {len(pixels)} of your images ({device}{together})")
 
 
+def _embedding(config: RunConfig) -> list[str]:
+    """The frozen networks that embed images in the run, which no rate is measured of."""
+    voices = [voice.name for voice in config.pseudo.voices] if config.student_arms else []
+    found = [f"pseudo.voices ({', '.join(voices)})"] if voices else []
+    if config.pretrains and config.pretrain.method == "distill":
+        found.append(f"pretrain.distill.teacher ({config.pretrain.distill.teacher.name})")
+    return found
+
+
 def _assumptions(counts: "LabelCounts", config: RunConfig) -> list[str]:
     from trainers.binormal import POWER, SCORE_CORRELATION
 
@@ -144,5 +153,8 @@ def _assumptions(counts: "LabelCounts", config: RunConfig) -> list[str]:
         lines.append(f"Of {counts.num_classes} classes the rarest, {counts.class_name!r}, is taken against the rest.")
     if config.student_arms:
         lines.append("Rounds of pseudo-labels are counted in full, and may end early.")
+    frozen = _embedding(config)
+    if frozen:
+        lines.append(f"Times leave out the features of {' and of '.join(frozen)}: each network sees all images once.")
     lines.append("Times leave out starting up, looks at the held-out fold, the ensemble and the report: minutes.")
     return lines

@@ -9,7 +9,7 @@ from scripts.planning.finished import FinishedRun, oof_of
 if TYPE_CHECKING:
     from ensembles.pool_prevalence import PoolPrevalence
 
-LEARNT_NO_POOL = ("supervised", "pretrained")  # arms whose networks take nothing for the class of a pool image
+LEARNT_NO_POOL = "supervised"
 
 
 def pool_prevalence(run: FinishedRun) -> dict[str, Any]:
@@ -20,6 +20,7 @@ def pool_prevalence(run: FinishedRun) -> dict[str, Any]:
     """
     import numpy as np
 
+    from ensembles.arms import learns_from_pool
     from ensembles.blending import blend_scores, fit_blend
     from ensembles.pool_prevalence import estimate_pool_prevalence, fold_log_odds
     from ensembles.predictions import read_predictions
@@ -27,8 +28,8 @@ def pool_prevalence(run: FinishedRun) -> dict[str, Any]:
 
     predictions = read_predictions(run.run_dir / "predictions", table=run.table)
     arm, blend, scores = run.stored.arm, run.stored.blend, run.stored.scores
-    if arm not in LEARNT_NO_POOL:
-        arm = LEARNT_NO_POOL[0]
+    if learns_from_pool(arm):
+        arm = LEARNT_NO_POOL
         blend = fit_blend(predictions[predictions["arm"] == arm], method=run.config.ensemble.method)
         scores = blend_scores(blend, predictions[predictions["arm"] == arm])
     chosen = predictions[(predictions["arm"] == arm) & predictions["model"].isin(blend.weights)]

@@ -4,12 +4,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from configs.errors import InputError
 from scripts.planning.costs import Job, budget_of
 from scripts.planning.finished import FinishedRun, oof, read_finished
 from scripts.planning.pool import pool_prevalence
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SAME_RECALL = 0.005  # a line for each of two recalls nearer than this tells the same twice
 LABELLED = "the labelled images"
@@ -70,6 +73,7 @@ def _at_prevalences(run: FinishedRun, named: Sequence[float]) -> dict[str, Any]:
     ):  # those are not of these scores
         at_threshold = float((scores[targets == 1] >= threshold).mean())
         recalls = {recall for recall in recalls if abs(recall - at_threshold) > SAME_RECALL} | {at_threshold}
+        scores = _with_all_flagged(targets, scores, threshold)
     band, measured_at = operating_points.band_at(
         targets,
         scores,
@@ -107,6 +111,18 @@ def _at_prevalences(run: FinishedRun, named: Sequence[float]) -> dict[str, Any]:
         "pool_prevalence": pool,
         "prevalences": entries,
     }
+
+
+def _with_all_flagged(targets: "np.ndarray", scores: "np.ndarray", threshold: float) -> "np.ndarray":
+    """The scores with the negatives between the threshold and the last positive above it put level with that one.
+
+    The precision at a recall is that of the first score that reaches it; the threshold flags these negatives, too.
+    """
+    import numpy as np
+
+    flagged = scores >= threshold
+    found = scores[flagged & (targets == 1)]
+    return np.where(flagged, scores.clip(found.min()), scores) if len(found) else scores
 
 
 def _average_precision(

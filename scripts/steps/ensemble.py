@@ -15,10 +15,15 @@ from scripts.steps.run_state import (
     tell,
     truth_digest,
     truth_of,
+    warn,
 )
 from trainers.provenance import code_version
 from trainers.stages import Stage, StageOutcome
 from trainers.table import read_table
+
+# Of the verdict, the blend, its calibration and its threshold: raised where the same inputs come to another result, so
+# that a run of an earlier version is brought up to date with its figures. 3 has the levels of fold models.
+ENSEMBLE_VERSION = 3
 
 
 def ensemble_step(pipeline: Pipeline) -> None:
@@ -31,6 +36,7 @@ def ensemble_step(pipeline: Pipeline) -> None:
     table = read_table(run_dir / "table.parquet")
     predictions = run_dir / "predictions"
     digests = folder_digests(predictions, "*.parquet")
+    scored, stopped = config.scores_pool(SUPERVISED), "; ".join(pipeline.warned.get("pseudo-label", []))
     inputs = {
         # propagated labels are judged beside the models, and no part of the blend
         "predictions": {name: own for name, own in digests.items() if not name.startswith(f"{PROPAGATION}/")},
@@ -39,11 +45,10 @@ def ensemble_step(pipeline: Pipeline) -> None:
         "guarantee": config.guarantee.model_dump(),
         "threshold": config.threshold.model_dump(),
         "rows": rows_digest(table, np.arange(len(table.frame))),
-        "pool": {**config.pool.model_dump(), "scored": config.predict.pool},
+        "pool": {**config.pool.model_dump(), "scored": scored, "stopped": stopped},
         "metrics": config.metrics.model_dump(),
         "seed": config.seed,
-        # Thresholds of a cost and maps of this kind are others than those of the first version.
-        **({"version": 2} if config.threshold.rule == "cost" or config.calibration.method == "beta" else {}),
+        "version": ENSEMBLE_VERSION,
     }
 
     def blend(partial: Path) -> StageOutcome:
@@ -53,7 +58,8 @@ def ensemble_step(pipeline: Pipeline) -> None:
             table=table,
             pool=config.pool,
             metrics=config.metrics,
-            scored=config.predict.pool,
+            scored=scored,
+            stopped=stopped,
             seed=config.seed,
             out=partial / "ensemble",
         )
@@ -119,7 +125,10 @@ def ensemble_step(pipeline: Pipeline) -> None:
     tuned = read_tuning(run_dir / "ensemble")
     if tuned is not None:
         tell("blend", tuned["reason"])
-    _say_threshold(json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))["ensemble"])
+    metrics = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
+    _say_threshold(metrics["ensemble"])
+    for line in metrics["warnings"]:  # which the report has from metrics.json
+        warn(line)
     pipeline.say("ensemble", [blended, record], "metrics.json", summary=record.summary)
 
 

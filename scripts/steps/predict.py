@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from configs.schema import ModelConfig, RunConfig
+from configs.schema import ModelConfig
 from scripts.steps.propagate import current_predictions
 from scripts.steps.run_state import Pipeline, pixel_settings, rows_digest, train_folder
 from trainers.provenance import file_digest
@@ -32,7 +32,7 @@ def predict_arms(pipeline: Pipeline, arms: Sequence[str]) -> None:
     ]
     keep_predictions_of(pipeline, config.arms)
     scores = sum(record.facts["num_images"] for record in records)
-    _, kinds = _rows_to_score(table, 0, pool=any(_scores_pool(config, arm) for arm in arms))
+    _, kinds = _rows_to_score(table, 0, pool=any(config.scores_pool(arm) for arm in arms))
     names = [KIND_NAMES[kind] for kind in dict.fromkeys(kinds)]
     what = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
     pipeline.say("predict", records, "predictions/", summary=f"{scores} scores of {what} rows")
@@ -63,7 +63,7 @@ def _predict_one(pipeline: Pipeline, table: ImageTable, arm: str, model: ModelCo
     from ensembles.predictions import write_predictions
     from trainers.scoring import mean_of_views
 
-    rows, kinds = _rows_to_score(table, fold, pool=_scores_pool(pipeline.config, arm))
+    rows, kinds = _rows_to_score(table, fold, pool=pipeline.config.scores_pool(arm))
     parts = [len(list(own)) for _, own in groupby(kinds)]
     output = f"predictions/{arm}/{model.name}/fold{fold}.parquet"
     final = pipeline.run_dir / train_folder(arm, model, fold) / "final"
@@ -147,12 +147,6 @@ def natural_view_logits(
         parts=parts,
     )
     return logits - scorer.log_odds_shift, scorer.log_odds_shift
-
-
-def _scores_pool(config: RunConfig, arm: str) -> bool:
-    """Whether an arm's models score the pool: as set, and in any case when they teach from it."""
-    teaching = [] if config.pseudo.inner_holdout else [config.teacher_of(student) for student in config.student_arms]
-    return config.predict.pool or arm in teaching
 
 
 def _rows_to_score(table: ImageTable, fold: int, *, pool: bool) -> tuple[np.ndarray, list[str]]:

@@ -11,7 +11,6 @@
 """
 
 import multiprocessing
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from configs.errors import InputError, counted, listed
+from configs.errors import InputError, counted
 from configs.load import dump_config
 from configs.trial_cost import cost_of_pool
 from configs.tuning_plan import TuningPlan, ends, load_plan, rung_steps
 from scripts.steps.run_state import CONSOLE, tell, warn
+from scripts.steps.study_settings import check_same_rows, check_same_settings
 from scripts.steps.trial import TrialObjective, groups_of, without_lines
 from trainers import atomic
 
@@ -36,9 +36,6 @@ if TYPE_CHECKING:
     from ensembles.studies.workers import Direction
 
 BEST_FILE = "best.yaml"
-# Settings of the study that may change while it runs.
-NOT_COMPARED = {"config", "trials", "retries", "replicates", "keep", "heartbeat_seconds", "patience_seconds", "study"}
-NOT_JUDGED = {"name", "out", "calibration", "threshold", "metrics", "submit", "report", "compute", "embed", "probe"}
 
 
 @dataclass(frozen=True)
@@ -116,6 +113,7 @@ def write_result(call: Call) -> "StudyResult":
     """Write study.json, best.yaml and report.html, and say what the best trial is worth."""
     from ensembles.studies.page import write_page
     from ensembles.studies.result import RESULT_FILE, evaluate
+    from ensembles.wording import number
     from trainers.table import read_table
 
     plan = call.plan()
@@ -130,7 +128,7 @@ def write_result(call: Call) -> "StudyResult":
     command = f"rarefind run {folder / BEST_FILE}"
     header = (
         f"# Best of the study {plan.study_name}, trial {result.best.number}: naive AP {result.corrected.naive:.3f}, "
-        f"corrected {result.corrected.corrected:.3f}\n"
+        f"corrected {number(result.corrected.corrected)}\n"
         + "".join(f"#   {key}: {value}\n" for key, value in chosen.items())
     )
     atomic.write_text(folder / BEST_FILE, header + dump_config(config))
@@ -169,55 +167,12 @@ def _opened(plan: TuningPlan, call: Call) -> "tuple[Store, optuna.Study, TrialOb
         raise InputError(f"{plan.study_name}: {error}; choose another name with `study`") from None
     objective = TrialObjective(plan)
     with store.seat():
-        _check_same(study, plan)
+        check_same_settings(study, plan)
         table = objective.prepare()
-        _check_same_rows(study, plan, objective.rows)
+        check_same_rows(study, plan, objective.rows)
         if not study.get_trials(deepcopy=False):
             objective.try_networks(table)
     return store, study, objective
-
-
-def _check_same(study: "optuna.Study", plan: TuningPlan) -> None:
-    """A study goes on only with the settings it was begun with: trials of others cannot be compared."""
-    now = {
-        "config": plan.config().model_dump(mode="json", exclude=NOT_JUDGED),
-        "study": plan.tuning.model_dump(mode="json", exclude=NOT_COMPARED),
-    }
-    before = study.user_attrs.get("settings")
-    if before is not None:  # perhaps by a version that compared more, or knew fewer settings
-        before = before | {"config": {name: own for name, own in before["config"].items() if name not in NOT_JUDGED}}
-    if before is None:
-        study.set_user_attr("settings", now)
-        second = plan.tuning.objective.second
-        study.set_metric_names(["out-of-fold AP", *([] if second == "none" else [second])])
-        return
-    differences = list(_differences(before, now))
-    if differences:
-        raise InputError(
-            f"{study.study_name}: this study was begun with other settings, and its trials cannot be compared with "
-            f"these\n{listed(differences)}\nSet them back, or begin another study: set `name` or `out`"
-        )
-
-
-def _check_same_rows(study: "optuna.Study", plan: TuningPlan, rows: str) -> None:
-    """Trials that learnt from other labels or images, or in other folds, cannot be compared either."""
-    before = study.user_attrs.get("rows")
-    if before is None:
-        study.set_user_attr("rows", rows)
-    elif before != rows:
-        raise InputError(
-            f"{study.study_name}: this study was begun with other labels, groups, folds or images than those that "
-            f"{plan.config().data.source} gives now, and its trials cannot be compared with new ones; put the old ones "
-            "back, or begin another study: set `name` or `out`"
-        )
-
-
-def _differences(before: Any, now: Any, at: str = "") -> Iterator[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in sorted(before.keys() | now.keys()):
-            yield from _differences(before.get(key), now.get(key), f"{at}.{key}" if at else key)
-    elif before != now:
-        yield f"{at.partition('.')[2]}: begun with {before}, now {now}"
 
 
 def _work_side_by_side(call: Call, workers: int) -> None:
@@ -320,9 +275,8 @@ def _short(value: Any) -> str:
 
 
 def _say_result(result: "StudyResult", folder: Path, command: str, *, num_trials: int) -> None:
-    corrected = result.corrected
+    corrected, interval = result.corrected, result.interval
     ended = ", ".join(f"{count} {state}" for state, count in result.counts.items())
-    low, high = result.interval
     share = corrected.shares[corrected.winner]
     for reason, count in result.failures.items():
         tell("failed", f"{counted(count, 'trial')}: {reason}", style="yellow")
@@ -331,11 +285,16 @@ def _say_result(result: "StudyResult", folder: Path, command: str, *, num_trials
             f"in {counted(len(result.notes), 'trial')} not all students were trained, as in a run with these settings; "
             "report.html says why of each"
         )
-    tell(
-        "best",
-        f"trial {result.best.number} of {ended}: AP {corrected.naive:.3f} as seen, {corrected.corrected:.3f} "
-        f"[{low:.3f}, {high:.3f}] corrected for the choice ({-corrected.optimism:+z.3f})",
-    )
+    best = f"trial {result.best.number} of {ended}: AP {corrected.naive:.3f} as seen"
+    if corrected.corrected is None or interval is None:
+        tell("best", f"{best}; what it is worth beyond luck is not known: {corrected.reason}")
+    else:
+        low, high = interval
+        tell(
+            "best",
+            f"{best}, {corrected.corrected:.3f} [{low:.3f}, {high:.3f}] corrected for the choice "
+            f"({corrected.corrected - corrected.naive:+z.3f})",
+        )
     tell("", f"it is the best in {share:.0%} of the resamples of the images")
     for key, value in result.best.params.items():
         tell("", f"{key}: {_short(value)}")

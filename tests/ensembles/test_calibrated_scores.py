@@ -1,5 +1,7 @@
 """Probabilities of an ensemble: cross-fitted out of fold, and carried over to the mean of the fold models."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +10,7 @@ from scipy.special import expit, logit, softmax
 from configs.ensembling import CalibrationConfig
 from configs.errors import InputError
 from ensembles.blending import blend_scores, fit_blend
-from ensembles.calibrated_scores import EnsembleCalibration, calibrate, fit_spread
+from ensembles.calibrated_scores import SCALE_RANGE, EnsembleCalibration, calibrate, fit_spread
 from ensembles.calibration import fit_logistic, maximum_likelihood
 from ensembles.evaluation import calibration_warnings
 
@@ -113,6 +115,65 @@ def test_the_pool_tells_how_probabilities_of_mean_scores_differ(blend_method: st
     assert 0.95 < mended[0] < 1.05 and 0.9 < mended[1] < 1.1
     assert as_it_is[0] > 1.1 and as_it_is[1] > 1.2, "the control: the map of one fold model's scores"
     assert without.shape[0] == 30_000
+
+
+@pytest.mark.parametrize(("num_outputs", "method"), [(1, "logistic"), (1, "beta"), (3, "logistic")])
+def test_fold_models_at_different_levels_are_brought_to_one_by_the_pool(num_outputs: int, method: str) -> None:
+    """Every fold's map is fitted on the others, so that one at another level gets probabilities of these."""
+    predictions, truth = toy(6000, pool=2000, num_outputs=num_outputs, prevalence=0.2, pool_prevalence=0.2)
+    apart = predictions.copy()
+    column = "logit" if num_outputs == 1 else "logit_1"
+    apart[column] += np.array([1.5, 0.0, -1.5])[apart["fold"].to_numpy(int)]
+
+    def loss(table: pd.DataFrame, kind: str) -> tuple[float, np.ndarray]:
+        _, scores, probabilities = calibrated(table, method=method)
+        rows = scores[scores["kind"] == kind].sort_values("id")
+        targets = truth if kind == "pool" else rows["target"].to_numpy(int)
+        own = probabilities[rows.index]
+        own = np.hstack([1 - own, own]) if num_outputs == 1 else own
+        return -float(np.log(own[np.arange(len(own)), targets]).mean()), own.sum(axis=0) / np.bincount(targets)
+
+    of_same, _ = loss(predictions, "oof")
+    of_apart, expected_over_observed = loss(apart, "oof")
+    without, wrong = loss(apart[apart["kind"] == "oof"], "oof")
+    assert of_apart == pytest.approx(of_same, abs=0.003)
+    np.testing.assert_allclose(expected_over_observed, 1.0, atol=0.02)
+    assert without > of_same + 0.03 and np.abs(wrong - 1.0).max() > 0.05, "the control: no pool to tell"
+    assert loss(apart, "pool")[0] == pytest.approx(loss(predictions, "pool")[0], abs=0.003)
+
+
+def test_a_pool_that_the_networks_learnt_from_tells_no_spread() -> None:
+    """On its images the fold models agree, so that their mean seems to vary as much as each of them."""
+    predictions, _ = toy(3000, pool=3000)
+    agreeing, _ = toy(3000, pool=3000, noise=0.0)
+    is_pool = predictions["kind"] == "pool"
+    learnt = pd.concat([predictions[~is_pool], agreeing[agreeing["kind"] == "pool"]], ignore_index=True)
+    taken, honest = calibrated(learnt)[0].spread, calibrated(predictions)[0].spread
+    assert taken is not None and honest is not None
+    assert taken.scale < 1.05 and honest.scale > 1.2, "what it would come to"
+    for arm in ("semi", "combined", "pseudo-2"):
+        found, _, _ = calibrated(learnt.assign(arm=arm))
+        assert found.spread is None and found.levels is None and found.deployed is not None
+        assert f"the networks of arm {arm} learnt from the pool" in found.reason
+    assert calibrated(predictions.assign(arm="pretrained"))[0].spread is not None, "which saw no classes there"
+
+
+def test_levels_are_those_of_the_fold_models_and_not_of_their_images() -> None:
+    """Images of a fold that are more often positive have higher scores, and are to keep them."""
+    predictions, _ = toy(3000, pool=300)
+    higher = predictions.copy()
+    higher.loc[(higher["kind"] == "oof") & (higher["fold"] == 0), "logit"] += 1.0
+    levels, same = calibrated(higher)[0].levels, calibrated(predictions)[0].levels
+    assert levels is not None and same is not None
+    np.testing.assert_array_equal([levels[0], levels[1], levels[2]], [same[0], same[1], same[2]])
+    assert np.abs(np.stack(list(levels.values()))).max() < 0.2
+
+
+def test_a_spread_at_its_limit_is_warned_of() -> None:
+    found, _, _ = calibrated(toy(600, pool=300)[0])
+    assert found.spread is not None and calibration_warnings(found) == []
+    (told,) = calibration_warnings(replace(found, spread=replace(found.spread, scale=SCALE_RANGE[1])))
+    assert "a factor of 4, at its limit" in told
 
 
 def test_the_spread_of_several_classes_makes_their_expected_numbers_right() -> None:

@@ -293,10 +293,23 @@ def test_folds_on_different_scales_are_warned_of_and_folds_on_one_are_not(tmp_pa
     ):
         write_toy_predictions(tmp_path / name / "predictions", table, truth, fold_shift=shift, signal=2.5)
         metrics = evaluate(tmp_path / name, table, None, method=method)
-        assert len(metrics["warnings"]) == expected, name
+        of_scales = [text for text in metrics["warnings"] if "on different scales" in text]
+        assert len(of_scales) == expected, name
         if expected:
-            assert f"{metrics['ensemble']['ap']:.3f}" in metrics["warnings"][0]
-            assert "ensemble.method: ranks" in metrics["warnings"][0]
+            assert f"{metrics['ensemble']['ap']:.3f}" in of_scales[0]
+            assert "ensemble.method: ranks" in of_scales[0]
+
+
+def test_probabilities_that_calibrating_made_worse_are_warned_of(tmp_path):
+    """Folds far apart, of whose models too few pool images are scored to bring them to one level."""
+    table, truth = toy_table()
+    for name, shift, expected in (("same", 0.0, 0), ("apart", 3.0, 1)):
+        write_toy_predictions(tmp_path / name / "predictions", table, truth, fold_shift=shift, signal=2.5)
+        metrics = evaluate(tmp_path / name, table, None)
+        figures = metrics["ensemble"]["calibration"]
+        told = [text for text in metrics["warnings"] if "worse out of fold" in text]
+        assert len(told) == expected, metrics["warnings"]
+        assert (figures["log_loss"] > figures["log_loss_reference"]) == bool(expected)
 
 
 def test_copies_of_an_image_are_one_unit_like_rows_of_a_group(tmp_path):

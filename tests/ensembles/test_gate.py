@@ -147,6 +147,17 @@ def test_the_gain_has_the_interval_of_the_paired_difference() -> None:
     assert gain.interval.high == pytest.approx(alone.high, abs=0.006)
 
 
+def test_why_only_supervised_was_trained_is_told_in_the_words_of_what_stopped_the_others(tmp_path: Path) -> None:
+    """That too few pseudo-labels are right is one cause of several; without any the setting is."""
+    table = toy_table()
+    assert decide(tmp_path, table, {"supervised": 1.0}).reason.endswith("the only one that was trained (pool.arm)")
+    settings = {"table": table, "pool": PoolConfig(arm="pseudo"), "metrics": METRICS, "scored": True, "seed": 0}
+    stopped = "pseudo-1 is not trained: the teachers are not shown to be better than chance"
+    predictions = read_predictions(tmp_path / "0", table=table)
+    reason = gate.run(predictions, **settings, out=tmp_path / "out", stopped=stopped).reason
+    assert reason.endswith(f"the only one that was trained; {stopped}") and "min_precision" not in reason
+
+
 def test_what_is_undefined_is_never_better() -> None:
     (gain,) = paired_gains(np.zeros(10), [np.arange(10.0)[:, None]] * 2, rng=np.random.default_rng(0))
     assert not gain.better and np.isnan(gain.interval.estimate)

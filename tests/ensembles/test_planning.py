@@ -71,6 +71,19 @@ def test_every_arm_costs_what_it_does() -> None:
     assert {line.split()[1] for line in lines if line.startswith("train")} == set(config.arms)
 
 
+def test_arms_that_teach_score_the_pool_whatever_is_set() -> None:
+    pseudo = {"pool": {"arm": "pseudo"}, "predict": {"pool": False}}
+    alone = 5293 + 3 * 9_527
+    for changes, expected in (
+        ({"rounds": 2}, {"supervised": 135_000, "pseudo-1": 135_000, "pseudo-2": 0}),
+        ({"inner_holdout": 0.2}, {"supervised": 0, "pseudo-1": 0}),
+    ):
+        config = config_of(**pseudo, pseudo=changes, folds={"num_folds": 3})
+        lines = {line.name: line.images for line in planning.run_time(COUNTS, config, RATES)}
+        assert {arm: lines[f"score {arm} a"] - alone for arm in config.arms} == expected
+    assert lines["score teachers of supervised b"] == pytest.approx(5293 + 3 * 45_000 + 0.2 * 5293 * 2)
+
+
 def test_a_holdout_is_not_trained_on_but_scored_by_every_fold() -> None:
     config = config_of(guarantee={"holdout": 0.2}, predict={"pool": False})
     lines = {line.name: line.images for line in planning.run_time(COUNTS, config, RATES, folds=5)}

@@ -16,6 +16,7 @@ from configs.load import check_config
 from configs.schema import RunConfig
 from configs.sections import merged
 from scripts.pipeline import run_pipeline
+from scripts.steps import ensemble
 from tests.scripts.tiny_runs import MODELS, fresh, tiny_config
 from trainers.digits import DigitsSplit, write_digits
 
@@ -129,6 +130,19 @@ def test_another_rule_of_the_threshold_retrains_nothing_and_is_told(
     told = " ".join(capsys.readouterr().out.split())
     assert "for at most 5 test images flagged; out of fold it flags" in told
     run_pipeline(config_of(data, finished.parent))
+
+
+def test_an_ensemble_of_an_earlier_version_is_made_again_with_its_figures_and_nothing_is_retrained(
+    finished: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(data, finished.parent)
+    run_pipeline(config)
+    with monkeypatch.context() as patch:
+        patch.setattr(ensemble, "ENSEMBLE_VERSION", ensemble.ENSEMBLE_VERSION - 1)
+        assert fresh(run_pipeline(config, until="ensemble")) == ["ensemble", "evaluate"]
+    assert fresh(run_pipeline(config, until="ensemble")) == ["ensemble", "evaluate"]
+    assert fresh(run_pipeline(config, until="ensemble")) == [], "the control"
+    run_pipeline(config)
 
 
 def test_a_threshold_that_the_labels_cannot_show_is_refused_before_training(data: Path, tmp_path: Path) -> None:

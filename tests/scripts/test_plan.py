@@ -129,6 +129,32 @@ def test_a_run_tells_precision_at_its_own_prevalence_and_at_others(run_dir: Path
     assert at_threshold["recall"] == pytest.approx(metrics["recall_at_threshold"])
 
 
+def test_the_line_at_the_threshold_counts_the_negatives_below_the_last_positive_that_is_found(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    """Other rules than that of the recall may put the threshold between two positives."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run_dir, copy, ignore=shutil.ignore_patterns("train"))
+    scores = pd.read_parquet(copy / "ensemble" / "scores.parquet")
+    oof = scores[scores["kind"] == "oof"].sort_values("score", ascending=False)
+    is_positive = (oof["target"] == 1).to_numpy()
+    # the longest run of negatives between two positives, and the last of them as the threshold
+    places = is_positive.nonzero()[0]
+    last = int((places[1:] - places[:-1]).argmax())
+    flagged = int(places[last + 1])
+    assert flagged - places[last] > 2
+    stored = copy / "ensemble" / "ensemble.json"
+    threshold = float(oof["score"].iloc[flagged - 1])
+    stored.write_text(json.dumps(json.loads(stored.read_text()) | {"threshold": threshold}))
+    (own, *_) = written(tmp_path, copy)["prevalences"]
+    (point,) = [point for point in own["points"] if point["threshold"]]
+    assert point["recall"] == pytest.approx((last + 1) / is_positive.sum())
+    assert point["precision"] == pytest.approx((last + 1) / flagged)
+    assert point["reviewed"] == pytest.approx(1000 * flagged / len(oof))
+    low, high = point["precision_interval"]
+    assert low < point["precision"] < high
+
+
 def test_the_pool_has_an_estimate_or_a_reason_for_none(run_dir: Path, tmp_path: Path) -> None:
     pool = written(tmp_path, run_dir)["pool_prevalence"]
     assert pool["reason"] if pool["estimate"] is None else pool["low"] < pool["estimate"] < pool["high"]
@@ -260,6 +286,16 @@ def test_of_several_classes_the_rarest_is_planned_for(tmp_path: Path) -> None:
     plan = written(tmp_path, config, "--rate", 100)
     assert (plan["counts"]["class_name"], plan["counts"]["num_positives"]) == ("rare", 9)
     assert any("against the rest" in line for line in plan["assumptions"])
+
+
+def test_what_no_rate_is_known_of_is_named(data: Path, tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(dump_config(tiny_config(data, tmp_path / "runs")))
+    voices = "pseudo.voices=[{backbone: tf_efficientnet_lite0, name: voice, pretrained: packaged}]"
+    taught = ["pool.arm=pseudo", voices, "pseudo.teacher=pretrained", "pretrain.method=distill"]
+    told = " ".join(planned(config, "--rate", 100, *taught).split())
+    assert "the features of pseudo.voices (voice) and of pretrain.distill.teacher (tf_efficientnet_lite0)" in told
+    assert "the features of" not in " ".join(planned(config, "--rate", 100, voices).split()), "no students, no voices"
 
 
 def test_broken_lines_stay_behind_their_mark_at_80_columns(monkeypatch: pytest.MonkeyPatch, data: Path) -> None:

@@ -93,6 +93,22 @@ def test_a_study_ends_with_a_config_that_runs_and_is_worth_what_it_says(
     assert sum(aps) / 2 == pytest.approx(written["naive_ap"], abs=1e-9)
 
 
+def test_a_study_with_one_positive_in_a_fold_ends_with_its_best_trial(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pd.read_csv(folder / "digits/table.csv", dtype=str)
+    positives = table.index[(table["label"] == "eight") & (table["split"] == "train")]
+    table.drop(positives[2:]).to_csv(folder / "digits/table.csv", index=False)
+    run_study(call_of(folder, LR, trials=1))
+    tune = folder / "runs/tiny/tune"
+    written = json.loads((tune / "study.json").read_text())
+    assert written["naive_ap"] > 0 and written["corrected_ap"] is None and written["corrected_ap_ci"] is None
+    assert "a fold has one image" in written["corrected_reason"]
+    assert "The corrected value is not known: a fold has one image" in (tune / "report.html").read_text()
+    assert "what it is worth beyond luck is not known" in " ".join(capsys.readouterr().out.split())
+    load_config(tune / "best.yaml")
+
+
 def test_the_same_command_goes_on_and_trains_nothing_again(folder: Path) -> None:
     run_study(call_of(folder, LR, trials=1))
     first = study_of(folder).trials

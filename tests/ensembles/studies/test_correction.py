@@ -29,6 +29,25 @@ def test_the_same_trial_many_times_is_not_corrected() -> None:
     assert abs(result.optimism) < 1e-9
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+def test_with_one_positive_in_a_fold_the_best_is_told_without_a_correction(grouped: bool) -> None:
+    """No resample leaves that one out: nothing would judge the choice."""
+    positives = 12 if grouped else 3
+    trials = drawn_trials(np.random.default_rng(0), effects=np.array([0.0, 3.0]), positives=positives, negatives=60)
+    if grouped:
+        trials = [
+            [FoldScores(f.ids, f.targets, f.scores, groups=np.where(f.targets == 1, -1, f.ids)) for f in folds]
+            for folds in trials
+        ]
+    result = bias_corrected(trials, replicates=200, rng=np.random.default_rng(1))
+    assert (result.winner, result.corrected, result.optimism) == (1, None, None)
+    assert result.naive == max(mean_average_precision(folds) for folds in trials)
+    assert result.shares.sum() == pytest.approx(1.0) and result.shares[1] > 0.5
+    assert "a fold has one image, or one group, of a class" in result.reason
+    two = drawn_trials(np.random.default_rng(0), effects=np.array([0.0, 3.0]), positives=6, negatives=60)
+    assert bias_corrected(two, replicates=200, rng=np.random.default_rng(1)).corrected is not None, "the control"
+
+
 def test_groups_are_drawn_and_left_out_as_a_whole() -> None:
     """Ten copies of an image say no more than one: as many as 590 positives they would leave no doubt."""
     rng = np.random.default_rng(3)
