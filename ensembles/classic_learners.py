@@ -17,6 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.semi_supervised import LabelPropagation, LabelSpreading, SelfTrainingClassifier
+from threadpoolctl import threadpool_limits
 
 from configs.errors import InputError
 
@@ -76,11 +77,15 @@ def label_propagation(
 def self_training(
     features: np.ndarray, targets: np.ndarray, *, threshold: float = 0.75, penalty: float = 1.0, max_iter: int = 10
 ) -> ClassicResult:
-    """Self-training (Yarowsky 1995) of a logistic regression: pseudo-labels above a confidence, in rounds."""
+    """Self-training (Yarowsky 1995) of a logistic regression: pseudo-labels above a confidence, in rounds.
+
+    With one thread: its narrow products gain nothing by more, and OpenBLAS' threads wait busily (configs/LOG.md).
+    """
     _check(features, targets)
     regression = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=MAX_ITERATIONS))
     learner = SelfTrainingClassifier(regression, threshold=threshold, max_iter=max_iter)
-    return _fitted(learner, lambda: learner.predict_proba(features), features, targets)
+    with threadpool_limits(1, user_api="blas"):
+        return _fitted(learner, lambda: learner.predict_proba(features), features, targets)
 
 
 def majority_of_clusters(features: np.ndarray, targets: np.ndarray, *, num_clusters: int, seed: int) -> ClassicResult:

@@ -102,15 +102,18 @@ def opinions(
     propagate: PropagateConfig,
     *,
     seed: int,
+    graphs: dict[int, FoldGraphs] | None = None,
 ) -> Opinions:
     """What a method says with one setting; `features` are for each fold those of all table rows, (num_images, dim).
 
+    `graphs` keeps what was found of these very features, so that the next setting searches no neighbours again.
     scikit-learn's rbf kernel gets all labelled rows and as many of the pool as there is room for, drawn by the seed.
     Raises InputError when a fold has all labels of a class, and for what a method cannot do.
     """
     pool = table.rows("pool")
     if method in OURS:
-        return _by_graph(setting, features, table, propagate, pool, seed=seed)
+        own = {} if graphs is None else graphs
+        return _by_graph(setting, features, table, propagate, pool, seed=seed, graphs=own)
     if "rbf" in method:
         room = RBF_ROWS - len(table.rows("train"))
         if room < min(RBF_POOL, len(pool)):
@@ -144,19 +147,19 @@ def _by_graph(
     pool: np.ndarray,
     *,
     seed: int,
+    graphs: dict[int, FoldGraphs],
 ) -> Opinions:
     config = PropagateConfig.model_validate({**propagate.model_dump(), **setting})
     train = table.rows("train")
     place = np.full(len(table), -1)
     place[train] = np.arange(len(train))
     oof, mean = np.empty((len(train), len(table.classes))), np.zeros((len(pool), len(table.classes)))
-    graphs: dict[int, FoldGraphs] = {}  # of equal features the neighbours are searched once
     for fold in range(table.num_folds):
-        key = id(features[fold])
+        key = id(features[fold])  # folds may have the same features
         if key not in graphs:
-            graphs = {key: FoldGraphs(features[fold], table, config, seed=seed)}
+            graphs[key] = FoldGraphs(features[fold], table, config, seed=seed)
         held = table.rows("train", fold=fold)
-        found = graphs[key].opinions(fold, {"oof": held, "pool": pool}, without=NOTHING)
+        found = graphs[key].spread_by(config).opinions(fold, {"oof": held, "pool": pool}, without=NOTHING)
         oof[place[held]] = _probabilities(found.logits["oof"])
         mean += _probabilities(found.logits["pool"]) / table.num_folds
     return Opinions(oof, mean, pool)

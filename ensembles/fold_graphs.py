@@ -5,7 +5,9 @@ from all: both are described afterwards by their neighbours in the graph (Delall
 out-of-fold scores are made as test scores are, and an image can be scored alone.
 """
 
+import time
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -46,6 +48,19 @@ class FoldGraphs:
         self.graph_rows = np.sort(np.concatenate([table.rows("train"), table.rows("pool")]))
         self.place = np.full(len(table), -1)
         self.place[self.graph_rows] = np.arange(len(self.graph_rows))
+        self.search_seconds = 0.0  # of the neighbours, once they are found
+
+    def spread_by(self, config: PropagateConfig) -> "FoldGraphs":
+        """The same graphs with another way of spreading: their neighbours are shared.
+
+        Raises ValueError for other settings of the graph.
+        """
+        if config.graph != self.config.graph:
+            raise ValueError("another graph needs other neighbours")
+        self._found  # noqa: B018  # found before it is shared
+        shared = copy(self)
+        shared.config = config
+        return shared
 
     def opinions(self, fold: int, kinds: Mapping[str, np.ndarray], *, without: np.ndarray) -> FoldOpinions:
         """Spread the labels of the training rows outside `fold` that are not in `without`, table rows.
@@ -169,7 +184,7 @@ class FoldGraphs:
     @cached_property
     def _found(self) -> Neighbours:
         """Neighbours of all table rows among all graph rows, with some to spare for the rows that a fold leaves out."""
-        graph, table = self.config.graph, self.table
+        graph, table, started = self.config.graph, self.table, time.perf_counter()
         wanted = min(_with_spare(graph, table), len(self.graph_rows) - 1)
         search = partial(nearest, metric=graph.metric, method=graph.search, seed=self.seed)
         self._check_features()
@@ -182,6 +197,7 @@ class FoldGraphs:
         if len(others):
             outside = search(features, wanted, queries=np.asarray(self.features[others]))
             index[others], distance[others] = outside.index, outside.distance
+        self.search_seconds = time.perf_counter() - started
         return Neighbours(index, distance)
 
 

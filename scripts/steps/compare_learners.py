@@ -28,6 +28,7 @@ from trainers.table import ImageTable, read_table
 
 if TYPE_CHECKING:
     from ensembles.comparison import Opinions
+    from ensembles.fold_graphs import FoldGraphs
 
 FOLDER = "comparison"
 COMPARISON_FILE = f"{FOLDER}/comparison.json"
@@ -152,10 +153,13 @@ def _work(sender: Any, config: RunConfig, names: Sequence[str], method: str, out
     features = [opened[name] for name in names]
     labelled = table.targets[table.rows("train")]
     best, best_ap, facts, begun = None, -1.0, {}, time.perf_counter()
+    graphs: dict[int, FoldGraphs] = {}
     try:
         for setting in comparison.settings_of(method):
-            started = time.perf_counter()
-            found = comparison.opinions(method, setting, features, table, config.propagate, seed=config.seed)
+            started = time.perf_counter() - sum(graph.search_seconds for graph in graphs.values())  # each has a graph
+            found = comparison.opinions(
+                method, setting, features, table, config.propagate, seed=config.seed, graphs=graphs
+            )
             seconds = time.perf_counter() - started
             ap = comparison.figures(labelled, found.oof, is_binary=table.is_binary)["ap"]
             if ap > best_ap:

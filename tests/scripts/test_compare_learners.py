@@ -5,8 +5,9 @@ import json
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
+import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
@@ -16,6 +17,7 @@ from ensembles import comparison
 from scripts.pipeline import run_pipeline
 from scripts.steps.compare_learners import _shown
 from tests.scripts.tiny_runs import embedded_config, embedded_digits, fresh
+from trainers.knn import Neighbours
 from trainers.table import ImageTable, read_table
 
 
@@ -86,6 +88,42 @@ def test_no_label_of_a_fold_speaks_for_it(data: Path, tmp_path: Path) -> None:
         )
         assert (before.oof[own] == after.oof[own]).all(), method
         assert (before.oof[~own] != after.oof[~own]).any(), method
+
+
+def test_settings_share_their_neighbours_and_say_what_they_say_alone(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = embedded_config(data, tmp_path)
+    run_pipeline(config, until="embed")
+    table = read_table(tmp_path / "tiny" / "table.parquet")
+    from ensembles import fold_graphs
+    from trainers.embedding_files import open_embeddings
+
+    features = [open_embeddings(tmp_path / "tiny", "test_efficientnet", table)] * table.num_folds
+    searches: list[int] = []  # of all rows among themselves
+    search = fold_graphs.nearest
+
+    def counted(rows: np.ndarray, k: int, **rest: Any) -> Neighbours:
+        searches.extend([] if "queries" in rest else [len(rows)])
+        return search(rows, k, **rest)
+
+    monkeypatch.setattr(fold_graphs, "nearest", counted)
+    settings = [*comparison.settings_of("rarefind propagation"), *comparison.settings_of("rarefind spreading")]
+
+    def of_all(graphs: dict[int, fold_graphs.FoldGraphs] | None) -> tuple[list[comparison.Opinions], int]:
+        before = len(searches)
+        found = [
+            comparison.opinions("rarefind spreading", one, features, table, config.propagate, seed=0, graphs=graphs)
+            for one in settings
+        ]
+        return found, len(searches) - before
+
+    alone, searched_alone = of_all(None)
+    shared, searched = of_all({})
+    for one, other in zip(alone, shared, strict=True):
+        assert (one.oof == other.oof).all() and (one.pool == other.pool).all()
+    assert searched == 1 and searched_alone == len(settings)
+    assert (alone[0].oof != alone[1].oof).any()
 
 
 def test_features_of_each_fold(data: Path, tmp_path: Path) -> None:
