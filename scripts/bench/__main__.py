@@ -12,6 +12,7 @@ BENCHMARKS = {
     "data": "scripts.bench.data",
     "embed": "scripts.bench.embed",
     "duplicates": "scripts.bench.duplicates",
+    "gaps": "scripts.bench.gaps",
     "learners": "scripts.bench.learners",
     "metrics": "scripts.bench.metrics",
     "pairs": "scripts.bench.pairs",

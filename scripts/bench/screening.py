@@ -16,6 +16,7 @@ import typer
 
 from scripts.arguments import RestartOption
 from scripts.bench.benchmark_data import TABLE, TEST, write_benchmark
+from scripts.bench.gaps import in_words, summarised
 from scripts.bench.spread import mean_sd
 from scripts.bench.timed import timed_run
 from scripts.command import run_command
@@ -94,25 +95,21 @@ def _config(seed: int, out: Path, given: list[str]) -> "RunConfig":
 
 def _summary(results: list["Screening"]) -> dict[str, Any]:
     """Counts over the seeds, and the fold models whose test AP is where their out-of-fold AP says."""
-    gaps = [gap for result in results for gap in result.folds]
     return {
         "num_seeds": len(results),
         "num_below": sum(result.certified.below for result in results),
         "num_naive_below": sum(result.naive.below for result in results),
-        "num_fold_models": len(gaps),
-        "share_inside": fmean(gap.inside for gap in gaps),
-        "mean_gap": fmean(gap.test_ap - gap.oof_ap for gap in gaps),
+        **summarised([gap for result in results for gap in result.folds]),
     }
 
 
 def _in_words(summary: dict[str, Any], promised: float) -> str:
     number = summary["num_seeds"]
-    return (
+    recall = (
         f"true recall below {promised:g}: {summary['num_below']} of {number} seeds at the certified threshold, "
-        f"{summary['num_naive_below']} of {number} at the naive one (which finds {promised:g} of the holdout "
-        f"positives)\nfold models: {100 * summary['share_inside']:.1f}% of {summary['num_fold_models']} have a test AP "
-        f"within 1.96 sd of their out-of-fold AP; test less out of fold {summary['mean_gap']:+.3f} on average"
+        f"{summary['num_naive_below']} of {number} at the naive one (which finds {promised:g} of the holdout positives)"
     )
+    return "\n".join([recall, *in_words(summary)])
 
 
 def _line(result: "Screening") -> str:
@@ -140,7 +137,7 @@ def _table(results: list["Screening"], title: str) -> "Table":
             f"{own.precision:.3f}",
             f"{100 * own.reviewed:.1f}%",
             f"{'below ' if naive.below else ''}{naive.recall:.3f}",
-            f"{sum(gap.inside for gap in result.folds)}/{len(result.folds)}",
+            f"{sum(bool(gap.inside('test')) for gap in result.folds)}/{len(result.folds)}",
         )
     table.add_section()
     table.add_row(

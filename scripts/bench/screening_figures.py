@@ -4,7 +4,9 @@ The truth of pool and test rows is read here and by evaluation alone; nothing is
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
+
+from scripts.bench.gaps import FoldGap, fold_gaps
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,28 +29,6 @@ class Decision:
     precision: float
     reviewed: float
     below: bool
-
-
-@dataclass(frozen=True)
-class FoldGap:
-    """One fold model's AP on its out-of-fold rows and on the test rows, each with the sd of its bootstrap."""
-
-    model: str
-    fold: int
-    oof_ap: float
-    oof_sd: float
-    test_ap: float
-    test_sd: float
-
-    @property
-    def limit(self) -> float:
-        """What the two may differ by when both judge the same model: 1.96 sd of the difference."""
-        return float(1.96 * (self.oof_sd**2 + self.test_sd**2) ** 0.5)
-
-    @property
-    def inside(self) -> bool:
-        """Whether they differ by no more."""
-        return abs(self.test_ap - self.oof_ap) <= self.limit
 
 
 @dataclass(frozen=True)
@@ -106,7 +86,7 @@ def screening_figures(config: "RunConfig", *, minutes: float) -> Screening:
         certified=_decision(targets, scores, stored.threshold, asked=recall),
         naive=_decision(targets, scores, naive.threshold, asked=recall),
         recall_by_kind={str(kind): float(own["found"].mean()) for kind, own in found.groupby("kind")},
-        folds=_fold_gaps(everything[everything["arm"] == stored.arm], table, known, np.random.default_rng(config.seed)),
+        folds=fold_gaps(everything[everything["arm"] == stored.arm], table, known, np.random.default_rng(config.seed)),
         minutes=minutes,
     )
 
@@ -119,25 +99,6 @@ def _decision(targets: "np.ndarray", scores: "np.ndarray", threshold: float, *, 
     found = scores[targets == 1] >= threshold
     reviewed = float((scores >= threshold).mean())
     return Decision(threshold, counts.recall, share_interval(found), counts.precision, reviewed, counts.recall < asked)
-
-
-def _fold_gaps(
-    everything: "pd.DataFrame", table: "ImageTable", known: "np.ndarray", rng: "np.random.Generator"
-) -> list[FoldGap]:
-    from trainers.intervals import average_precision_interval
-
-    gaps = []
-    for names, own in everything.groupby(["model", "fold"], sort=True):
-        model, fold = cast(tuple[str, int], names)
-        aps = {}
-        for kind in ("oof", "test"):
-            rows = own[own["kind"] == kind]
-            aps[kind] = average_precision_interval(
-                _by_id(table, known, rows), rows["logit"].to_numpy(dtype=float), rng=rng
-            )
-        oof, test = aps["oof"], aps["test"]
-        gaps.append(FoldGap(model, int(fold), oof.estimate, oof.sd, test.estimate, test.sd))
-    return gaps
 
 
 def _by_id(table: "ImageTable", known: "np.ndarray", rows: "pd.DataFrame") -> "np.ndarray":

@@ -7,35 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import sklearn.metrics
-import yaml
 
-from configs.ensembling import EnsembleConfig
 from configs.errors import InputError
-from configs.schema import GuaranteeConfig
-from ensembles import ensemble
 from ensembles.predictions import read_predictions
 from scripts.bench.tuned import OWN, WEAK, main, with_weak_partner
-from tests.scripts.bench.toy_runs import toy_run
-from trainers.table import read_table
-
-
-def finished_run(folder: Path, *, models: tuple[str, ...] = ("a", "b"), truth: bool = True) -> Path:
-    """A run of two networks that are as good as each other, with the labels of its test rows."""
-    run = toy_run(folder, models=models, scale=8, effect=2.0)
-    table = read_table(run / "table.parquet")
-    rows = table.rows("test")
-    labels = pd.DataFrame({"id": table.frame["id"].iloc[rows], "label": ["yes" if r % 5 % 2 else "no" for r in rows]})
-    labels.to_csv(run / "truth.csv", index=False)
-    data = {"source": "x.csv", "positive_label": "yes", **({"truth": "truth.csv"} if truth else {})}
-    settings = {"data": data, "ensemble": {"trials": 12}, "metrics": {"replicates": 200}}
-    (run / "config.yaml").write_text(yaml.safe_dump(settings))
-    (run / "metrics.json").write_text("{}")
-    (run / "rejected.csv").write_text("id,path,row,reason\n")
-    ensemble.run(
-        predictions=run / "predictions", table=table, arm="supervised", config=EnsembleConfig(),
-        guarantee=GuaranteeConfig(), out=run / "ensemble",
-    )  # fmt: skip
-    return run
+from tests.scripts.bench.toy_runs import finished_run, toy_run
 
 
 def test_a_weak_partner_is_told_from_an_equal_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

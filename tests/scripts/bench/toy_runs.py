@@ -4,9 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import yaml
 
+from configs.ensembling import EnsembleConfig
+from configs.schema import GuaranteeConfig
+from ensembles import ensemble
 from ensembles.predictions import write_predictions
-from trainers.table import ImageTable, write_table
+from trainers.table import ImageTable, read_table, write_table
 
 MODELS = ("a", "b", "c")
 
@@ -44,3 +48,22 @@ def toy_run(
             path = folder / "predictions" / model / f"{fold}.parquet"
             write_predictions(path, table=table, rows=rows, logits=logits, arm="supervised", model=model, fold=fold)
     return folder
+
+
+def finished_run(folder: Path, *, models: tuple[str, ...] = ("a", "b"), truth: bool = True) -> Path:
+    """A run of two networks that are as good as each other, with the labels of its test rows."""
+    run = toy_run(folder, models=models, scale=8, effect=2.0)
+    table = read_table(run / "table.parquet")
+    rows = table.rows("test")
+    labels = pd.DataFrame({"id": table.frame["id"].iloc[rows], "label": ["yes" if r % 5 % 2 else "no" for r in rows]})
+    labels.to_csv(run / "truth.csv", index=False)
+    data = {"source": "x.csv", "positive_label": "yes", **({"truth": "truth.csv"} if truth else {})}
+    settings = {"data": data, "ensemble": {"trials": 12}, "metrics": {"replicates": 200}}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    (run / "metrics.json").write_text("{}")
+    (run / "rejected.csv").write_text("id,path,row,reason\n")
+    ensemble.run(
+        predictions=run / "predictions", table=table, arm="supervised", config=EnsembleConfig(),
+        guarantee=GuaranteeConfig(), out=run / "ensemble",
+    )  # fmt: skip
+    return run
