@@ -4,6 +4,7 @@ Each method works on the features of one network in a process of its own, which 
 stage, so that a comparison that was interrupted goes on.
 """
 
+import itertools
 import multiprocessing
 import time
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
-from configs.errors import InputError
+from configs.errors import InputError, counted
 from configs.networks import EmbeddedNetworkConfig
 from configs.schema import RunConfig
 from ensembles.wording import number, percent
@@ -43,19 +44,19 @@ def compare_learners_step(pipeline: Pipeline) -> None:
     entries: list[dict[str, Any]] = []
     found: dict[str, Opinions] = {}
     records = []
-    for network in networks_to_embed(config):
-        for method in comparison.METHODS:
-            name = f"{method} on {network.name}"
-            entry: dict[str, Any] = {"name": name, "method": method, "features": network.name}
-            try:
-                record = _learn(pipeline, table, network, method)
-            except InputError as error:  # the others can
-                tell("note:", f"{name}: not possible: {error}", style="yellow", indent=len("note: "))
-                entries.append({**entry, "not_possible": str(error)})
-                continue
-            records.append(record)
-            found[name] = _read(run_dir / _output(network.name, method), table)
-            entries.append({**entry, **record.facts, "optimistic": network.each_fold and _keeps_best(config)})
+    pairs = list(itertools.product(networks_to_embed(config), comparison.METHODS))
+    for place, (network, method) in enumerate(pairs, start=1):
+        name = f"{method} on {network.name}"
+        entry: dict[str, Any] = {"name": name, "method": method, "features": network.name}
+        try:
+            record = _learn(pipeline, table, network, method, told=f"{place}/{len(pairs)}")
+        except InputError as error:  # the others can
+            tell("note:", f"{name}: not possible: {error}", style="yellow", indent=len("note: "))
+            entries.append({**entry, "not_possible": str(error)})
+            continue
+        records.append(record)
+        found[name] = _read(run_dir / _output(network.name, method), table)
+        entries.append({**entry, **record.facts, "optimistic": network.each_fold and _keeps_best(config)})
     for arm, own in _trained(config, table).items():
         found[arm] = own
         facts = {"method": f"networks, {arm}", "features": "", "setting": "", "trained": True}
@@ -93,8 +94,13 @@ def _output(network: str, method: str) -> str:
     return f"{FOLDER}/{network}/{method.replace(' ', '-').replace(',', '')}.parquet"
 
 
-def _learn(pipeline: Pipeline, table: ImageTable, network: EmbeddedNetworkConfig, method: str) -> StageRecord:
-    """Bring the opinions of one method on the features of one network up to date, for the best of its settings."""
+def _learn(
+    pipeline: Pipeline, table: ImageTable, network: EmbeddedNetworkConfig, method: str, *, told: str
+) -> StageRecord:
+    """Bring the opinions of one method on the features of one network up to date, for the best of its settings.
+
+    `told` says in the terminal which of all it is.
+    """
     from ensembles import comparison
     from trainers.embedding_files import fold_name, read_facts
 
@@ -114,7 +120,8 @@ def _learn(pipeline: Pipeline, table: ImageTable, network: EmbeddedNetworkConfig
     )
 
     def work(partial: Path) -> StageOutcome:
-        CONSOLE.print(f"[dim]{escape(method)} on {escape(network.name)}[/]")
+        tried = counted(len(comparison.settings_of(method)), "setting")
+        CONSOLE.print(f"[dim]{told}  {escape(method)} on {escape(network.name)}, {tried}[/]")
         facts = _in_a_process(config, names, method, partial / output)
         return StageOutcome(f"{method}: {facts['setting'] or 'one setting'}", facts, seconds=facts["seconds_in_all"])
 

@@ -122,6 +122,17 @@ def test_labels_in_the_pool_or_test_table_are_refused(tmp_path, origin):
     assert f"1 row with another split than data.{origin} gives them\n  - row 3, id '9': split 'train'" in text
 
 
+def test_placeholders_of_a_sample_submission_are_told_from_labels(tmp_path):
+    path = written(tmp_path, "train.csv", ROWS)
+    sample = written(tmp_path, "sample.csv", ["id,path,label", "8,x.jpg,0.5", "9,y.jpg,0.5"])
+    assert "set submit.sample to this file, and data.test to a table of its ids alone" in error(
+        config(path, test=sample)
+    )
+    assert "leave the label empty here" in error(config(path, pool=sample))
+    labels = written(tmp_path, "labels.csv", ["id,path,label", "8,x.jpg,mel", "9,y.jpg,nev"])
+    assert "leave the label empty here" in error(config(path, test=labels))
+
+
 def test_a_column_of_two_types_becomes_text(tmp_path):
     pd.DataFrame({"id": ["1", "2"], "path": ["a", "b"], "label": ["mel", "nev"], "age": [40, 50]}).to_parquet(
         tmp_path / "train.parquet"
