@@ -3,8 +3,8 @@
 An out-of-fold image has the probability that a calibration of the other folds' images gives it. New images are scored
 by the mean over the fold models, which has less noise than the score of one: the same map would call too few of them
 positive, and be too hesitant. `Spread` says by how much, without a label: pool images have both kinds of score. They
-also show how much higher one fold model scores the same images than another (its level), which is taken off its
-out-of-fold scores: a map of the other folds would be wrong for all of them alike.
+also show how much more positives one fold model expects among the same images than another (its level), which is taken
+off its out-of-fold scores: a map of the other folds would be wrong for all of them alike.
 """
 
 from collections.abc import Mapping
@@ -20,14 +20,19 @@ from configs.ensembling import CalibrationConfig
 from configs.errors import InputError
 from ensembles.arms import learns_from_pool
 from ensembles.blending import Blend, blend_scores, fold_scores, score_columns
-from ensembles.calibration import FITS, Calibration
+from ensembles.calibration import FITS, MIN_SLOPE, Calibration, fit_logistic
 from ensembles.portable.calibration import LOG_SCALE
+from ensembles.propagate import class_mass_factors
 from trainers.prior import estimate_prevalence_em
 
 MIN_POOL_IMAGES = 100
 MAX_POOL_IMAGES = 50_000  # evenly spaced ones of more
 SCALE_RANGE = (0.5, 4.0)
 MAX_EM_ITERATIONS = 1000
+UNKNOWN = (
+    "probabilities of new images may be too low and too hesitant, and those out of fold wrong where fold models are at "
+    "different levels"
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class EnsembleCalibration:
     """How scores become probabilities. `deployed` None: not calibrated, for the `reason`.
 
     `out_of_fold` has the map of each fold, fitted on the others; `levels` what is taken off a fold's log-odds before,
-    (1,) or (classes,), with a mean over folds of 0 (None: not known); `spread` is a part of `deployed`; `instead_of`
+    (1,) or (classes,), known without its labels (None: not known); `spread` is a part of `deployed`; `instead_of`
     is the method that was asked for, where it could not be used.
     """
 
@@ -143,24 +148,36 @@ def calibrate(
             return EnsembleCalibration("none", reason, instead_of=config.method)
 
     pool, missing = _scored_pool(predictions)
-    levels = None if pool is None else fold_levels(blend, pool)
-    if levels is not None:
-        log_odds = log_odds - np.stack([levels[fold] for fold in folds.tolist()])
+    of_folds = None if pool is None else np.stack([blend.log_odds(own) for own in fold_scores(blend, pool)])
+    position = {fold: number for number, fold in enumerate(_folds(blend))}
 
-    def fitted(chosen: np.ndarray) -> Calibration:
+    def fitted(chosen: np.ndarray) -> tuple[Calibration, np.ndarray | None]:
+        """The map, and the levels (folds, outputs) that it is fitted without, by the labels of these rows alone."""
         # a class without rows gets half a row, whose share has a logarithm
         counts = np.maximum(np.bincount(targets[chosen], minlength=num_classes), 0.5)
-        return FITS[method](log_odds[chosen], targets[chosen], counts / counts.sum())
+        shares, values, labels = counts / counts.sum(), log_odds[chosen], targets[chosen]
+        if of_folds is None:
+            return FITS[method](values, labels, shares), None
+        levels = fold_levels(of_folds, fit_logistic(values, labels, shares))
+        values = values - levels[[position[fold] for fold in folds[chosen].tolist()]]
+        return FITS[method](values, labels, shares), levels
 
-    out_of_fold = {int(fold): fitted(folds != fold) for fold in np.unique(folds)}
-    deployed, spread = fitted(np.ones(len(targets), dtype=bool)), None
-    if pool is not None and levels is not None:
+    found = {int(fold): fitted(folds != fold) for fold in np.unique(folds)}
+    out_of_fold = {fold: own for fold, (own, _) in found.items()}
+    levels = {fold: own[position[fold]] for fold, (_, own) in found.items() if own is not None}
+    (deployed, of_all), spread = fitted(np.ones(len(targets), dtype=bool)), None
+    if pool is not None and of_folds is not None and of_all is not None:
         shares = np.maximum(np.bincount(targets, minlength=num_classes), 0.5)
-        spread = _pool_spread(blend, deployed, pool, levels, shares / shares.sum())
+        mean = blend_scores(blend, pool).set_index("id")[score_columns(blend.num_outputs)].sort_index()
+        spread = fit_spread(
+            deployed(of_folds - of_all[:, None]),
+            deployed(blend.log_odds(mean.to_numpy(dtype=np.float64))),
+            shares / shares.sum(),
+        )
         deployed = deployed.then(spread.scale, spread.offset)
     reason = "; ".join(filter(None, [reason, missing]))
     other = None if method == config.method else config.method
-    return EnsembleCalibration(method, reason, deployed, out_of_fold, spread, instead_of=other, levels=levels)
+    return EnsembleCalibration(method, reason, deployed, out_of_fold, spread, instead_of=other, levels=levels or None)
 
 
 def _scored_pool(predictions: pd.DataFrame) -> tuple[pd.DataFrame | None, str]:
@@ -170,19 +187,17 @@ def _scored_pool(predictions: pd.DataFrame) -> tuple[pd.DataFrame | None, str]:
     """
     pool = predictions[predictions["kind"] == "pool"]
     learnt = sorted({arm for arm in predictions["arm"].astype(str) if learns_from_pool(arm)})
-    if len(pool) and learnt:
+    if learnt:
         return None, (
             f"the networks of arm {learnt[0]} learnt from the pool and agree on its images as on no others, so that it "
-            "cannot tell how much less the mean of the fold models varies than each of them: probabilities of new "
-            "images may be too low and too hesitant"
+            "cannot tell how much less the mean of the fold models varies than each of them, and whether one scores "
+            f"higher than another: {UNKNOWN}"
         )
     ids = np.sort(pool["id"].unique())
     if len(ids) < MIN_POOL_IMAGES:
         return None, (
             f"{len(ids)} pool images are scored, and {MIN_POOL_IMAGES} are needed to see how much less the mean of the "
-            "fold models varies than each of them, and whether one scores higher than another: probabilities of new "
-            "images may be too low and too hesitant, and those out of fold wrong where fold models are at different "
-            "levels"
+            f"fold models varies than each of them, and whether one scores higher than another: {UNKNOWN}"
         )
     if len(ids) > MAX_POOL_IMAGES:
         ids = ids[np.linspace(0, len(ids) - 1, MAX_POOL_IMAGES).astype(int)]
@@ -190,32 +205,28 @@ def _scored_pool(predictions: pd.DataFrame) -> tuple[pd.DataFrame | None, str]:
     return pool, ""
 
 
-def fold_levels(blend: Blend, pool: pd.DataFrame) -> dict[int, np.ndarray]:
-    """How much higher each fold's models score pool images than all do: medians of log-odds, (1,) or (classes,).
+def fold_levels(of_folds: np.ndarray, calibration: Calibration) -> np.ndarray:
+    """How much higher each fold's models score the same images than all do: (folds, outputs), with a mean of 0.
 
-    `pool` has the rows of the prediction table, in which every fold model scores every image. The levels of tuned
+    `of_folds` are log-odds (folds, images, outputs) of pool images. Without their levels, and with a `calibration` of
+    slope and intercept, all folds expect as many images of each class. A difference of the log-odds themselves, their
+    median for instance, would be that of easy negatives, of which a fold model may only be surer. The levels of tuned
     blends are those of the deployed weights, which the weights of a cross-fitted row are near to.
     """
-    log_odds = np.stack([blend.log_odds(own) for own in fold_scores(blend, pool)])  # (folds, images, outputs)
-    levels = np.median(log_odds - log_odds.mean(axis=0), axis=1)
-    return dict(zip(_folds(blend), levels - levels.mean(axis=0), strict=True))
+    if calibration.slope <= MIN_SLOPE:  # the scores tell nothing
+        return np.zeros((len(of_folds), of_folds.shape[-1]))
+    probabilities = softmax(_with_all_classes(calibration(of_folds)), axis=-1)
+    expected = probabilities.mean(axis=(0, 1))
+    factors = np.stack([class_mass_factors(own, expected) for own in probabilities])
+    offsets = np.log(np.maximum(factors, np.finfo(float).tiny))
+    offsets = offsets[:, 1:] - offsets[:, :1] if of_folds.shape[-1] == 1 else offsets - offsets.mean(axis=1)[:, None]
+    levels = -offsets / calibration.slope
+    return np.asarray(levels - levels.mean(axis=0))
 
 
 def _folds(blend: Blend) -> list[int]:
     """The folds in the order of `fold_scores`."""
     return sorted({fold for folds in blend.folds.values() for fold in folds})
-
-
-def _pool_spread(
-    blend: Blend, calibration: Calibration, pool: pd.DataFrame, levels: Mapping[int, np.ndarray], shares: np.ndarray
-) -> Spread:
-    """The spread by the pool's images."""
-    mean = blend_scores(blend, pool).set_index("id")[score_columns(blend.num_outputs)].sort_index()
-    of_folds = [
-        calibration(blend.log_odds(own) - levels[fold])
-        for fold, own in zip(_folds(blend), fold_scores(blend, pool), strict=True)
-    ]
-    return fit_spread(np.stack(of_folds), calibration(blend.log_odds(mean.to_numpy(np.float64))), shares)
 
 
 def fit_spread(fold_log_odds: np.ndarray, log_odds: np.ndarray, shares: np.ndarray) -> Spread:

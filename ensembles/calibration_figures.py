@@ -14,7 +14,7 @@ from scipy.special import expit, logit
 
 from configs.schema import MetricsConfig
 from ensembles.calibration import maximum_likelihood
-from trainers.intervals import share_interval
+from trainers.intervals import ratio_sd, share_interval
 from trainers.resampling import MAX_CHUNK, MAX_DRAWS, MIN_REPLICATES, Groups, Resampling, group_codes, t_multiplier
 
 EDGE = 1e-12  # of a probability, so that its log is finite
@@ -104,12 +104,17 @@ def class_calibration_figures(
     }
 
 
-def extra_loss(targets: np.ndarray, probabilities: np.ndarray, others: np.ndarray) -> tuple[float, float]:
-    """By what share the log-loss of probabilities (rows, classes) is above that of `others`, and the standard error."""
+def extra_loss(
+    targets: np.ndarray, probabilities: np.ndarray, others: np.ndarray, *, groups: np.ndarray
+) -> tuple[float, float, float]:
+    """The log-loss of probabilities (rows, classes) less that of `others`, its standard error, and the other log-loss.
+
+    The error is that over `groups`; nan of fewer than two.
+    """
     rows = np.arange(len(targets))
     own, other = (-np.log(values[rows, targets].clip(EDGE, 1.0)) for values in (probabilities, others))
-    error = (own - other).std(ddof=1) / len(targets) ** 0.5
-    return float((own - other).mean() / other.mean()), float(error / other.mean())
+    extra, error, _ = ratio_sd(own - other, np.ones(len(targets)), groups=groups)
+    return extra, error, float(other.mean())
 
 
 def reliability_bins(

@@ -17,6 +17,7 @@ import sklearn.metrics
 
 from configs.errors import InputError, counted, listed
 from configs.schema import MetricsConfig
+from ensembles.arms import learns_from_pool
 from ensembles.blending import Blend, blend_scores, fit_logits, score_columns
 from ensembles.calibrated_scores import SCALE_RANGE, EnsembleCalibration
 from ensembles.calibration_figures import calibration_figures, class_calibration_figures, extra_loss
@@ -233,16 +234,18 @@ class _Judge:
         calibrated = _of_all_classes(rows[score_columns(outputs, "probability")].to_numpy(dtype=np.float64))
         worse = []
         for name, reference in references.items():
-            extra, error = extra_loss(targets, calibrated, reference)
-            if extra > max(MIN_EXTRA_LOSS, STANDARD_ERRORS * error):
-                worse.append(f"{name} (log-loss higher by {extra:.0%})")
+            extra, error, loss = extra_loss(targets, calibrated, reference, groups=self._units(rows))
+            if extra > max(MIN_EXTRA_LOSS * loss, STANDARD_ERRORS * error):
+                worse.append(f"{name} (log-loss {loss + extra:.3f} instead of {loss:.3f})")
         if not worse:
             return []
+        at_one_level = stored.calibration.levels is not None or learns_from_pool(stored.arm)  # or cannot be
+        remedies = ["ensemble.method: ranks", *([] if at_one_level else ["a pool that is scored (predict.pool)"])]
         return [
             f"the calibrated probabilities are worse out of fold than {' and than '.join(worse)}: the fold models' "
             "scores do not mean the same, or the labels are too few; rely on the order alone, not on probabilities or "
-            "on the threshold of a cost; a pool that is scored (predict.pool) and ensemble.method: ranks bring fold "
-            "models to one level, calibration.method: none leaves the scores as they are"
+            f"on the threshold of a cost; {' and '.join(remedies)} can bring fold models together, "
+            "calibration.method: none leaves the scores as they are"
         ]
 
     def _gain(

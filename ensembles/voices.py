@@ -14,7 +14,7 @@ import pandas as pd
 from configs.networks import HeadName
 from configs.propagation import PropagateConfig
 from ensembles.fold_graphs import FoldGraphs
-from ensembles.heads import HEADS, TrainingPart
+from ensembles.heads import HEADS, LANDMARKS, TrainingPart
 from ensembles.predictions import logit_columns
 from trainers.provenance import derive_seed
 from trainers.table import ImageTable
@@ -89,7 +89,7 @@ def _regressed(
         seed=seed % 2**32,  # scikit-learn takes no more
     )
     regression = HEADS[head](part).fit(np.asarray(features[learnt]), targets)
-    chunk = max(1, CHUNK_VALUES // features.shape[1])
+    chunk = max(1, CHUNK_VALUES // max(features.shape[1], LANDMARKS if head == "kernel" else 1))
     return {
         kind: np.concatenate(
             [

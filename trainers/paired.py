@@ -122,13 +122,15 @@ def paired_gains(
     needed = float(np.quantile(excess.max(axis=0), keep_confidence)) * _widening(num_units, 0.95)
     result = []
     for number, (ap, gain, sd) in enumerate(zip(aps[1:].tolist(), gains.tolist(), sds.tolist(), strict=True)):
-        half = _half_width(sd, num_units, confidence, same=np.array_equal(scorings[number + 1], scorings[0]))
+        same = np.array_equal(scorings[number + 1], scorings[0])
+        half = _half_width(sd, num_units, confidence, same=same)
         if training is not None:  # the sd of training is hardly known, so that large errors are commoner than normal
             far = float(np.quantile(np.abs(errors[number]), confidence))
             half = max(half, far * _widening(num_units, confidence))
         interval = _difference_interval(gain, half, sd, resampled, confidence)
-        bound = gain - max(0.0, needed) * sd
-        result.append(Gain(ap, interval, bound=bound, better=bool(sd and bound > 0)))
+        # where no resample differs, the largest of all gains does not either
+        margin = max(0.0, needed) * sd if sd else _half_width(sd, num_units, keep_confidence, same=same)
+        result.append(Gain(ap, interval, bound=gain - margin, better=gain > margin))
     return result
 
 

@@ -21,6 +21,8 @@ NOT_COMPARED = {"config", "trials", "retries", "replicates", "keep", "heartbeat_
 NOT_JUDGED = {
     "name", "out", "calibration", "threshold", "metrics", "submit", "report", "compute", "embed", "probe", "cluster"
 }  # fmt: skip
+DRAWS = "version of the draws of pseudo.draw like_labels"
+FIRST_DRAWS = 2  # of studies that do not know theirs
 
 
 def check_same_settings(study: "optuna.Study", plan: TuningPlan) -> None:
@@ -29,12 +31,17 @@ def check_same_settings(study: "optuna.Study", plan: TuningPlan) -> None:
         "config": plan.config().model_dump(mode="json", exclude=NOT_JUDGED),
         "study": plan.tuning.model_dump(mode="json", exclude=NOT_COMPARED),
     }
+    draws = _draws(plan)
+    if draws:
+        now["study"][DRAWS] = draws
     before = study.user_attrs.get("settings")
     if before is None:
         study.set_user_attr("settings", now)
         second = plan.tuning.objective.second
         study.set_metric_names(["out-of-fold AP", *([] if second == "none" else [second])])
         return
+    if draws:
+        before["study"].setdefault(DRAWS, FIRST_DRAWS)
     idle = _idle_sections(plan)
     before, now = ({**own, "config": _without(own["config"], idle)} for own in (_as_today(before), now))
     differences = list(_differences(before, now))
@@ -87,6 +94,17 @@ def _idle_sections(plan: TuningPlan) -> set[str]:
     }
     read["propagate"] = read["pseudo"] and any(voice.learner == "propagation" for voice in voices)
     return {section for section, is_read in read.items() if not is_read}
+
+
+def _draws(plan: TuningPlan) -> int | None:
+    """The version of the draws by which students see the pool, where trials have students that see it like labels."""
+    base = plan.config()
+    for config in (base, *(plan.config(chosen) for chosen in ends(plan.tuning))):
+        if config.student_arms and config.pseudo.draw == "like_labels":
+            from trainers.pool_batches import DRAWS_VERSION
+
+            return DRAWS_VERSION
+    return None
 
 
 def _without(values: dict[str, Any], keys: set[str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit
 
 from configs.schema import MetricsConfig
-from ensembles.calibration_figures import calibration_figures, class_calibration_figures, reliability_bins
+from ensembles.calibration_figures import calibration_figures, class_calibration_figures, extra_loss, reliability_bins
 
 METRICS = MetricsConfig(replicates=400)
 
@@ -117,3 +117,21 @@ def test_ties_between_positives_stay_in_one_bin() -> None:
     targets = np.r_[np.ones(40, dtype=int), np.zeros(60, dtype=int)]
     bins = reliability_bins(targets, np.full(100, 0.4), groups=np.arange(100), confidence=0.95)
     assert len(bins) == 1 and bins[0].num_positives == 40
+
+
+def test_extra_loss_is_that_of_the_rows_and_its_error_that_of_the_groups() -> None:
+    targets, right = drawn(1200)
+    both = np.column_stack([1 - right, right])
+    wrong = np.column_stack([1 - right**2, right**2])
+    groups = np.arange(1200) // 4
+    extra, error, loss = extra_loss(targets, wrong, both, groups=np.arange(1200))
+    assert loss == pytest.approx(sklearn.metrics.log_loss(targets, right))
+    assert extra == pytest.approx(sklearn.metrics.log_loss(targets, right**2) - loss)
+    differences = -np.log(wrong[np.arange(1200), targets]) + np.log(both[np.arange(1200), targets])
+    assert error == pytest.approx(differences.std(ddof=1) / 1200**0.5)
+    copies = np.repeat(np.arange(300), 4)
+    again = extra_loss(targets[copies], wrong[copies], both[copies], groups=groups)[1]
+    assert again == pytest.approx(differences[:300].std(ddof=1) / 300**0.5, rel=0.01), "copies are no new images"
+    perfect = np.eye(2)[targets]
+    extra, error, loss = extra_loss(targets, wrong, perfect, groups=groups)
+    assert loss == 0 and extra > 2 * error > 0

@@ -164,3 +164,16 @@ def test_what_is_undefined_is_never_better() -> None:
     targets, scorings = noise(0, np.random.default_rng(0))
     (same,) = paired_gains(targets, [scorings[0]] * 2, rng=np.random.default_rng(0))
     assert not same.better and same.interval.estimate == 0.0
+
+
+def test_a_gain_that_no_resample_changes_is_as_sure_as_so_many_images_make_it() -> None:
+    """A perfect ranking over scores that are all equal: its AP is 1 in every resample, theirs the prevalence."""
+    rng = np.random.default_rng(0)
+    for num_rows, better in ((2000, True), (4, False)):
+        targets = (np.arange(num_rows) % 20 == 0).astype(int)
+        constant = np.zeros((num_rows, 1))
+        perfect = targets[:, None] + 0.0
+        same, gain = paired_gains(targets, [constant, constant, perfect], replicates=200, rng=rng)
+        assert gain.interval.sd == 0 and gain.interval.estimate == pytest.approx(1 - targets.mean())
+        assert gain.better == (gain.bound > 0) == better, num_rows
+        assert same.bound == 0 and not same.better

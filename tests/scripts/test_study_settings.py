@@ -64,7 +64,7 @@ def test_a_study_of_a_version_that_knew_fewer_settings_goes_on(studies: Studies)
 
 
 def test_an_earlier_version_drew_the_pool_evenly_which_can_be_set_back(studies: Studies) -> None:
-    studies.begin("pool.arm=pseudo")
+    studies.begin("pool.arm=pseudo", "pseudo.draw=natural")
     studies.forget("pseudo.draw")
     with pytest.raises(InputError, match=r"pseudo.draw: begun with natural, now like_labels"):
         studies.go_on("pool.arm=pseudo")
@@ -100,3 +100,25 @@ def test_what_a_searched_arm_or_teacher_reads_is_compared(studies: Studies) -> N
     with pytest.raises(InputError, match=r"pretrain.steps"):
         studies.go_on("pretrain.steps=7", space=space)
     studies.go_on("semi.momentum=0.9", space=space)
+
+
+def test_students_that_see_the_pool_by_other_draws_are_not_compared(
+    studies: Studies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    students = ("pool.arm=pseudo", "pseudo.draw=like_labels")
+    for given in (("pool.arm=none",), ("pool.arm=pseudo", "pseudo.draw=natural")):
+        studies.begin(*given)
+        with monkeypatch.context() as later:
+            later.setattr("trainers.pool_batches.DRAWS_VERSION", 9)
+            studies.go_on(*given)  # which draw nothing like labels
+    studies.begin(*students)
+    studies.go_on(*students)
+    with monkeypatch.context() as later:
+        later.setattr("trainers.pool_batches.DRAWS_VERSION", 9)
+        with pytest.raises(InputError, match=r"version of the draws of pseudo.draw like_labels: begun with 3, now 9"):
+            studies.go_on(*students)
+    settings = studies.study.user_attrs["settings"]
+    del settings["study"]["version of the draws of pseudo.draw like_labels"]  # begun by an earlier version
+    studies.study.set_user_attr("settings", settings)
+    with pytest.raises(InputError, match=r"like_labels: begun with 2, now 3"):
+        studies.go_on(*students)
