@@ -94,6 +94,11 @@ class Blend:
     intercept: float = 0.0
     views: list[float] | None = None
 
+    @property
+    def knows_labels(self) -> bool:
+        """Whether its probabilities were fitted to the labels of the out-of-fold images."""
+        return self.method == "stacking" or bool(self.calibrations)
+
     def transformed(self, model: str, fold: int, logits: np.ndarray) -> np.ndarray:
         """What is averaged, from natural logits (rows, outputs): logits, log-softmax, probabilities or ranks."""
         if self.method == "ranks":

@@ -211,11 +211,16 @@ class _Judge:
             gain = self._gain(rows, targets, values, confidence=confidence, stream="members")
             if gain.low > 0:
                 is_in = model in stored.blend.weights
-                remedy = "look at the training of the others, or leave them out of `models`"
+                which = "" if is_in else ", which leaves it out"
+                remedy = (
+                    "look at the training of the others, or leave them out of `models`"
+                    if is_in
+                    else "set ensemble.tune: false, or leave others out of `models`"
+                )
                 warnings.append(
-                    f"{model} alone ranks better than the ensemble{'' if is_in else ', which leaves it out'}: its "
-                    f"out-of-fold AP is higher by {gain.estimate:.3f} [{gain.low:.3f}, {gain.high:.3f}] on the same "
-                    f"images; {remedy if is_in else 'set ensemble.tune: false, or leave others out of `models`'}"
+                    f"{model} alone ranks better than the ensemble{which}: its out-of-fold AP is higher by "
+                    f"{gain.estimate:.3f} [{gain.low:.3f}, {gain.high:.3f}] on the same images ({100 * confidence:.3g}"
+                    f"% interval: the best of {len(members)} is looked at); {remedy}"
                 )
         return warnings
 
@@ -227,10 +232,9 @@ class _Judge:
         outputs = stored.blend.num_outputs
         plain = stored.blend.probabilities(rows[score_columns(outputs)].to_numpy(dtype=np.float64))
         shares = np.bincount(targets, minlength=len(self.table.classes)) / len(targets)
-        references = {
-            "those of the scores as they are": _of_all_classes(plain),
-            "the shares of the classes, given to every image": np.tile(shares, (len(targets), 1)),
-        }
+        references = {"the shares of the classes, given to every image": np.tile(shares, (len(targets), 1))}
+        if not stored.blend.knows_labels:  # which are better on the very images
+            references = {"those of the scores as they are": _of_all_classes(plain), **references}
         calibrated = _of_all_classes(rows[score_columns(outputs, "probability")].to_numpy(dtype=np.float64))
         worse = []
         for name, reference in references.items():

@@ -8,6 +8,7 @@ import pandas as pd
 
 from ensembles import figures
 from ensembles.run_files import RunFiles
+from ensembles.threshold_choice import out_of_fold_cut
 
 
 def galleries(files: RunFiles, num: int, pixels: Callable[[int], np.ndarray]) -> list[dict[str, Any]]:
@@ -37,8 +38,9 @@ def _binary_galleries(files: RunFiles, num: int) -> dict[str, pd.DataFrame]:
     # a threshold certified on the holdout is on the scale of all fold models together, an out-of-fold score of one
     other_kind = "oof" if files.threshold_kind == "holdout" else "holdout"
     comparable = scores["kind"] != other_kind
-    scores["flagged"] = False if threshold is None else comparable & (scores["score"] >= threshold)
-    scores["missed"] = False if threshold is None else comparable & (scores["score"] < threshold)
+    flagged = comparable if threshold is None else _flagged(files, threshold)
+    scores["flagged"] = False if threshold is None else comparable & flagged
+    scores["missed"] = False if threshold is None else comparable & ~flagged
     labelled = scores[scores["kind"].isin(["oof", "holdout"])]
     return {
         "hardest": labelled[labelled["target"] == 1].sort_values("score", kind="stable").head(num),
@@ -46,6 +48,14 @@ def _binary_galleries(files: RunFiles, num: int) -> dict[str, pd.DataFrame]:
         "test": _highest(scores[scores["kind"] == "test"], num),
         "pool": _highest(scores[scores["kind"] == "pool"], num),
     }
+
+
+def _flagged(files: RunFiles, threshold: float) -> pd.Series:
+    """Whether each row of the scores is flagged; those out of fold as they are counted in metrics.json."""
+    rule = files.ensemble["threshold_rule"]
+    column, cut = out_of_fold_cut(files.scores, rule["rule"], rule["requested"], threshold)
+    of_one_model = files.scores["kind"] == "oof"
+    return (files.scores["score"] >= threshold).where(~of_one_model, files.scores[column] >= cut)
 
 
 def _class_galleries(files: RunFiles, num: int) -> dict[str, pd.DataFrame]:

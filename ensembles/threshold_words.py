@@ -50,6 +50,8 @@ def threshold_in_words(ensemble: Mapping[str, Any]) -> str | None:
         whose = "groups with all positives found" if guarantee["unit"] == "groups" else "recall"
         share = exact_percent(guarantee["confidence"])
         line += f"; certified with {share} confidence: {whose} at least {guarantee['recall']:g}"
+    elif rule["rule"] == "recall":
+        line += "; an estimate, no guarantee"
     return line
 
 

@@ -191,10 +191,29 @@ def _guess_tables(folder: Path, tables: list[Path]) -> _Guess:
         elif images is not None and not _holds(images, folder, main, columns, frames[main], files):
             guess.data[origin] = images
             guess.lines.append(f"{images.name}/: the {origin} set.")
+    if guess.sample_submission is not None and "test" not in guess.data:
+        _use_sample_as_test_set(guess, guess.sample_submission, files, columns, frames[main])
     for path in tables:
         if path not in (main, guess.data.get("pool"), guess.data.get("test")):
             guess.lines.append(f"{path.name}: not used.")
     return guess
+
+
+def _use_sample_as_test_set(
+    guess: _Guess, sample: Path, files: ImageFiles, columns: Columns, labelled: pd.DataFrame
+) -> None:
+    """Where no other table or folder is the test set, and the ids of the sample submission name images."""
+    frame = read_sheet(sample).frame
+    own = guess_columns(frame, files, table_name=sample.name)
+    if own.path_format is None or own.id is None or own.id != columns.id:
+        return
+    placeholders = frame[columns.label].nunique() if columns.label in frame else 0
+    if placeholders > 1 or set(map(str, frame[own.id])) & set(map(str, labelled[own.id])):
+        return
+    guess.data["test"] = sample
+    if own.path_format != columns.path_format:
+        guess.data["test_path_format"] = own.path_format
+    guess.lines.append(f"{sample.name}: its {counted(len(frame), 'row')} name images, the test set.")
 
 
 def _why_no_id(table: Path, *, sample_id: str | None, label: str | None) -> str:

@@ -186,6 +186,13 @@ def _read_table(data: DataConfig, origin: str) -> _Part:
         },
         dtype=object,
     )
+    placeholders = sorted(set(frame["label"]) - {""})
+    if origin == "test" and len(frame) > 1 and len(placeholders) == 1:
+        warnings.append(
+            f"{place}: the labels of the test images are all {placeholders[0]!r}: they are taken for the placeholders "
+            "of a sample submission, and left out"
+        )
+        frame["label"] = ""
     problems = _row_problems(frame, root, origin)
     raise_row_problems(place, problems)
     default = (
@@ -215,20 +222,13 @@ def _free_names(columns: list[str]) -> dict[str, str]:
 
 def _row_problems(frame: pd.DataFrame, root: Path, origin: str) -> dict[str, list[str]]:
     """Kind of problem -> the rows that have it."""
-    alike = origin == "test" and len(frame) > 1 and set(frame["label"]) - {""} == {frame["label"].iloc[0]}
     kinds: dict[str, list[str]] = {
         "without an id": [],
         "without a path": [],
         "with an unknown split; known: train, pool, test, or empty": [],
         f"with another split than data.{origin} gives them": [],
         "with a label in the pool or the test set; known labels go to data.truth (a file with id,label), "
-        "which only evaluation reads; "
-        + (
-            "these are all alike: if they are the placeholders of a sample submission, set submit.sample to this file, "
-            "and data.test to a table of its ids alone"
-            if alike
-            else "leave the label empty here, or make the row's split train"
-        ): [],
+        "which only evaluation reads; leave the label empty here, or make the row's split train": [],
         "of split train without a label; label them, or leave the split empty or pool": [],
         f"with a path that leaves the data root {root}; paths are relative to it (data.root changes it)": [],
     }

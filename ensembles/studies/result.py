@@ -10,17 +10,19 @@ from typing import Any
 import numpy as np
 import optuna
 import pandas as pd
-import scipy.stats
 from optuna.trial import FrozenTrial, TrialState
 
 from configs.errors import InputError
 from configs.tuning import TuningConfig
 from ensembles.studies.correction import Corrected, bias_corrected
-from ensembles.studies.fold_scores import FULL, read_trials
+from ensembles.studies.fold_scores import FULL, FoldScores, read_trials
 from ensembles.studies.search import best_trial, complete_trials, is_feasible
 from ensembles.studies.storage import place_of, repeated
+from trainers.intervals import logit_interval
+from trainers.resampling import count_units, group_codes, unseen_share
 
 RESULT_FILE = "study.json"
+CONFIDENCE = 0.95
 WORDS = {"COMPLETE": "complete", "PRUNED": "given up", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
 GOOD_TRIALS = 0.25  # share of the trials whose values are compared with those of all
 NUM_IMPORTANCES = 10  # complete trials before importances are worth a look
@@ -37,7 +39,8 @@ class StudyResult:
     """A study that has ended, or what there is of it.
 
     `importances` are shares of the spread of AP over trials that a searched field explains (PED-ANOVA), the largest
-    first; `second` names the second objective.
+    first; `second` names the second objective. `sd` is that of the winner's AP, by `num_units` images (or groups) of
+    the rarest class; `unseen` is by how much images that were not seen could change it.
     """
 
     name: str
@@ -45,6 +48,8 @@ class StudyResult:
     best: FrozenTrial
     corrected: Corrected
     sd: float
+    num_units: int
+    unseen: float
     importances: dict[str, float] = field(default_factory=dict)
     second: str = "none"
 
@@ -53,8 +58,8 @@ class StudyResult:
         """95% of the corrected value, from the bootstrap sd of the winner's AP: other images, the same networks."""
         if self.corrected.corrected is None:
             return None
-        half = float(scipy.stats.norm.ppf(0.975)) * self.sd
-        return max(0.0, self.corrected.corrected - half), min(1.0, self.corrected.corrected + half)
+        value = min(1.0, max(0.0, self.corrected.corrected))
+        return logit_interval(value, self.sd, self.num_units, self.unseen, CONFIDENCE)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -147,9 +152,20 @@ def evaluate(
         complete[corrected.winner],
         corrected,
         float(complete[corrected.winner].user_attrs["ap_sd"]),
+        *_images(scores[corrected.winner]),
         _importances(study, complete),
         tuning.objective.second,
     )
+
+
+def _images(folds: Sequence[FoldScores]) -> tuple[int, float]:
+    """`num_units` and `unseen` of a result, as of the interval of an AP (several classes: of their mean)."""
+    labels = np.concatenate([fold.targets for fold in folds])
+    groups = None if folds[0].groups is None else np.concatenate([fold.groups for fold in folds])
+    codes = group_codes(groups, len(labels))
+    classes = [1] if folds[0].scores.shape[1] == 1 else np.unique(labels).tolist()
+    num_units = min(count_units(labels == number, codes) for number in classes)
+    return num_units, unseen_share(num_units, CONFIDENCE) / len(classes) if num_units else float("nan")
 
 
 def _importances(study: optuna.Study, complete: Sequence[FrozenTrial]) -> dict[str, float]:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,7 @@ from scipy.stats import rankdata
 
 from configs.errors import InputError
 from ensembles.blending import BLENDS, Blend, QuantileMap, blend_images, blend_scores, fit_blend
+from ensembles.calibration import Calibration
 
 CASES = [("logits", 1), ("ranks", 1), ("logits", 3)]  # ranks are for two classes
 
@@ -196,3 +198,10 @@ def test_logits_of_a_fold_that_is_missing_are_refused():
     logits.pop(("b", 2))
     with pytest.raises(ValueError, match="expected logits of"):
         blend_images(fit_blend(predictions, method="logits"), logits)
+
+
+def test_a_blend_that_was_fitted_to_labels_knows_them() -> None:
+    plain = Blend("logits", {"a": 1.0}, {"a": [0]}, 1)
+    assert not plain.knows_labels
+    assert replace(plain, method="stacking", slope=2.0).knows_labels
+    assert replace(plain, method="probabilities", calibrations={"a": Calibration(0.5, 0.0)}).knows_labels

@@ -6,6 +6,7 @@ from html import unescape
 
 import numpy as np
 import pandas as pd
+import pytest
 from sklearn.datasets import load_sample_image
 
 from ensembles import wording
@@ -32,6 +33,21 @@ def test_galleries_are_in_the_order_of_the_scores(tmp_path):
     for kind in ("test", "pool"):
         ids, _ = gallery(text, f"Highest-scored {kind} images")
         assert ids == scores[scores["kind"] == kind]["id"].tail(5)[::-1].tolist()
+
+
+@pytest.mark.parametrize("rule", [{"rule": "budget", "max_reviewed": 4}, {"rule": "cost", "cost_ratio": 12.0}])
+def test_what_is_called_flagged_out_of_fold_is_what_is_counted(tmp_path, rule):
+    """A budget is for scores of all fold models, a cost for their probability; out of fold they are cut elsewhere."""
+    write_run(tmp_path / "run", threshold=rule, skill=1.0)
+    text = make_report(tmp_path / "run", num_thumbnails=200)
+    ensemble = json.loads((tmp_path / "run/metrics.json").read_text())["ensemble"]
+    _, missed = gallery(text, "Hardest positives")
+    _, flagged = gallery(text, "Highest-scored negatives")
+    assert len(flagged) == ensemble["confusion"]["false_positives"]
+    assert len(missed) == ensemble["confusion"]["false_negatives"]
+    scores = pd.read_parquet(tmp_path / "run/ensemble/scores.parquet").query("kind == 'oof' and target == 0")
+    by_score = int((scores["score"] >= ensemble["threshold"]).sum())
+    assert by_score != len(flagged), "the control"
 
 
 def test_an_id_is_shown_with_its_end_and_in_full_on_hover(tmp_path):

@@ -380,9 +380,10 @@ def test_an_export_is_replaced_but_nothing_else_is(copied: Path, tmp_path: Path)
     exports(copied, out)
     assert "intervals are 95%" in (out / "README.md").read_text()
     metrics = json.loads((copied / "metrics.json").read_text())
-    (copied / "metrics.json").write_text(json.dumps(metrics | {"confidence": 0.9}))
+    (copied / "metrics.json").write_text(json.dumps(metrics | {"confidence": 0.9, "warnings": ["beware of x"]}))
     exports(copied, out)
     text = (out / "README.md").read_text()
+    assert "The run warned:\n\n- Beware of x." in text
     assert "intervals are 90%" in text and "| AP, 90% interval |" in text and "95%" not in text
     (out / "scores.csv").write_text("of the user")
     with pytest.raises(InputError, match=r"would be lost(.|\n)*scores\.csv"):

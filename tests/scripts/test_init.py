@@ -288,6 +288,26 @@ def test_a_sample_without_a_test_table_may_name_the_files_of_the_test_folder(tmp
     assert layout.written == [f"9{number:02d}.jpg" for number in range(5)]
 
 
+def test_a_sample_that_names_images_of_no_table_is_the_test_set(tmp_path, capsys):
+    """As in competitions that give train.csv, images and a sample submission alone."""
+    folder = tmp_path / "leaves"
+    pictures(folder / "images", *(f"{number:03d}.jpg" for number in range(30)))
+    table(folder, "train.csv", "image_id,label", [f"{number:03d},{int(number % 4 == 0)}" for number in range(20)])
+    sample = [f"{number:03d},0" for number in range(20, 30)]
+    table(folder, "sample_submission.csv", "image_id,label", sample)
+    config = initialised(tmp_path, folder)
+    assert config.data.test == config.submit.sample == folder / "sample_submission.csv"
+    said = " ".join(capsys.readouterr().out.split())
+    assert "sample_submission.csv: its 10 rows name images, the test set." in said
+    assert "are all '0': they are taken for the placeholders of a sample submission" in said
+    assert runs(config, tmp_path / "run").splits == {"train": 20, "holdout": 0, "pool": 0, "test": 10}
+
+    for rows in ([f"{number:03d},0" for number in range(15, 30)], [f"x{number},0" for number in range(10)]):
+        table(folder, "sample_submission.csv", "image_id,label", rows)  # of labelled images, of no images
+        (tmp_path / "conf" / "config.yaml").unlink()
+        assert initialised(tmp_path, folder).data.test is None
+
+
 def test_a_label_spread_over_a_column_per_class_is_told_with_the_remedy(tmp_path):
     folder = tmp_path / "lesions"
     pictures(folder / "train", *(f"{number:03d}.jpg" for number in range(12)))

@@ -116,18 +116,20 @@ def test_pool_and_test_tables_have_their_own_path_format_and_no_labels(tmp_path)
 @pytest.mark.parametrize("origin", ["pool", "test"])
 def test_labels_in_the_pool_or_test_table_are_refused(tmp_path, origin):
     path = written(tmp_path, "train.csv", ROWS)
-    other = written(tmp_path, "other.csv", ["id,path,label,split", "8,x.jpg,mel,", "9,y.jpg,,train"])
+    other = written(tmp_path, "other.csv", ["id,path,label,split", "8,x.jpg,mel,", "9,y.jpg,,train", "7,z.jpg,nev,"])
     text = error(config(path, **{origin: other}))
     assert "known labels go to data.truth" in text and f"row 2, id '8': label 'mel', split '{origin}'" in text
     assert f"1 row with another split than data.{origin} gives them\n  - row 3, id '9': split 'train'" in text
 
 
-def test_placeholders_of_a_sample_submission_are_told_from_labels(tmp_path):
+def test_placeholders_of_a_sample_submission_are_no_labels(tmp_path):
     path = written(tmp_path, "train.csv", ROWS)
     sample = written(tmp_path, "sample.csv", ["id,path,label", "8,x.jpg,0.5", "9,y.jpg,0.5"])
-    assert "set submit.sample to this file, and data.test to a table of its ids alone" in error(
-        config(path, test=sample)
-    )
+    source = read_source(config(path, test=sample))
+    test = source.frame[source.frame["split"] == "test"]
+    assert list(test["id"]) == ["8", "9"] and test["label"].isna().all()
+    (told,) = source.warnings
+    assert "labels of the test images are all '0.5': they are taken for the placeholders" in told
     assert "leave the label empty here" in error(config(path, pool=sample))
     labels = written(tmp_path, "labels.csv", ["id,path,label", "8,x.jpg,mel", "9,y.jpg,nev"])
     assert "leave the label empty here" in error(config(path, test=labels))

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from optuna.trial import TrialState, create_trial
 
 from configs.errors import InputError
 from configs.tuning import TuningConfig
-from ensembles.studies.fold_scores import FULL, mean_average_precision, scores_file, write_scores
+from ensembles.studies.fold_scores import FULL, mean_average_precision, read_trials, scores_file, write_scores
 from ensembles.studies.page import write_page
 from ensembles.studies.pictures import slice_picture
 from ensembles.studies.result import StudyResult, evaluate
@@ -70,6 +71,10 @@ def test_the_best_is_the_study_s_and_what_matters_is_found(tmp_path: Path) -> No
     assert result.failures == {f"the loss {HOSTILE}": 1}
     low, high = result.interval
     assert low < result.corrected.corrected < high
+    few = replace(result, num_units=10, unseen=0.3).interval
+    assert few[0] < low and few[1] > high, "of fewer positives"
+    (folds,) = read_trials(tmp_path, [result.best.number], FULL, num_folds=NUM_FOLDS, groups=None)
+    assert result.num_units == sum(int((fold.targets == 1).sum()) for fold in folds)
 
 
 def test_the_page_escapes_what_users_write_and_loads_nothing(tmp_path: Path) -> None:
