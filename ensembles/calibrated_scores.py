@@ -53,7 +53,7 @@ class EnsembleCalibration:
     """How scores become probabilities. `deployed` None: not calibrated, for the `reason`.
 
     `out_of_fold` has the map of each fold, fitted on the others; `levels` what is taken off a fold's log-odds before,
-    (1,) or (classes,), known without its labels (None: not known); `spread` is a part of `deployed`; `instead_of`
+    (1,) or (classes,) (None: not known); `spread` is a part of `deployed`; `instead_of`
     is the method that was asked for, where it could not be used.
     """
 
@@ -210,8 +210,9 @@ def fold_levels(of_folds: np.ndarray, calibration: Calibration) -> np.ndarray:
 
     `of_folds` are log-odds (folds, images, outputs) of pool images. Without their levels, and with a `calibration` of
     slope and intercept, all folds expect as many images of each class. A difference of the log-odds themselves, their
-    median for instance, would be that of easy negatives, of which a fold model may only be surer. The levels of tuned
-    blends are those of the deployed weights, which the weights of a cross-fitted row are near to.
+    median for instance, would be that of easy negatives, of which a fold model may only be surer. Levels that so few
+    images show by chance are taken for less, or none (shrunk as by James and Stein 1961, by the error over images).
+    Those of tuned blends are of the deployed weights, which the weights of a cross-fitted row are near to.
     """
     if calibration.slope <= MIN_SLOPE:  # the scores tell nothing
         return np.zeros((len(of_folds), of_folds.shape[-1]))
@@ -219,9 +220,17 @@ def fold_levels(of_folds: np.ndarray, calibration: Calibration) -> np.ndarray:
     expected = probabilities.mean(axis=(0, 1))
     factors = np.stack([class_mass_factors(own, expected) for own in probabilities])
     offsets = np.log(np.maximum(factors, np.finfo(float).tiny))
-    offsets = offsets[:, 1:] - offsets[:, :1] if of_folds.shape[-1] == 1 else offsets - offsets.mean(axis=1)[:, None]
-    levels = -offsets / calibration.slope
-    return np.asarray(levels - levels.mean(axis=0))
+    # how much the mean over other images would differ, over how much an offset moves it
+    apart = (probabilities - probabilities.mean(axis=0)).std(axis=1, ddof=1) / probabilities.shape[1] ** 0.5
+    errors = apart / np.maximum((probabilities * (1 - probabilities)).mean(axis=1), np.finfo(float).tiny)
+    if of_folds.shape[-1] == 1:
+        offsets, errors = offsets[:, 1:] - offsets[:, :1], errors[:, 1:]
+    else:
+        offsets = offsets - offsets.mean(axis=1)[:, None]
+    levels = (offsets.mean(axis=0) - offsets) / calibration.slope
+    spread, by_chance = offsets.var(axis=0, ddof=1), (errors**2).mean(axis=0)
+    shown = np.divide(spread - by_chance, spread, out=np.zeros_like(spread), where=spread > by_chance)
+    return np.asarray(levels * shown)
 
 
 def _folds(blend: Blend) -> list[int]:

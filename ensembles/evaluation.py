@@ -19,7 +19,7 @@ from configs.errors import InputError, counted, listed
 from configs.schema import MetricsConfig
 from ensembles.arms import learns_from_pool
 from ensembles.blending import Blend, blend_scores, fit_logits, score_columns
-from ensembles.calibrated_scores import SCALE_RANGE, EnsembleCalibration
+from ensembles.calibrated_scores import MIN_POOL_IMAGES, SCALE_RANGE, EnsembleCalibration
 from ensembles.calibration_figures import calibration_figures, class_calibration_figures, extra_loss
 from ensembles.ensemble import StoredEnsemble, read_ensemble
 from ensembles.predictions import read_predictions
@@ -243,13 +243,17 @@ class _Judge:
                 worse.append(f"{name} (log-loss {loss + extra:.3f} instead of {loss:.3f})")
         if not worse:
             return []
-        at_one_level = stored.calibration.levels is not None or learns_from_pool(stored.arm)  # or cannot be
-        remedies = ["ensemble.method: ranks", *([] if at_one_level else ["a pool that is scored (predict.pool)"])]
+        blend = stored.blend
+        remedies = ["ensemble.method: ranks"] if self.table.is_binary and blend.method != "ranks" else []
+        known = stored.calibration.levels is not None or learns_from_pool(stored.arm)  # or cannot be
+        if not known and len(self.table.rows("pool")) >= MIN_POOL_IMAGES:
+            remedies.append("a pool that is scored (predict.pool)")
+        advice = [f"{' and '.join(remedies)} can bring fold models together"] if remedies else []
         return [
             f"the calibrated probabilities are worse out of fold than {' and than '.join(worse)}: the fold models' "
-            "scores do not mean the same, or the labels are too few; rely on the order alone, not on probabilities or "
-            f"on the threshold of a cost; {' and '.join(remedies)} can bring fold models together, "
-            "calibration.method: none leaves the scores as they are"
+            "scores do not mean the same, or the labels are too few; rely on the order alone, not on probabilities"
+            f"{' or on the threshold of a cost' if self.table.is_binary else ''}; "
+            f"{', '.join([*advice, 'calibration.method: none leaves the scores as they are'])}"
         ]
 
     def _gain(

@@ -192,7 +192,7 @@ def _guess_tables(folder: Path, tables: list[Path]) -> _Guess:
             guess.data[origin] = images
             guess.lines.append(f"{images.name}/: the {origin} set.")
     if guess.sample_submission is not None and "test" not in guess.data:
-        _use_sample_as_test_set(guess, guess.sample_submission, files, columns, frames[main])
+        _use_sample_as_test_set(guess, guess.sample_submission, folder, files, columns, frames[main])
     for path in tables:
         if path not in (main, guess.data.get("pool"), guess.data.get("test")):
             guess.lines.append(f"{path.name}: not used.")
@@ -200,14 +200,19 @@ def _guess_tables(folder: Path, tables: list[Path]) -> _Guess:
 
 
 def _use_sample_as_test_set(
-    guess: _Guess, sample: Path, files: ImageFiles, columns: Columns, labelled: pd.DataFrame
+    guess: _Guess, sample: Path, folder: Path, files: ImageFiles, columns: Columns, labelled: pd.DataFrame
 ) -> None:
-    """Where no other table or folder is the test set, and the ids of the sample submission name images."""
+    """Where no other table or folder is the test set, and every row of the sample submission names an image."""
     frame = read_sheet(sample).frame
     own = guess_columns(frame, files, table_name=sample.name)
     if own.path_format is None or own.id is None or own.id != columns.id:
         return
-    placeholders = frame[columns.label].nunique() if columns.label in frame else 0
+    if guess.data.get("root", sample.parent) != folder:  # paths would be looked for beside the sample
+        return
+    texts = [{str(name): str(value) for name, value in row.items()} for row in frame.to_dict("records")]
+    if any(own.path_format.format_map(row) not in files.paths for row in texts):
+        return
+    placeholders = frame[columns.label].nunique(dropna=False) if columns.label in frame else 0
     if placeholders > 1 or set(map(str, frame[own.id])) & set(map(str, labelled[own.id])):
         return
     guess.data["test"] = sample

@@ -186,11 +186,11 @@ def _read_table(data: DataConfig, origin: str) -> _Part:
         },
         dtype=object,
     )
-    placeholders = sorted(set(frame["label"]) - {""})
-    if origin == "test" and len(frame) > 1 and len(placeholders) == 1:
+    placeholder = frame["label"].iloc[0]
+    if origin == "test" and len(frame) > 1 and placeholder and (frame["label"] == placeholder).all():
         warnings.append(
-            f"{place}: the labels of the test images are all {placeholders[0]!r}: they are taken for the placeholders "
-            "of a sample submission, and left out"
+            f"{place}: the labels of the test images are all {placeholder!r}: they are taken for the placeholders of a "
+            "sample submission, and left out; labels that are known go to data.truth"
         )
         frame["label"] = ""
     problems = _row_problems(frame, root, origin)

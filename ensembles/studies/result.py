@@ -56,7 +56,7 @@ class StudyResult:
     @property
     def interval(self) -> tuple[float, float] | None:
         """95% of the corrected value, from the bootstrap sd of the winner's AP: other images, the same networks."""
-        if self.corrected.corrected is None:
+        if self.corrected.corrected is None or not np.isfinite(self.sd):
             return None
         value = min(1.0, max(0.0, self.corrected.corrected))
         return logit_interval(value, self.sd, self.num_units, self.unseen, CONFIDENCE)

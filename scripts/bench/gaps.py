@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from trainers.table import ImageTable
 
 TABLE_WIDTH = 118  # also where there is no terminal
+KINDS = {"test": "", "pool": "_pool"}  # kind of rows -> end of its keys
 STANDARD_ERRORS = 1.96  # of the difference: where 95% are when both judge the same model
 
 
@@ -31,7 +32,7 @@ STANDARD_ERRORS = 1.96  # of the difference: where 95% are when both judge the s
 class FoldGap:
     """One fold model's AP on its out-of-fold, test and pool rows, each with the sd of its bootstrap.
 
-    None where no label of the pool is known, or networks learnt from it.
+    None where no label is known, and for the pool of arms whose networks or backbones learnt from it.
     """
 
     model: str
@@ -119,50 +120,49 @@ def fold_gaps(
     """Of the networks of one arm; `known` (num_images,) are the targets of the table's rows, -1 = unknown."""
     import pandas as pd
 
-    from ensembles.arms import learns_from_pool
+    from ensembles.gate import BASELINE
     from trainers.intervals import average_precision_interval
 
     gaps = []
     for names, own in predictions.groupby(["arm", "model", "fold"], sort=True):
         arm, model, fold = cast(tuple[str, str, int], names)
         found: dict[str, float] = {}
-        for kind in ("oof", "test") if learns_from_pool(arm) else ("oof", "test", "pool"):
+        for kind in ("oof", "test", "pool") if arm == BASELINE else ("oof", "test"):
             rows = own[own["kind"] == kind]
             targets = known[pd.Index(table.frame["id"]).get_indexer(pd.Index(rows["id"]))]
             targets, logits = targets[targets >= 0], rows["logit"].to_numpy(dtype=float)[targets >= 0]
             if (targets == 1).any():
                 ap = average_precision_interval(targets, logits, rng=rng)
                 found |= {f"{kind}_ap": ap.estimate, f"{kind}_sd": ap.sd}
-        gaps.append(FoldGap(model, int(fold), **found))
+        if "oof_ap" in found:  # a fold may have no positive
+            gaps.append(FoldGap(model, int(fold), **found))
     return gaps
 
 
 def summarised(gaps: list[FoldGap]) -> dict[str, Any]:
     """How many fold models are inside, and their mean gap, on test and pool rows; no key where no label is known."""
     found: dict[str, Any] = {"num_fold_models": len(gaps)}
-    for kind, inside, mean in (("test", "share_inside", "mean_gap"), ("pool", "share_inside_pool", "mean_gap_pool")):
-        differences = [gap.gap(kind) for gap in gaps]
-        known = [difference for difference in differences if difference is not None]
+    for kind, suffix in KINDS.items():
+        known = [gap for gap in gaps if gap.gap(kind) is not None]
         if known:
-            found |= {inside: fmean(bool(gap.inside(kind)) for gap in gaps if gap.gap(kind) is not None)}
-            found |= {mean: fmean(known)}
+            found[f"num_known{suffix}"] = len(known)
+            found[f"share_inside{suffix}"] = fmean(bool(gap.inside(kind)) for gap in known)
+            found[f"mean_gap{suffix}"] = fmean(gap.gap(kind) or 0.0 for gap in known)
     return found
 
 
 def in_words(summary: dict[str, Any]) -> list[str]:
     """A line for test and one for pool rows, where labels are known.
 
-    >>> in_words({"num_fold_models": 4, "share_inside": 0.75, "mean_gap": -0.02})
-    ['fold models: 75.0% of 4 have a test AP within 1.96 sd of their out-of-fold AP; less it -0.020 on average']
+    >>> in_words({"num_fold_models": 4, "num_known": 2, "share_inside": 0.5, "mean_gap": -0.02})
+    ['fold models: 50.0% of 2 have a test AP within 1.96 sd of their out-of-fold AP; less it -0.020 on average']
     """
     return [
-        f"fold models: {100 * summary[inside]:.1f}% of {summary['num_fold_models']} have a {kind} AP within "
-        f"{STANDARD_ERRORS:g} sd of their out-of-fold AP; less it {summary[mean]:+.3f} on average"
-        for kind, inside, mean in (
-            ("test", "share_inside", "mean_gap"),
-            ("pool", "share_inside_pool", "mean_gap_pool"),
-        )
-        if inside in summary
+        f"fold models: {100 * summary[f'share_inside{suffix}']:.1f}% of {summary[f'num_known{suffix}']} have a {kind} "
+        f"AP within {STANDARD_ERRORS:g} sd of their out-of-fold AP; less it {summary[f'mean_gap{suffix}']:+.3f} on "
+        "average"
+        for kind, suffix in KINDS.items()
+        if f"share_inside{suffix}" in summary
     ]
 
 

@@ -99,11 +99,11 @@ def _idle_sections(plan: TuningPlan) -> set[str]:
 def _draws(plan: TuningPlan) -> int | None:
     """The version of the draws by which students see the pool, where trials have students that see it like labels."""
     base = plan.config()
-    for config in (base, *(plan.config(chosen) for chosen in ends(plan.tuning))):
-        if config.student_arms and config.pseudo.draw == "like_labels":
-            from trainers.pool_batches import DRAWS_VERSION
+    configs = [base, *(plan.config(chosen) for chosen in ends(plan.tuning))]  # an end sets one field
+    if any(own.student_arms for own in configs) and any(own.pseudo.draw == "like_labels" for own in configs):
+        from trainers.pool_batches import DRAWS_VERSION
 
-            return DRAWS_VERSION
+        return DRAWS_VERSION
     return None
 
 

@@ -211,6 +211,27 @@ def test_scores_that_tell_nothing_have_no_levels() -> None:
     np.testing.assert_allclose(levels, [-1 / 3, 2 / 3, -1 / 3], atol=1e-3)
 
 
+@pytest.mark.parametrize(("num_outputs", "allowed"), [(1, 1.005), (7, 1.025)])
+def test_levels_that_few_pool_images_show_by_chance_are_hardly_taken_off(num_outputs: int, allowed: float) -> None:
+    """Fold models of one level; with all of what 100 images show the loss of seven classes grew by 4 to 14%."""
+    losses, largest = {}, {}
+    for pool in (0, 100, 3000):
+        of_seeds = []
+        for seed in range(3):
+            table, _ = toy(2000, pool=pool, num_outputs=num_outputs, prevalence=0.1, pool_prevalence=0.1, seed=seed)
+            found, scores, probabilities = calibrated(table)
+            is_oof = (scores["kind"] == "oof").to_numpy()
+            own, targets = probabilities[is_oof], scores["target"][is_oof].to_numpy(int)
+            own = np.hstack([1 - own, own]) if num_outputs == 1 else own
+            of_seeds.append(-float(np.log(own[np.arange(len(own)), targets]).mean()))
+            largest[pool] = max(
+                largest.get(pool, 0.0), *(np.abs(own).max() for own in (found.levels or {0: 0}).values())
+            )
+        losses[pool] = np.mean(of_seeds)
+    assert losses[100] < allowed * losses[0] and losses[3000] < 1.005 * losses[0], losses
+    assert largest[3000] < 0.4, largest
+
+
 def test_a_spread_at_its_limit_is_warned_of() -> None:
     found, _, _ = calibrated(toy(600, pool=300)[0])
     assert found.spread is not None and calibration_warnings(found) == []

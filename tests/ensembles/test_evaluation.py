@@ -311,7 +311,8 @@ def test_probabilities_that_calibrating_made_worse_are_warned_of(tmp_path):
         assert len(told) == expected, metrics["warnings"]
         assert (figures["log_loss"] > figures["log_loss_reference"]) == bool(expected)
         if expected:
-            assert "ensemble.method: ranks and a pool that is scored (predict.pool) can bring" in told[0]
+            assert "ensemble.method: ranks can bring fold models together, calibration.method: none" in told[0]
+            assert "predict.pool" not in told[0], "there is no pool that could be scored"
 
 
 def test_copies_of_an_image_are_one_unit_like_rows_of_a_group(tmp_path):

@@ -302,10 +302,21 @@ def test_a_sample_that_names_images_of_no_table_is_the_test_set(tmp_path, capsys
     assert "are all '0': they are taken for the placeholders of a sample submission" in said
     assert runs(config, tmp_path / "run").splits == {"train": 20, "holdout": 0, "pool": 0, "test": 10}
 
-    for rows in ([f"{number:03d},0" for number in range(15, 30)], [f"x{number},0" for number in range(10)]):
-        table(folder, "sample_submission.csv", "image_id,label", rows)  # of labelled images, of no images
+    others = [
+        [f"{number:03d},0" for number in range(15, 30)],  # also of labelled images
+        [f"x{number},0" for number in range(10)],  # of no images
+        [f"{number:03d},0" for number in range(20, 31)],  # of which one is missing
+        [f"{number:03d},{number % 2}" for number in range(20, 30)],  # with labels
+    ]
+    for rows in others:
+        table(folder, "sample_submission.csv", "image_id,label", rows)
         (tmp_path / "conf" / "config.yaml").unlink()
         assert initialised(tmp_path, folder).data.test is None
+    (folder / "sample_submission.csv").unlink()
+    (folder / "meta").mkdir()
+    table(folder / "meta", "sample_submission.csv", "image_id,label", sample)  # whose paths would begin in meta/
+    (tmp_path / "conf" / "config.yaml").unlink()
+    assert initialised(tmp_path, folder).data.test is None
 
 
 def test_a_label_spread_over_a_column_per_class_is_told_with_the_remedy(tmp_path):

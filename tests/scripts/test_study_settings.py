@@ -117,6 +117,15 @@ def test_students_that_see_the_pool_by_other_draws_are_not_compared(
         later.setattr("trainers.pool_batches.DRAWS_VERSION", 9)
         with pytest.raises(InputError, match=r"version of the draws of pseudo.draw like_labels: begun with 3, now 9"):
             studies.go_on(*students)
+    searched = {"pool.arm": {"choices": ["none", "pseudo"]}, "pseudo.draw": {"choices": ["natural", "like_labels"]}}
+    evenly = {"models": [{"backbone": "test_resnet"}], "pseudo": {"draw": "natural"}}
+    (studies.folder / "config.yaml").write_text(yaml.safe_dump(evenly))
+    studies.begin(space=searched)  # no end of one field has students that see the pool like labels
+    with monkeypatch.context() as later:
+        later.setattr("trainers.pool_batches.DRAWS_VERSION", 9)
+        with pytest.raises(InputError, match=r"like_labels: begun with 3, now 9"):
+            studies.go_on(space=searched)
+    studies.begin(*students)
     settings = studies.study.user_attrs["settings"]
     del settings["study"]["version of the draws of pseudo.draw like_labels"]  # begun by an earlier version
     studies.study.set_user_attr("settings", settings)

@@ -22,6 +22,7 @@ def test_a_fold_model_is_inside_when_its_aps_differ_by_no_more_than_their_errors
     assert near.inside("pool") is None and near.gap("pool") is None
     told = summarised([near, far])
     assert told["share_inside"] == 0.5 and told["mean_gap"] == pytest.approx(0.098)
+    assert told["num_known_pool"] == 1 and told["num_known"] == told["num_fold_models"] == 2
     assert told["share_inside_pool"] == 1 and told["mean_gap_pool"] == 0  # of the one whose pool is known
     assert "share_inside_pool" not in summarised([near])
 
