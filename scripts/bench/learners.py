@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from configs.schema import RunConfig
 
 PRESETS = Path(__file__).resolve().parent.parent.parent / "configs"
+TABLE_WIDTH = 118  # also where there is no terminal
 PROJECT = ("networks, ", "rarefind ")  # how the ways of this project begin
 
 
@@ -64,7 +65,7 @@ def main(
         results.append(json.loads(file.read_text(encoding="utf-8")))
     is_binary = benchmark is Name.RARE_FASHION
     rows = _rows(results)
-    Console().print(_table(rows, f"{benchmark}, {seeds} seed(s)", is_binary=is_binary))
+    Console(width=TABLE_WIDTH).print(_table(rows, f"{benchmark}, {seeds} seed(s)", is_binary=is_binary))
     best = _best(results, key="ap" if is_binary else "accuracy")
     print(best["sentence"])
     print(json.dumps({"benchmark": str(benchmark), "ways": rows, "project": best}))
