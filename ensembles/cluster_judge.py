@@ -16,7 +16,8 @@ from configs.errors import InputError
 from configs.schema import MetricsConfig
 from ensembles.cluster import FOLDER, NOISE, read_clusters
 from ensembles.cluster_scores import Shares, agreement, class_shares, cross_fitted_shares, lift, row_shares
-from ensembles.evaluation import json_safe, judged, known_targets, label_counts
+from ensembles.evaluation import json_safe, judged, label_counts
+from ensembles.known_rows import known_targets
 from trainers.atomic import write_json
 from trainers.provenance import code_version
 from trainers.table import ImageTable

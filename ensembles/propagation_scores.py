@@ -9,8 +9,9 @@ import pandas as pd
 
 from configs.propagation import PropagateConfig
 from configs.schema import MetricsConfig
-from ensembles.evaluation import json_safe, judged, known_targets
+from ensembles.evaluation import json_safe, judged
 from ensembles.fold_graphs import FoldGraphs
+from ensembles.known_rows import known_targets
 from ensembles.predictions import PROPAGATION, write_predictions
 from trainers.atomic import write_json
 from trainers.metrics import one_vs_rest_log_odds

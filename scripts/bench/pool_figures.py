@@ -59,7 +59,7 @@ def judged(table: "ImageTable", targets: "np.ndarray", class_scores: "np.ndarray
 
 def known_rows(run_dir: Path, table: "ImageTable", truth: Path | None) -> "np.ndarray":
     """Target of each row of the table, -1 = unknown; with `truth`, a file of test labels, those of test rows too."""
-    from ensembles.evaluation import known_targets
+    from ensembles.known_rows import known_targets
     from scripts.steps.run_state import read_rejected
     from trainers.source import read_truth
 

@@ -58,7 +58,7 @@ def screening_figures(config: "RunConfig", *, minutes: float) -> Screening:
 
     from configs.errors import InputError
     from ensembles.ensemble import read_ensemble
-    from ensembles.evaluation import known_targets
+    from ensembles.known_rows import known_targets
     from ensembles.predictions import read_predictions
     from ensembles.thresholds import estimated_threshold
     from scripts.steps.run_state import read_rejected, truth_of

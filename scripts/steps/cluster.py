@@ -36,7 +36,7 @@ FEATURE_SETTINGS = ("normalise", "pca", "whiten")
 def cluster_step(pipeline: Pipeline) -> None:
     """Bring clusters/ up to date and show its figures."""
     from ensembles.cluster_judge import METRICS_FILE
-    from ensembles.evaluation import known_targets
+    from ensembles.known_rows import known_targets
     from ensembles.report_clusters import PAGE_FILE
 
     config, run_dir = pipeline.config, pipeline.run_dir

@@ -249,7 +249,8 @@ def _judged(
     config: RunConfig, table: ImageTable, entries: Sequence[dict[str, Any]], found: dict[str, "Opinions"]
 ) -> dict[str, Any]:
     from ensembles import comparison
-    from ensembles.evaluation import json_safe, known_targets
+    from ensembles.evaluation import json_safe
+    from ensembles.known_rows import known_targets
     from ensembles.recipe_gains import recipe_gains
 
     truth = truth_of(config.data)

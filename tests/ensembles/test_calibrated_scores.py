@@ -12,7 +12,7 @@ from configs.errors import InputError
 from ensembles.blending import blend_scores, fit_blend, fold_scores
 from ensembles.calibrated_scores import SCALE_RANGE, EnsembleCalibration, calibrate, fit_spread, fold_levels
 from ensembles.calibration import MIN_SLOPE, Calibration, fit_logistic, maximum_likelihood
-from ensembles.evaluation import calibration_warnings
+from ensembles.score_warnings import calibration_warnings
 
 NUM_FOLDS = 3
 
