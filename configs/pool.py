@@ -26,7 +26,12 @@ class PseudoConfig(Section):
     """Pseudo-labels: what the fold models of an arm say of the pool teaches the next ones, fold by fold."""
 
     teacher: Literal["supervised", "pretrained", "semi", "combined"] = Field(
-        "supervised", description="arm that teaches in the first round; its students begin as its networks did"
+        "supervised", description="arm that teaches in the first round"
+    )
+    start: Literal["teacher", "pretrained"] = Field(
+        "teacher",
+        description="what students begin with: teacher = what the networks of arm `teacher` began with; pretrained = "
+        "backbones that learnt from the pool without labels (section pretrain), whoever teaches",
     )
     teachers: Literal["joint", "cross"] = Field(
         "joint",

@@ -341,7 +341,9 @@ class RunConfig(Section):
 
     def starts_pretrained(self, arm: str) -> bool:
         """Whether the networks of an arm begin as backbones that were learnt from the pool."""
-        begun = self.pseudo.teacher if arm in self.student_arms else arm  # students begin as their teachers did
+        begun = arm
+        if arm in self.student_arms:
+            begun = self.pseudo.teacher if self.pseudo.start == "teacher" else "pretrained"
         return begun in ("pretrained", "combined")
 
     @property

@@ -69,7 +69,7 @@ def _idle(config: RunConfig, values: dict[str, Any]) -> Iterator[tuple[str, str]
     if config.threshold.rule != "recall":
         yield "guarantee.recall", "threshold.rule: recall"
     if not config.pretrains:
-        yield "pretrain", "pool.arm: pretrained, combined or all (or pseudo with such a pseudo.teacher)"
+        yield "pretrain", "pool.arm: pretrained, combined or all (or pseudo with such a pseudo.teacher or pseudo.start)"
     if not config.semi_arms:
         yield "semi", "pool.arm: semi, combined or all (or pseudo with such a pseudo.teacher)"
     if not config.student_arms:
