@@ -7,6 +7,7 @@ OUT/<scenario>-seed<s>/
   rivals/          features of these networks, and what scikit-learn makes of them
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
     from configs.schema import RunConfig
     from trainers.fashion import LongTail, RareFashion
 
+# Stages that a method may take from others: features of frozen networks, and what is learnt without labels.
+FEATURES, BACKBONES = "embed/", ("pretrain/", "train/pretrained/")
 # What decides the networks of the arm `supervised` and their scores, and so must be the same in all methods.
-FROM_OTHERS = ("embed/", "pretrain/", "train/pretrained/")  # stages that methods share
 SHARED = ("data", "folds", "guarantee", "augment", "models", "train")
 
 
@@ -107,7 +109,7 @@ def run_cell(plan: Plan, scenario: str, seed: int, method: str, *, look: bool) -
         return _rival(plan, config, scenario, seed, method, truth)
     if method in plan.study.methods:
         share_trainings(plan.config(scenario, seed, SUPERVISED).run_dir, config.run_dir)
-        share_backbones(plan, config, scenario, seed)
+        share_unlabelled(plan, config, scenario, seed)
     metrics = timed_run(config, restart=plan.restart)
     trained = [name for name in config.arms if name in metrics["pool"]["arms"]]
     # The last, which stands on the others; rounds of pseudo-labels may have stopped before what was to be trained.
@@ -138,21 +140,25 @@ def share_trainings(supervised: Path, run_dir: Path) -> None:
         adopt(run_dir, supervised, lambda name: name.startswith(f"predict/{SUPERVISED}/"), replace=False)
 
 
-def share_backbones(plan: Plan, config: "RunConfig", scenario: str, seed: int) -> None:
-    """Give a run what another method of this cell has learnt without labels, where it is learnt in the same way.
+def share_unlabelled(plan: Plan, config: "RunConfig", scenario: str, seed: int) -> None:
+    """Give a run the features that other methods of this cell have, and backbones that they have learnt in its way.
 
-    With it come the networks of arm `pretrained`; what differs all the same, the pipeline learns anew.
+    With this come the networks of arm `pretrained`; what differs all the same, the pipeline makes anew.
     """
     from trainers.run_lock import locked
     from trainers.stages import adopt
 
     for method in plan.study.methods:
         other = plan.config(scenario, seed, method)
-        alike = other.pretrain == config.pretrain and other.pretrains and config.pretrains
-        if not alike or other.run_dir == config.run_dir or not (other.run_dir / ".stages").exists():
+        if other.run_dir == config.run_dir or not (other.run_dir / ".stages").exists():
             continue
+        alike = other.pretrain == config.pretrain and other.pretrains and config.pretrains
         with locked(other.run_dir), locked(config.run_dir):
-            adopt(config.run_dir, other.run_dir, lambda name: name.startswith(FROM_OTHERS), replace=False)
+            adopt(config.run_dir, other.run_dir, _beginning(FEATURES, *(BACKBONES if alike else ())), replace=False)
+
+
+def _beginning(*prefixes: str) -> Callable[[str], bool]:
+    return lambda name: name.startswith(prefixes)
 
 
 def _rival(plan: Plan, config: "RunConfig", scenario: str, seed: int, name: str, truth: Path | None) -> Cell:
