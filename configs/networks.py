@@ -60,6 +60,11 @@ class FrozenNetworkConfig(NetworkConfig):
             raise ValueError("expected each stage once")
         return sorted(stages)
 
+    @property
+    def features(self) -> dict[str, Any]:
+        """The settings that the features depend on."""
+        return self.model_dump(include={"backbone", "pretrained", "options", "image_size", "stages", "grid"})
+
 
 _Frozen = TypeVar("_Frozen", bound=FrozenNetworkConfig)
 

@@ -290,6 +290,14 @@ class RunConfig(Section):
         shared = {model.name for model in self.models} & {voice.name for voice in self.pseudo.voices}
         if shared:
             raise ValueError(f"pseudo.voices: a model is called {min(shared)!r}, too; give the voice its own `name`")
+        teacher = self.pretrain.distill.teacher
+        if self.pretrains and self.pretrain.method == "distill" and self.student_arms:
+            for voice in self.pseudo.voices:
+                if voice.name == teacher.name and voice.features != teacher.features:
+                    raise ValueError(
+                        f"pseudo.voices: the network that is distilled (pretrain.distill.teacher) is called "
+                        f"{voice.name!r}, too, and gives other features; give the voice its own `name`"
+                    )
         return self
 
     @property

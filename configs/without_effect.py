@@ -70,6 +70,8 @@ def _idle(config: RunConfig, values: dict[str, Any]) -> Iterator[tuple[str, str]
         yield "guarantee.recall", "threshold.rule: recall"
     if not config.pretrains:
         yield "pretrain", "pool.arm: pretrained, combined or all (or pseudo with such a pseudo.teacher or pseudo.start)"
+    if config.pseudo.teacher in ("pretrained", "combined"):  # whose students begin so in any case
+        yield "pseudo.start", "pseudo.teacher: supervised or semi"
     if not config.semi_arms:
         yield "semi", "pool.arm: semi, combined or all (or pseudo with such a pseudo.teacher)"
     if not config.student_arms:

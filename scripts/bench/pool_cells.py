@@ -18,13 +18,14 @@ from configs.study import run_name
 from scripts.bench.benchmark_data import ORACLE_TABLE, TABLE, TEST, TEST_TRUTH, write_benchmark
 from scripts.bench.pool_figures import Cell, arm_figures
 from scripts.bench.timed import timed_run
+from scripts.steps.embed import as_teacher
 
 if TYPE_CHECKING:
+    from configs.networks import FrozenNetworkConfig
     from configs.schema import RunConfig
     from trainers.fashion import LongTail, RareFashion
 
-# Stages that a method may take from others: features of frozen networks, and what is learnt without labels.
-FEATURES, BACKBONES = "embed/", ("pretrain/", "train/pretrained/")
+BACKBONES = ("pretrain/", "train/pretrained/")  # stages of what is learnt without labels, and of what comes of it
 # What decides the networks of the arm `supervised` and their scores, and so must be the same in all methods.
 SHARED = ("data", "folds", "guarantee", "augment", "models", "train")
 
@@ -153,11 +154,27 @@ def share_unlabelled(plan: Plan, config: "RunConfig", scenario: str, seed: int) 
         if other.run_dir == config.run_dir or not (other.run_dir / ".stages").exists():
             continue
         alike = other.pretrain == config.pretrain and other.pretrains and config.pretrains
-        with locked(other.run_dir), locked(config.run_dir):
-            adopt(config.run_dir, other.run_dir, _beginning(FEATURES, *(BACKBONES if alike else ())), replace=False)
+        wanted = _same_features(config, other) + (BACKBONES if alike else ())
+        if wanted:
+            with locked(other.run_dir), locked(config.run_dir):
+                adopt(config.run_dir, other.run_dir, _beginning(wanted), replace=False)
 
 
-def _beginning(*prefixes: str) -> Callable[[str], bool]:
+def _same_features(config: "RunConfig", other: "RunConfig") -> tuple[str, ...]:
+    """The stages in which two runs describe the images by the same frozen networks under the same names."""
+    own, others = _frozen(config), _frozen(other)
+    same = [name for name in own if name in others and own[name].features == others[name].features]
+    return tuple(f"embed/{as_teacher(own[name]).name}" for name in same)
+
+
+def _frozen(config: "RunConfig") -> "dict[str, FrozenNetworkConfig]":
+    """Voices and the network that is distilled, by their names."""
+    distilled = config.pretrains and config.pretrain.method == "distill"
+    teachers = [config.pretrain.distill.teacher] if distilled else []
+    return {network.name: network for network in (*config.pseudo.voices, *teachers)}
+
+
+def _beginning(prefixes: tuple[str, ...]) -> Callable[[str], bool]:
     return lambda name: name.startswith(prefixes)
 
 

@@ -56,7 +56,8 @@ def prepare_step(pipeline: Pipeline) -> None:
 
 def check_later_stages(pipeline: Pipeline, wanted: Sequence[str]) -> None:
     """What would fail after hours of training is told before: truth and sample that do not fit, lost test images."""
-    from ensembles import evaluation, submission
+    from ensembles import submission
+    from ensembles.known_rows import known_targets
     from ensembles.threshold_requests import check_probabilities, check_request
 
     config, run_dir = pipeline.config, pipeline.run_dir
@@ -84,7 +85,7 @@ def check_later_stages(pipeline: Pipeline, wanted: Sequence[str]) -> None:
         for fold in range(table.num_folds):
             inner_rows(table, fold, share=share, seed=config.seed)
     if "ensemble" in wanted:
-        evaluation.known_targets(table, truth_of(config.data), rejected["id"].tolist())
+        known_targets(table, truth_of(config.data), rejected["id"].tolist())
     num_unreadable = int((rejected["split"] == "test").sum())
     if num_unreadable and config.submit.unreadable == "error":
         message = (

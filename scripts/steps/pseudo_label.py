@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 LEDGER_VERSION = 2  # of what its record tells: 2 has the teachers' AP
 LABEL_COLUMNS = ("id", "sha256", "label", "fold")
 # Fields of `pseudo` that say how students learn, or how many rounds of them there are, not what they are taught.
-NOT_TAUGHT = {"batch_size", "loss_weight", "draw", "rounds", "min_precision"}
+NOT_TAUGHT = {"start", "batch_size", "loss_weight", "draw", "rounds", "min_precision"}
 
 
 def pseudo_label_step(pipeline: Pipeline) -> None:

@@ -5,6 +5,7 @@ A study that an earlier version began lacks the settings that are new since: the
 
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -80,11 +81,13 @@ def _idle_sections(plan: TuningPlan) -> set[str]:
     base = plan.config()
     configs = [base, *(plan.config(chosen) for chosen in ends(plan.tuning))]
     pools = {config.pool.arm: config.pool for config in configs}
-    teachers = {config.pseudo.teacher: config.pseudo for config in configs}
-    trials = [
-        base.model_copy(update={"pool": pool, "pseudo": pseudo})
-        for pool in pools.values()
-        for pseudo in teachers.values()
+    teachers = {config.pseudo.teacher for config in configs}
+    starts = {config.pseudo.start for config in configs}
+    trials = [  # an end sets one field
+        base.model_copy(
+            update={"pool": pool, "pseudo": base.pseudo.model_copy(update={"teacher": teacher, "start": start})}
+        )
+        for pool, teacher, start in product(pools.values(), teachers, starts)
     ]
     voices = [voice for config in configs for voice in config.pseudo.voices]
     read = {

@@ -21,6 +21,8 @@ def test_students_cost_their_teachers_and_every_round() -> None:
     told = cost(pool={"arm": "pseudo"}, pseudo={"teacher": "pretrained", "inner_holdout": 0.2})
     assert "trains 24 networks for a trial (supervised, pretrained, pseudo-1, teacher-pretrained)" in told
     assert "2 backbones learn from the pool before, 5,000 steps each" in told
+    told = cost(pool={"arm": "pseudo"}, pseudo={"start": "pretrained"})
+    assert "trains 12 networks for a trial (supervised, pseudo-1)" in told and "2 backbones learn from the pool" in told
 
 
 def test_an_arm_of_its_own_is_all_that_is_trained() -> None:

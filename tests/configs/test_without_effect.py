@@ -43,6 +43,11 @@ def test_presets_and_defaults_set_nothing_in_vain(preset: str) -> None:
         ({"pool": {"arm": "semi"}, "semi": {"threshold": 0.9}}, ["semi.threshold"], {"semi": HARD}),
         ({"pretrain": {"steps": 9000}}, ["pretrain.steps"], FROM_BACKBONES),
         (
+            {"pool": {"arm": "pseudo"}, "pseudo": {"teacher": "pretrained", "start": "pretrained"}},
+            ["pseudo.start"],
+            {"pseudo": {"teacher": "supervised"}},
+        ),
+        (
             {"pool": {"arm": "pseudo"}, "pretrain": {"steps": 9000}},
             ["pretrain.steps"],
             {"pseudo": {"start": "pretrained"}},

@@ -234,6 +234,8 @@ def test_only_what_depends_on_a_change_of_the_students_is_done_again(
     ran = fresh(run_pipeline(config_of(data, tmp_path / "runs", **merged(PSEUDO, changes))))
     trained = {"/".join(name.split("/")[:2]) for name in ran if name.split("/")[0] in ("pretrain", "train", "predict")}
     assert trained == expected
+    labels_again = bool(changes.get("pseudo", {}).keys() & {"teacher", "threshold"})
+    assert any(name.startswith("pseudo-label/") for name in ran) == labels_again
     start = read_final(tmp_path / "runs/tiny/train/pseudo-1/test_resnet/fold1/final").state["start"]
     assert (start is not None) == bool(changes.get("pseudo", {}).keys() & {"teacher", "start"})
 
@@ -320,6 +322,16 @@ def test_without_a_pool_there_is_nothing_to_learn_from(data: Path, tmp_path: Pat
         (
             merged(PSEUDO, {"pseudo": {"teachers": "cross", "select": "agreement"}}),
             "pseudo.select: agreement needs two models .* one teacher; use another selection, or a third model for",
+        ),
+        (
+            merged(
+                PSEUDO,
+                {
+                    "pseudo": {"start": "pretrained", "voices": [{"backbone": "test_convnext", "image_size": 32}]},
+                    "pretrain": {"method": "distill", "distill": {"teacher": {"backbone": "test_convnext"}}},
+                },
+            ),
+            "pseudo.voices: the network that is distilled .* is called 'test_convnext', too, .* its own `name`",
         ),
         ({"pool": {"confidence": 0.3}}, "pool.confidence: .*greater than or equal to 0.5"),
     ],

@@ -25,6 +25,7 @@ from scripts.steps.pseudo_label import label_pool
 from scripts.steps.run_state import Pipeline
 from scripts.steps.teachers import teacher_step
 from scripts.steps.train import train_arms, train_step
+from tests.scripts.pool_runs import PRETRAIN
 from tests.scripts.tiny_runs import MODELS, fresh, tiny_config
 from trainers.atomic import read_parquet_metadata
 from trainers.checkpoints import read_final
@@ -219,6 +220,30 @@ def test_in_co_training_each_model_learns_from_the_other(run: Callable[..., RunC
         assert taught() == base
     run_pipeline(run(), until="pseudo-label")
     assert [path.name for path in (run_dir / "pseudo_labels").iterdir()] == ["pseudo-1.parquet"]
+
+
+def test_students_of_every_round_begin_with_backbones_that_learnt_from_the_pool_and_their_first_teachers_do_not(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pseudo = {"batch_size": 8, "min_precision": 0.0, "start": "pretrained", "inner_holdout": 0.5, "rounds": 2}
+    pretrain = {**PRETRAIN, "min_spread": 0.0}
+    config = tiny_config(
+        data, tmp_path, {"pool": {"arm": "pseudo"}, "pseudo": pseudo, "pretrain": pretrain}, {"train": {"steps": 60}}
+    )
+    gains(monkeypatch, 0.1, 0.1)
+    run_dir = run_pipeline(config, until="pseudo-label").run_dir
+    begun = {
+        arm: read_final(run_dir / "train" / arm / "test_resnet" / "fold0" / "final").state["start"] is not None
+        for arm in ("supervised", "teacher-supervised", "pseudo-1", "teacher-pseudo-1", "pseudo-2")
+    }
+    assert begun == {
+        "supervised": False,
+        "teacher-supervised": False,
+        "pseudo-1": True,
+        "teacher-pseudo-1": True,
+        "pseudo-2": True,
+    }
+    assert not (run_dir / "train" / "pretrained").exists()
 
 
 def test_teachers_with_an_inner_holdout_are_models_of_their_own(

@@ -100,6 +100,11 @@ def test_what_a_searched_arm_or_teacher_reads_is_compared(studies: Studies) -> N
     with pytest.raises(InputError, match=r"pretrain.steps"):
         studies.go_on("pretrain.steps=7", space=space)
     studies.go_on("semi.momentum=0.9", space=space)
+    # The last end leaves students to begin as their teachers did.
+    space = {"pseudo.start": {"choices": ["pretrained", "teacher"]}, "train.lr": {"low": 0.001, "high": 0.003}}
+    studies.begin("pool.arm=pseudo", space=space)
+    with pytest.raises(InputError, match=r"pretrain.steps"):
+        studies.go_on("pool.arm=pseudo", "pretrain.steps=7", space=space)
 
 
 def test_students_that_see_the_pool_by_other_draws_are_not_compared(

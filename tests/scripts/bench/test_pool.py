@@ -123,11 +123,13 @@ def test_methods_share_features_and_the_backbones_that_they_learn_alike(
 ) -> None:
     shutil.copytree(supervised_before[0] / "out", tmp_path / "out")
     pretrain = {"pretrain.steps": 3, "pretrain.batch_size": 12, "pretrain.min_spread": 0.0}
-    voices = {"pseudo.voices": [{"backbone": "test_convnext", "image_size": 32}], "pseudo.min_precision": 0}
+    voice = {"backbone": "test_convnext", "image_size": 32}
+    voices = {"pseudo.voices": [voice], "pseudo.min_precision": 0}
     methods = {
         "backbones": {"pool.arm": "pretrained", **pretrain},
         "others": {"pool.arm": "pretrained", **pretrain, "pretrain.fine_tune.lr": 0.001},
         "students": {"pool.arm": "pseudo", "pseudo.teacher": "pretrained", **voices, **pretrain},
+        "larger": {"pool.arm": "pseudo", **voices, "pseudo.voices": [voice | {"image_size": 48}]},
         "heard": {"pool.arm": "pseudo", **voices},
         "none": {"pool.arm": "pseudo", "pseudo.select": "threshold", "pseudo.threshold": 0.999999},
     }
@@ -139,8 +141,8 @@ def test_methods_share_features_and_the_backbones_that_they_learn_alike(
         name: {event.get("stage") for event in events(cells / name) if event["event"] == "started"} for name in methods
     }
     for stage in ("pretrain/test_resnet", "train/pretrained/test_resnet/fold0"):
-        assert [stage in started[name] for name in methods] == [True, True, False, False, False]
-    assert [name for name in methods if "embed/teacher-test_convnext" in started[name]] == ["students"]
+        assert [stage in started[name] for name in methods] == [True, True, False, False, False, False]
+    assert [name for name in methods if "embed/teacher-test_convnext" in started[name]] == ["students", "larger"]
     shared = "train/pretrained/test_resnet/fold1/final/model.safetensors"
     assert (cells / "backbones" / shared).samefile(cells / "students" / shared)
     assert "pseudo-1 was not trained" in str(rows["none"]["notes"]) and rows["none"]["ap"] == rows["supervised"]["ap"]
