@@ -205,7 +205,8 @@ def _spreads(
     positives, expected, level, along, h00, h01, h11 = drawn.T
     with np.errstate(invalid="ignore", divide="ignore"):
         step = (h00 * along - h01 * level) / (h00 * h11 - h01**2)
-    return float((positives / expected).std(ddof=1)), float(step.std(ddof=1)), num_units
+        errors = (positives / expected).std(ddof=1), step.std(ddof=1)  # nan where a replicate tells nothing
+    return float(errors[0]), float(errors[1]), num_units
 
 
 def _log_loss(observed: np.ndarray, inside: np.ndarray) -> float:

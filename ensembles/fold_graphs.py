@@ -171,7 +171,8 @@ class FoldGraphs:
         bad = ~np.isfinite(norms)
         if bad.any():
             raise InputError(
-                f"the features of {counted(int(bad.sum()), 'image')} are not finite; embed by another network\n"
+                f"the features of {counted(int(bad.sum()), 'image')} are not finite; delete them below "
+                f"embeddings/ and run `rarefind embed CONFIG`, or choose another network\n"
                 f"{listed([f'id {id_!r}' for id_ in ids[bad]])}"
             )
         zero = norms == 0

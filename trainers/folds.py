@@ -146,16 +146,20 @@ def _check_supply(
             f"groups, the largest class with {largest}; set at most {max(2, min(num_groups_in_all, largest))}"
         )
     needed = num_folds if len(classes) == 2 else 2
+    grouped = num_groups_in_all < len(targets)
     short = []
     for position, name in enumerate(classes):
         num_groups = len(np.unique(groups[targets == position]))
         if num_groups < needed:
             num_images = counted(int((targets == position).sum()), "image")
-            short.append((num_groups, f"class {name!r} has {num_images} in {counted(num_groups, 'group')}"))
+            in_groups = f" in {counted(num_groups, 'group')}" if grouped else ""
+            short.append((num_groups, f"class {name!r} has {num_images}{in_groups}"))
     if not short:
         return
     fewest = min(count for count, _ in short)
-    remedies = ["label more", "leave data.columns.group out if its groups may be split"]
+    remedies = ["label more"]
+    if grouped:
+        remedies.append("leave data.columns.group out if its groups may be split")
     if len(classes) == 2 and fewest >= 2:
         remedies.insert(0, f"set folds.num_folds to {fewest}")
     if holdout > 0:
@@ -164,9 +168,10 @@ def _check_supply(
         f"each of the {num_folds} folds needs one" if len(classes) == 2 else "with fewer than 2 it is in one fold only"
     )
     outside = " outside of the holdout" if holdout > 0 else ""
+    todo = f"Either {', or '.join(remedies)}" if len(remedies) > 1 else remedies[0].capitalize()
     raise InputError(
         f"folds.num_folds: {num_folds} cannot be had: {'; '.join(text for _, text in short)}{outside}; "
-        f"{purpose}. Either {', or '.join(remedies)}"
+        f"{purpose}. {todo}"
     )
 
 

@@ -91,6 +91,7 @@ def _embedding(pipeline: Pipeline, table: ImageTable, name: str) -> Iterator[Sta
                 seed=config.seed,
                 out=partial,
             )
+            _drop_figures(run_dir)
             return StageOutcome(f"{method} on {name}: {counted(facts['num_clusters'], 'cluster')}", {})
 
         yield pipeline.stage(stage, find)
@@ -102,6 +103,15 @@ def _embedding(pipeline: Pipeline, table: ImageTable, name: str) -> Iterator[Sta
         return StageOutcome(f"{counted(facts['rows'], 'image')} in the pictures", {})
 
     yield pipeline.stage(_map_stage(config, table, name, inputs), draw)
+
+
+def _drop_figures(run_dir: Path) -> None:
+    """The figures and the page of other clusters: whoever stops this command is not left with both."""
+    from ensembles.cluster_judge import METRICS_FILE
+    from ensembles.report_clusters import PAGE_FILE
+
+    for file in (METRICS_FILE, PAGE_FILE):
+        (run_dir / file).unlink(missing_ok=True)
 
 
 def _map_stage(config: RunConfig, table: ImageTable, name: str, inputs: Mapping[str, Any]) -> Stage:

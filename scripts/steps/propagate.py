@@ -14,10 +14,12 @@ from configs.schema import RunConfig
 from ensembles.predictions import PROPAGATION
 from ensembles.wording import exact_percent, number, percent, span
 from scripts.steps.embed import networks_to_embed
-from scripts.steps.run_state import Pipeline, rows_digest, show, truth_digest, truth_of
+from scripts.steps.run_state import Pipeline, rows_digest, show, tell, truth_digest, truth_of
 from trainers.provenance import code_version, file_digest
 from trainers.stages import Stage, StageOutcome, StageRecord
 from trainers.table import ImageTable, read_table
+
+MAX_COLUMNS = 4  # classes that a terminal's width has room for
 
 
 def propagate_step(pipeline: Pipeline) -> None:
@@ -31,6 +33,8 @@ def propagate_step(pipeline: Pipeline) -> None:
         for network in networks_to_embed(pipeline.config)
     }
     show(_shown(figures, pipeline.config, table))
+    for line in _many_classes(figures, table):
+        tell("", line)
 
 
 def current_predictions(run_dir: Path, table: ImageTable) -> set[Path]:
@@ -123,11 +127,13 @@ def _shown(figures: Mapping[str, Mapping[str, Any]], config: RunConfig, table: I
     recalls = [f"recall at\nprecision\n{point:g}" for point in config.metrics.precision_points]
     headings = [name, f"{exact_percent(config.metrics.confidence)} interval", *recalls, "reached"]
     per_class = table.classes[1:] if table.is_binary else table.classes
-    for heading in (*headings, *(f"pool in\n{escape(label)}" for label in per_class[:6])):
+    if len(per_class) > MAX_COLUMNS:
+        per_class = []
+    for heading in (*headings, *(f"{_whole(table)} in\n{escape(label)}" for label in per_class)):
         shown.add_column(heading, justify="right", no_wrap=True)
     for network, own in figures.items():
         oof = own["oof"]
-        balance = [percent(own["balance"][label]) for label in per_class[:6]]
+        balance = [percent(own["balance"][label]) for label in per_class]
         at_precision = (oof["recall_at_precision"][str(point)] for point in config.metrics.precision_points)
         shown.add_row(
             escape(network),
@@ -138,3 +144,19 @@ def _shown(figures: Mapping[str, Mapping[str, Any]], config: RunConfig, table: I
             *balance,
         )
     return shown
+
+
+def _many_classes(figures: Mapping[str, Mapping[str, Any]], table: ImageTable) -> list[str]:
+    """What share of the pool is put into each class, a line per network, where that would be too wide for the table."""
+    if table.is_binary or len(table.classes) <= MAX_COLUMNS:
+        return []
+    return [
+        f"{escape(network)}: {_whole(table)} in "
+        + ", ".join(f"{escape(label)} {percent(own['balance'][label])}" for label in table.classes)
+        for network, own in figures.items()
+    ]
+
+
+def _whole(table: ImageTable) -> str:
+    """What the shares are of: without a pool it is all images of the graph."""
+    return "pool" if len(table.rows("pool")) else "all"

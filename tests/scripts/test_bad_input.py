@@ -353,8 +353,8 @@ ERRORS: dict[str, tuple[Spoil, str]] = {
     ),
     "fewer positives than folds": (
         edit("train.csv", *((f"t{number}.png,1", f"t{number}.png,0") for number in range(2, 6))),
-        "folds.num_folds: 3 cannot be had: class '1' has 2 images in 2 groups; each of the 3 folds needs one. "
-        "Either set folds.num_folds to 2, or label more, or leave data.columns.group out if its groups may be split",
+        "folds.num_folds: 3 cannot be had: class '1' has 2 images; each of the 3 folds needs one. "
+        "Either set folds.num_folds to 2, or label more",
     ),
     "no labels at all": (
         put("train.csv", b"id,path,label\np0,img/p0.png,\n"),
@@ -402,8 +402,8 @@ def test_positives_that_cannot_be_read_are_named_when_the_folds_lack_them(tmp_pa
     for number in range(4):
         (data / "img" / f"t{number}.png").write_bytes(b"")
     assert message_of(data, data={"max_rejected": 0.5}) == (
-        "folds.num_folds: 3 cannot be had: class '1' has 2 images in 2 groups; each of the 3 folds needs one. "
-        "Either set folds.num_folds to 2, or label more, or leave data.columns.group out if its groups may be split\n"
+        "folds.num_folds: 3 cannot be had: class '1' has 2 images; each of the 3 folds needs one. "
+        "Either set folds.num_folds to 2, or label more\n"
         "not counted: 4 labelled images that cannot be used; mend them\n"
         + "\n".join(f"  - {place(f't{n}')}, labelled '1': the file is empty (0 bytes)" for n in range(4))
     )

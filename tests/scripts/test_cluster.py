@@ -10,6 +10,7 @@ import pytest
 
 from configs.errors import InputError
 from configs.schema import RunConfig
+from ensembles import cluster
 from scripts.pipeline import Pipeline, run_pipeline
 from tests.scripts.tiny_runs import fresh, tiny_config
 from trainers.digits import DigitsSplit, write_digits
@@ -159,6 +160,30 @@ def test_what_cannot_be_is_a_message_and_leaves_what_was_there(
     with pytest.raises(InputError, match=message):
         clustered(config_of(data, tmp_path, changes))
     assert (tmp_path / "tiny" / "clusters" / "metrics.json").read_bytes() == before
+
+
+def test_whoever_stops_half_way_has_no_figures_of_other_clusters(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clustered(config_of(data, tmp_path))
+    find, found = cluster.run, []
+
+    def stopped(*arguments: Any, **settings: Any) -> dict[str, Any]:
+        if found:
+            raise InputError("stopped")
+        found.append(settings["method"])
+        return find(*arguments, **settings)
+
+    monkeypatch.setattr("ensembles.cluster.run", stopped)
+    other = config_of(data, tmp_path, {"cluster": {"pca": 3}})
+    with pytest.raises(InputError, match="stopped"):
+        clustered(other)
+    assert found == METHODS[:1]
+    left = {path.name for path in (tmp_path / "tiny" / "clusters").iterdir()}
+    assert left >= {f"{NET}-{method}.parquet" for method in METHODS} and not left & {"metrics.json", "report.html"}
+    monkeypatch.undo()
+    assert fresh(clustered(other)) == [*FEATURES[1:], "cluster"]
+    assert (tmp_path / "tiny" / "clusters" / "metrics.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import pytest
 
 from ensembles.predictions import read_predictions
 from scripts.pipeline import run_pipeline
-from tests.scripts.tiny_runs import embedded_config, embedded_digits, fresh
-from trainers.table import read_table
+from scripts.steps.propagate import _many_classes, _shown
+from tests.scripts.tiny_runs import embedded_config, embedded_digits, fresh, tiny_config
+from trainers.table import ImageTable, read_table
 
 TOLD = r"^propagate +[0-9.]+ s  test_efficientnet: out-of-fold AP 0\.\d{3}"
 
@@ -89,3 +90,16 @@ def test_a_voice_may_be_propagated_labels(data: Path, tmp_path: Path) -> None:
         until="pseudo-label",
     )
     assert "pseudo-label/pseudo-1" in fresh(pipeline)
+
+
+def test_the_shares_of_many_classes_are_a_line_and_not_columns_that_are_cut(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"id": ["a", "b"], "split": ["train", "pool"], "fold": [0, None]})
+    figures = {"net": {"oof": {"ap": 0.5, "ap_ci": [0.4, 0.6], "recall_at_precision": {}}, "reached": 1.0}}
+    for classes, columns in ((4, 3 + 4), (5, 3)):
+        names = [f"c{number}" for number in range(classes)]
+        table = ImageTable(frame, classes=names, positive_label=None)
+        figures["net"]["balance"] = dict.fromkeys(names, 1 / classes)
+        config = tiny_config(tmp_path, tmp_path, {"metrics": {"precision_points": []}})
+        assert len(_shown(figures, config, table).columns) == columns + 1
+        lines = _many_classes(figures, table)
+        assert lines == ([f"net: pool in {', '.join(f'c{n} 20%' for n in range(5))}"] if classes == 5 else [])

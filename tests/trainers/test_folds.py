@@ -113,8 +113,8 @@ def test_too_few_positives_are_refused_with_the_counts():
     with pytest.raises(InputError) as caught:
         assigned(rare(100, 4), num_folds=5)
     assert str(caught.value) == (
-        "folds.num_folds: 5 cannot be had: class 'pos' has 4 images in 4 groups; each of the 5 folds needs one. "
-        "Either set folds.num_folds to 4, or label more, or leave data.columns.group out if its groups may be split"
+        "folds.num_folds: 5 cannot be had: class 'pos' has 4 images; each of the 5 folds needs one. "
+        "Either set folds.num_folds to 4, or label more"
     )
 
 
@@ -157,7 +157,9 @@ def test_multi_class_keeps_every_class_in_every_training_part():
 
 def test_a_class_in_one_group_is_refused_in_multi_class_work():
     targets = np.repeat(np.arange(3), [50, 20, 1])
-    with pytest.raises(InputError, match=r"class 'c' has 1 image in 1 group; with fewer than 2"):
+    with pytest.raises(
+        InputError, match=r"class 'c' has 1 image; with fewer than 2 it is in one fold only. Label more$"
+    ):
         assigned(targets, classes=list("abc"))
     with pytest.raises(InputError, match="from 7 labelled images in 7 groups, the largest class with 3; set at most 3"):
         assigned(np.array([0, 0, 0, 1, 1, 2, 2]), classes=list("abc"), num_folds=6)
