@@ -255,7 +255,10 @@ def test_nothing_to_understand_is_an_error_and_nothing_is_written(tmp_path):
     with pytest.raises(InputError, match="expected a folder of images"):
         main(tmp_path / "empty", out=out)
     table(tmp_path / "odd", "notes.csv", "a,b", ["1,x", "2,y", "3,z"])
-    with pytest.raises(InputError, match=r"no table has a column that looks like labels, of two classes or more; found: notes.csv \(a, b\)"):
+    with pytest.raises(
+        InputError,
+        match=r"no table has a column that looks like labels, of two classes or more; found: notes.csv \(a, b\)",
+    ):
         main(tmp_path / "odd", out=out)
     assert not out.exists()
 
