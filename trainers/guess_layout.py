@@ -76,7 +76,8 @@ def _guess_tables(folder: Path, tables: list[Path]) -> Guess:
     if not labelled:
         described = "; ".join(f"{path.name} ({', '.join(map(str, frames[path].columns))})" for path in tables)
         raise InputError(
-            f"{folder}: no table has a column that looks like labels, of two classes or more; found: {described or 'no other table'}"
+            f"{folder}: no table has a column that looks like labels, of two classes or more; found: "
+            f"{described or 'no other table'}"
         )
     main = max(labelled, key=lambda path: (_is_named(path.stem, TRAIN_NAMES), len(frames[path])))
     columns = found[main]
