@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from configs.clustering import ClusterConfig
 from configs.ensembling import CalibrationConfig, EnsembleConfig
-from configs.networks import EmbedConfig, NetworkConfig, ProbeConfig
+from configs.networks import EmbedConfig, FrozenNetworkConfig, NetworkConfig, ProbeConfig
 from configs.pool import PoolConfig, PseudoConfig
 from configs.pretraining import PretrainConfig
 from configs.propagation import PropagateConfig
@@ -290,10 +290,10 @@ class RunConfig(Section):
         shared = {model.name for model in self.models} & {voice.name for voice in self.pseudo.voices}
         if shared:
             raise ValueError(f"pseudo.voices: a model is called {min(shared)!r}, too; give the voice its own `name`")
-        teacher = self.pretrain.distill.teacher
-        if self.pretrains and self.pretrain.method == "distill" and self.student_arms:
+        distilled = self.distilled
+        if distilled is not None and self.student_arms:
             for voice in self.pseudo.voices:
-                if voice.name == teacher.name and voice.features != teacher.features:
+                if voice.name == distilled.name and voice.features != distilled.features:
                     raise ValueError(
                         f"pseudo.voices: the network that is distilled (pretrain.distill.teacher) is called "
                         f"{voice.name!r}, too, and gives other features; give the voice its own `name`"
@@ -358,6 +358,11 @@ class RunConfig(Section):
     def pretrains(self) -> bool:
         """Whether backbones have to be learnt from the pool."""
         return any(self.starts_pretrained(arm) for arm in self.arms)
+
+    @property
+    def distilled(self) -> FrozenNetworkConfig | None:
+        """The frozen network that backbones learn to match, if any do."""
+        return self.pretrain.distill.teacher if self.pretrains and self.pretrain.method == "distill" else None
 
     def train_for(self, model: ModelConfig, *, arm: str = "supervised") -> TrainConfig:
         """The `train` section with the fields that this model overrides, and those that fine-tuning does.

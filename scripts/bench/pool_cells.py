@@ -169,9 +169,8 @@ def _same_features(config: "RunConfig", other: "RunConfig") -> tuple[str, ...]:
 
 def _frozen(config: "RunConfig") -> "dict[str, FrozenNetworkConfig]":
     """Voices and the network that is distilled, by their names."""
-    distilled = config.pretrains and config.pretrain.method == "distill"
-    teachers = [config.pretrain.distill.teacher] if distilled else []
-    return {network.name: network for network in (*config.pseudo.voices, *teachers)}
+    distilled = [] if config.distilled is None else [config.distilled]
+    return {network.name: network for network in (*config.pseudo.voices, *distilled)}
 
 
 def _beginning(prefixes: tuple[str, ...]) -> Callable[[str], bool]:
