@@ -10,6 +10,16 @@ MethodName = Literal["kmeans", "minibatch_kmeans", "gaussian_mixture", "dbscan",
 MapName = Literal["pca", "tsne", "umap"]
 SeveralClusters = Annotated[int, Field(ge=2)]
 
+COUNTED = ("num_clusters", "candidates", "silhouette_rows")  # settings of the methods that are told a number
+# The settings that decide the clusters of a method, besides those of the features.
+METHOD_SETTINGS: dict[MethodName, tuple[str, ...]] = {
+    "kmeans": (*COUNTED, "restarts"),
+    "minibatch_kmeans": (*COUNTED, "restarts"),
+    "gaussian_mixture": (*COUNTED, "covariance", "sample_rows"),
+    "dbscan": ("eps", "min_samples", "sample_rows", "silhouette_rows"),
+    "hdbscan": ("min_cluster_size", "min_samples", "sample_rows", "silhouette_rows"),
+}
+
 
 class ClusterConfig(Section):
     """Clusters of the features that `rarefind embed` makes: found without labels, judged with them."""
@@ -90,3 +100,25 @@ class ClusterConfig(Section):
     @classmethod
     def _each_once(cls, values: list) -> list:
         return sorted(set(values), key=values.index)
+
+    @property
+    def idle(self) -> dict[str, str]:
+        """Fields that change nothing beside what others are set to, and what they would take."""
+        idle: dict[str, str] = {}
+        for key in {key for settings in METHOD_SETTINGS.values() for key in settings}:
+            takers = [method for method, settings in METHOD_SETTINGS.items() if key in settings]
+            if not set(takers) & set(self.methods):
+                idle[key] = f"cluster.methods with {' or '.join(takers)}"
+        if "candidates" not in idle and not self._tries_candidates:
+            idle["candidates"] = "cluster.num_clusters: auto (or many, with gaussian_mixture in cluster.methods)"
+        if "tsne" not in self.maps:
+            idle["perplexity"] = "cluster.maps with tsne"
+        if not self.maps:
+            idle["map_rows"] = f"cluster.maps with {' or '.join(get_args(MapName))}"
+        return idle
+
+    @property
+    def _tries_candidates(self) -> bool:
+        if self.num_clusters == "many":  # which mixtures take for auto
+            return "gaussian_mixture" in self.methods
+        return self.num_clusters == "auto"

@@ -40,3 +40,8 @@ class PropagateConfig(Section):
     tolerance: Annotated[float, Field(gt=0.0, le=1e-2)] = Field(
         1e-8, description="of the solver: norm of the residual against that of the right side"
     )
+
+    @property
+    def idle(self) -> dict[str, str]:
+        """Fields that change nothing beside what others are set to, and what they would take."""
+        return {} if self.method == "spreading" else {"alpha": "propagate.method: spreading"}

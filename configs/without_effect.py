@@ -1,6 +1,7 @@
 """Settings that change nothing beside what others are set to, found by what differs from the defaults.
 
-Of a run: what only `embed`, `probe`, `propagate` and `cluster` read is not looked at. Nothing here imports torch.
+Of a run, where what only `embed`, `probe`, `propagate` and `cluster` read is not looked at, or of one of the last two.
+Nothing here imports torch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,8 +29,10 @@ CHOICES = (
 )
 
 
-def settings_without_effect(config: RunConfig) -> list[str]:
+def settings_without_effect(config: RunConfig, section: str | None = None) -> list[str]:
     """A line for settings that were changed and do nothing, together where they would take the same: these, and that.
+
+    They are those of a run, or of the command that reads `section`: cluster or propagate.
 
     >>> settings_without_effect(RunConfig(predict={"pool": False}, pool={"confidence": 0.8}))
     ['pool.confidence: 0.8 has no effect, it takes pool.arm: pretrained, semi, combined, pseudo or all']
@@ -38,7 +41,10 @@ def settings_without_effect(config: RunConfig) -> list[str]:
     values = _flat(config.model_dump(mode="json"))
     for position, model in enumerate(config.models):  # what differs from `train` was written there
         values |= _flat(model.train, f"models.{position}.train")
-    idle = list(_idle(config, values))
+    if section is None:
+        idle = list(_idle(config, values))
+    else:
+        idle = [(f"{section}.{key}", takes) for key, takes in getattr(config, section).idle.items()]
     lacking: dict[str, list[str]] = {}  # by what they would take
     for key, value in values.items():
         if key in defaults and value == defaults[key]:

@@ -74,8 +74,8 @@ def run_pipeline(
     if "embed" in wanted:
         networks_to_embed(config)  # before the images are read, which may take hours
         check_label_use(config.embed.networks, until)
-    if "train" in wanted:
-        for line in settings_without_effect(described or config):
+    if "train" in wanted or until in ("cluster", "propagate"):
+        for line in settings_without_effect(described or config, None if "train" in wanted else until):
             warn(line)
     no_submission: InputError | None = None
     with locked(config.run_dir):

@@ -11,6 +11,7 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
+from configs.clustering import METHOD_SETTINGS
 from configs.errors import counted
 from configs.schema import RunConfig
 from ensembles.wording import exact_percent, listing, number, percent, span
@@ -21,15 +22,6 @@ from trainers.provenance import code_version, file_digest
 from trainers.stages import Stage, StageOutcome, StageRecord, outdated
 from trainers.table import ImageTable, read_table
 
-COUNTED = ("num_clusters", "candidates", "silhouette_rows")  # settings of the methods that are told a number
-# The settings that decide the clusters of a method, besides those of the features.
-OWN_SETTINGS = {
-    "kmeans": (*COUNTED, "restarts"),
-    "minibatch_kmeans": (*COUNTED, "restarts"),
-    "gaussian_mixture": (*COUNTED, "covariance", "sample_rows"),
-    "dbscan": ("eps", "min_samples", "sample_rows", "silhouette_rows"),
-    "hdbscan": ("min_cluster_size", "min_samples", "sample_rows", "silhouette_rows"),
-}
 FEATURE_SETTINGS = ("normalise", "pca", "whiten")
 
 
@@ -77,7 +69,7 @@ def _embedding(pipeline: Pipeline, table: ImageTable, name: str) -> Iterator[Sta
         "scikit-learn": version("scikit-learn"),
     }
     for method in settings.methods:
-        own = settings.model_dump(include=set(OWN_SETTINGS[method]))
+        own = settings.model_dump(include=set(METHOD_SETTINGS[method]))
         stage = Stage(f"cluster/{name}/{method}", {**inputs, "settings": own}, (cluster.cluster_file(name, method),))
 
         def find(partial: Path, method: str = method) -> StageOutcome:

@@ -93,6 +93,34 @@ def test_what_one_of_the_models_uses_is_not_idle() -> None:
     assert lines == ["models.1.train.loss.gamma: 1.0 has no effect, it takes train.loss.name: focal"]
 
 
+@pytest.mark.parametrize(
+    ("section", "values", "mended"),
+    [
+        ("cluster", {"methods": ["kmeans"], "covariance": "diag"}, {"methods": ["gaussian_mixture"]}),
+        ("cluster", {"eps": 0.3}, {"methods": ["dbscan", "kmeans"]}),
+        ("cluster", {"methods": ["kmeans"], "candidates": [3, 4]}, {"methods": ["gaussian_mixture"]}),
+        ("cluster", {"methods": ["kmeans"], "candidates": [3, 4]}, {"num_clusters": "auto"}),
+        ("cluster", {"num_clusters": 7, "candidates": [3, 4]}, {"num_clusters": "many"}),
+        ("cluster", {"maps": ["pca"], "perplexity": 9.0}, {"maps": ["tsne"]}),
+        ("cluster", {"maps": [], "map_rows": 900}, {"maps": ["umap"]}),
+        ("propagate", {"method": "propagation", "alpha": 0.2}, {"method": "spreading"}),
+    ],
+)
+def test_a_command_tells_what_its_section_sets_in_vain(
+    section: str, values: dict[str, Any], mended: dict[str, Any]
+) -> None:
+    of_a_run = settings_without_effect(check_config({section: values}, "test"))
+    (line,) = settings_without_effect(check_config({section: values}, "test"), section)
+    assert of_a_run == []
+    assert line.startswith(f"{section}.{list(values)[-1]}: ") and f"{section}.{next(iter(mended))}" in line
+    assert settings_without_effect(check_config({section: values | mended}, "test"), section) == []
+
+
+@pytest.mark.parametrize("section", ["cluster", "propagate"])
+def test_defaults_of_a_section_set_nothing_in_vain(section: str) -> None:
+    assert settings_without_effect(RunConfig(), section) == []
+
+
 def test_settings_that_would_take_the_same_are_told_together() -> None:
     values = {"pretrain": {"steps": 9000, "batch_size": 12}, "train": {"momentum": 0.8}}
     together, alone = settings_without_effect(check_config(values, "test"))
