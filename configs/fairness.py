@@ -32,9 +32,11 @@ def unfair_arms(config: RunConfig) -> list[str]:
         )
     if config.student_arms:
         problems += _too_few_teachers(config)
-    if config.pseudo.prevalence == "estimate" and not config.pseudo.inner_holdout:
+    if config.pseudo.prevalence == "estimate" and not (config.pseudo.inner_holdout or config.pseudo.voices):
         judges = {config.teacher_of(arm) for arm in config.student_arms}
-        problems += _bent_probabilities(config, sorted(judges), "pseudo", "; or set pseudo.inner_holdout, to calibrate")
+        problems += _bent_probabilities(
+            config, sorted(judges), "pseudo", "; or set pseudo.inner_holdout, to calibrate, or pseudo.voices"
+        )
     if config.semi.prevalence == "estimate":
         problems += _bent_probabilities(config, config.semi_arms, "semi", "")
     if config.student_arms and config.pseudo.inner_holdout and config.semi.background_classes:

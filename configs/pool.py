@@ -65,7 +65,8 @@ class PseudoConfig(Section):
     )
     prevalence: Literal["labelled", "estimate"] = Field(
         "labelled",
-        description="class shares of the pool: those of the labels, or estimated from the scores by EM, which takes "
+        description="class shares of the pool: those of the labels, or estimated by EM: from what the voices say, each "
+        "left without a part of the labels in turn; without voices from the teachers' scores, which takes "
         "probabilities, so cross_entropy or logit_adjusted as train.loss.name, or an inner_holdout",
     )
     inner_holdout: Annotated[float, Field(ge=0.0, le=0.5)] = Field(

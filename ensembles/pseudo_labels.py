@@ -5,7 +5,7 @@ shares that they are corrected by are those of the other folds, and the pool's p
 teachers' scores alone. The ledger has one row for every image that a student is taught.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from trainers.table import ImageTable
 
 LEDGER_COLUMNS = ("id", "student_fold", "target", "weight", "teacher", "reason")
 CREDIBLE_DRAWS = 20_000
+INSTEAD = "set pseudo.prevalence to labelled, or train longer"
 
 
 @dataclass(frozen=True)
@@ -105,13 +106,15 @@ def make_ledger(
     models: Sequence[str] | None = None,
     config: PseudoConfig,
     seed: int,
+    shares: Mapping[int, np.ndarray] | None = None,
 ) -> Ledger:
     """The pseudo-labels for the student of every fold, from the prediction table of all arms.
 
     `models` are those of the arm `teacher` that teach (default: all): in co-training (Blum and Mitchell 1998) a student
     learns from the others. Rows of kind `inner` are of labelled images outside the fold that its teachers did not
-    learn: where there are any, the mean of the models is calibrated on them first. Raises InputError when the teacher
-    did not score the pool; NothingToTeach when it cannot be calibrated, or nothing is certain enough to be taught.
+    learn: where there are any, the mean of the models is calibrated on them first. `shares` are the pool's class shares
+    by fold where somebody else has estimated them. Raises InputError when the teacher did not score the pool;
+    NothingToTeach when it cannot be calibrated, or nothing is certain enough to be taught.
     """
     own = predictions[predictions["arm"] == teacher]
     if models is not None:
@@ -131,7 +134,11 @@ def make_ledger(
         if len(inner.ids):
             calibrations[fold], held_at = _calibration(inner, counts, table, rank, fold)
             pool, held_out = (opinions.calibrated(calibrations[fold]) for opinions in (pool, held_out))
-        priors[fold] = prior = _pool_prior(pool, labelled, held_at, config, table.classes)
+        if shares is not None:
+            prior = _some_of_each(shares[fold], len(pool.ids), table.classes)
+        else:
+            prior = _pool_prior(pool, labelled, held_at, config, table.classes)
+        priors[fold] = prior
         pool = pool.at(held_at, prior)
         rule = SELECTIONS[config.select](pool, prior, config)
         classes = rule(pool)
@@ -269,7 +276,6 @@ def _pool_prior(
     if config.prevalence == "labelled":
         return labelled
     probabilities = pool.probabilities
-    instead = "set pseudo.prevalence to labelled, or train longer"
     try:
         if len(labelled) == 2:
             share = float(estimate_prevalence_em(probabilities[:, 1], float(held_at[1])))
@@ -277,11 +283,16 @@ def _pool_prior(
         else:
             shares = np.asarray(estimate_prevalence_em(probabilities, held_at))
     except InputError as error:
-        raise NothingToTeach(f"pseudo.prevalence estimate: {error}; {instead}") from None
-    if shares.min() * len(probabilities) < 1:
+        raise NothingToTeach(f"pseudo.prevalence estimate: {error}; {INSTEAD}") from None
+    return _some_of_each(shares, len(probabilities), classes)
+
+
+def _some_of_each(shares: np.ndarray, num_images: int, classes: Sequence[str]) -> np.ndarray:
+    """The shares, which must give every class an image of the pool."""
+    if shares.min() * num_images < 1:
         raise NothingToTeach(
-            f"pseudo.prevalence estimate: by their scores none of {counted(len(probabilities), 'image')} of the pool "
-            f"is {classes[int(shares.argmin())]!r}, so the scores are no probabilities; {instead}"
+            f"pseudo.prevalence estimate: by their scores none of {counted(num_images, 'image')} of the pool is "
+            f"{classes[int(shares.argmin())]!r}, so the scores are no probabilities, or there is none; {INSTEAD}"
         )
     return shares
 

@@ -4,7 +4,7 @@ The students of a round are the teachers of the next, until there are as many ro
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from configs.errors import counted
+from configs.errors import InputError, counted
+from configs.networks import VoiceConfig
 from configs.pool import PseudoConfig
 from configs.schema import RunConfig
 from scripts.steps.embed import as_teacher, embed_network
@@ -28,6 +29,7 @@ from trainers.table import ImageTable, read_table
 if TYPE_CHECKING:
     from ensembles.pseudo_labels import HeldOut
 
+SHARES_VERSION = 1  # of how voices tell the shares of the pool
 LEDGER_VERSION = 2  # of what its record tells: 2 has the teachers' AP
 LABEL_COLUMNS = ("id", "sha256", "label", "fold")
 # Fields of `pseudo` that say how students learn, or how many rounds of them there are, not what they are taught.
@@ -76,9 +78,8 @@ def label_pool(pipeline: Pipeline, arm: str, name: str) -> StageRecord:
     """Bring the ledger `name` of a student arm up to date, and say what is in it."""
     from ensembles.predictions import read_predictions
     from ensembles.pseudo_labels import make_ledger
-    from ensembles.voices import voice_opinions
     from trainers.atomic import write_parquet
-    from trainers.embedding import open_embeddings, outputs
+    from trainers.embedding import outputs
     from trainers.inner_holdout import inner_rows
 
     config, run_dir, table = pipeline.config, pipeline.run_dir, _table(pipeline)
@@ -86,6 +87,7 @@ def label_pool(pipeline: Pipeline, arm: str, name: str) -> StageRecord:
     folder = run_dir / (teachers_folder(teacher) if config.pseudo.inner_holdout else f"predictions/{teacher}")
     models = _teaching_models([model.name for model in config.models], arm, name, config.pseudo)
     voices = config.pseudo.voices
+    voiced = config.pseudo.prevalence == "estimate" and bool(voices) and not config.pseudo.inner_holdout
     stage = Stage(
         f"pseudo-label/{name}",
         {
@@ -100,6 +102,7 @@ def label_pool(pipeline: Pipeline, arm: str, name: str) -> StageRecord:
             "seed": config.seed,
             "metrics": config.metrics.model_dump(include={"replicates", "confidence"}),  # of the teachers' AP
             "version": LEDGER_VERSION,
+            **({"shares": SHARES_VERSION} if voiced else {}),
         },
         (ledger_file(name),),
     )
@@ -107,18 +110,8 @@ def label_pool(pipeline: Pipeline, arm: str, name: str) -> StageRecord:
     def work(partial: Path) -> StageOutcome:
         share = config.pseudo.inner_holdout
         scores = _teachers_scores(folder, models, table) if share else read_predictions(folder, table=table)
-        opinions = [
-            voice_opinions(
-                open_embeddings(run_dir, as_teacher(voice).name, table),
-                name=voice.name,
-                arm=teacher,
-                table=table,
-                inner=(lambda fold: inner_rows(table, fold, share=share, seed=config.seed)) if share else None,
-                seed=config.seed,
-                **({"propagate": config.propagate} if voice.learner == "propagation" else {"head": voice.learner}),
-            )
-            for voice in voices
-        ]
+        inner = (lambda fold: inner_rows(table, fold, share=share, seed=config.seed)) if share else None
+        opinions = [_voice_says(pipeline, table, voice, teacher, inner) for voice in voices]
         cross = config.pseudo.teachers == "cross"
         ledger = make_ledger(
             pd.concat([scores, *opinions], ignore_index=True),
@@ -127,6 +120,7 @@ def label_pool(pipeline: Pipeline, arm: str, name: str) -> StageRecord:
             models=[*models, *(voice.name for voice in voices)] if cross or voices else None,
             config=config.pseudo,
             seed=config.seed,
+            shares=_voiced_shares(pipeline, table, teacher) if voiced else None,
         )
         priors = {str(fold): prior.tolist() for fold, prior in ledger.priors.items()}
         calibrations = {str(fold): asdict(own) for fold, own in ledger.calibrations.items()}
@@ -154,6 +148,51 @@ def label_pool(pipeline: Pipeline, arm: str, name: str) -> StageRecord:
     pipeline.say("pseudo", [record], ledger_file(name))
     _say_precision(record, config.pseudo)
     return record
+
+
+def _voice_says(
+    pipeline: Pipeline, table: ImageTable, voice: VoiceConfig, teacher: str, inner: Callable[[int], np.ndarray] | None
+) -> pd.DataFrame:
+    """What a voice says beside the teachers; it does not learn the rows of `inner(fold)`, but scores them."""
+    from ensembles.voices import voice_opinions
+    from trainers.embedding import open_embeddings
+
+    config = pipeline.config
+    return voice_opinions(
+        open_embeddings(pipeline.run_dir, as_teacher(voice).name, table),
+        name=voice.name,
+        arm=teacher,
+        table=table,
+        inner=inner,
+        seed=config.seed,
+        **({"propagate": config.propagate} if voice.learner == "propagation" else {"head": voice.learner}),
+    )
+
+
+def _voiced_shares(pipeline: Pipeline, table: ImageTable, teacher: str) -> dict[int, np.ndarray]:
+    """The pool's class shares by fold, as the voices tell them: the regressions, if there are any.
+
+    Graphs are slower, and their scores are no probabilities. Raises NothingToTeach where they cannot be told.
+    """
+    from ensembles.pseudo_labels import INSTEAD, NothingToTeach
+    from ensembles.voice_shares import NUM_PARTS, inner_parts, voiced_shares
+    from trainers.progress import progress_bar
+
+    voices = pipeline.config.pseudo.voices
+    regressions = [voice for voice in voices if voice.learner != "propagation"] or voices
+    try:
+        parts = [inner_parts(table, fold, seed=pipeline.config.seed) for fold in range(table.num_folds)]
+        said = []
+        with progress_bar("class shares of the pool", NUM_PARTS * len(regressions)) as bar:
+            for number in range(NUM_PARTS):
+                left_out, opinions = [of_fold[number] for of_fold in parts], []
+                for voice in regressions:
+                    opinions.append(_voice_says(pipeline, table, voice, teacher, left_out.__getitem__))
+                    bar.advance(1)
+                said.append(pd.concat(opinions, ignore_index=True))
+        return voiced_shares(said, table)
+    except InputError as error:
+        raise NothingToTeach(f"pseudo.prevalence estimate: {error}; {INSTEAD}") from None
 
 
 def _teachers_ap(held_out: "HeldOut", table: ImageTable, config: RunConfig) -> dict[str, Any]:
