@@ -17,6 +17,8 @@ from configs.sections import merged
 from ensembles import gate
 from ensembles.report_sections import logged_warnings
 from ensembles.run_files import read_run
+from ensembles.voice_shares import NUM_PARTS, inner_parts, voiced_shares
+from ensembles.voices import voice_opinions
 from scripts.pipeline import run_pipeline
 from scripts.steps import train
 from scripts.steps.fold_labels import ledger_name, read_fold_labels
@@ -30,6 +32,7 @@ from tests.scripts.tiny_runs import MODELS, fresh, tiny_config
 from trainers.atomic import read_parquet_metadata
 from trainers.checkpoints import read_final
 from trainers.digits import DigitsSplit, write_digits
+from trainers.embedding import open_embeddings
 from trainers.fold_task import FoldData
 from trainers.inner_holdout import inner_rows
 from trainers.paired import Gain
@@ -376,6 +379,26 @@ def test_a_voice_speaks_beside_the_teachers_and_is_heard_anew_when_it_changes(ru
     again = fresh(run_pipeline(run(voices=[{**voice, "image_size": 20}])))
     assert {"embed/teacher-eye", "pseudo-label/pseudo-1"} <= set(again)
     assert not pd.read_parquet(ledger)["target"].equals(before["target"])
+
+
+def test_voices_tell_the_shares_of_the_pool_whatever_the_loss(run: Callable[..., RunConfig]) -> None:
+    eye = {"backbone": "test_resnet", "name": "eye", "stages": [1], "grid": 4}
+    config = run(voices=[eye], prevalence="estimate")
+    loss = config.train.loss.model_copy(update={"name": "focal"})
+    config = config.model_copy(update={"train": config.train.model_copy(update={"loss": loss})})
+    run_pipeline(config, until="pseudo-label")
+    table = read_table(config.run_dir / "table.parquet")
+    features = open_embeddings(config.run_dir, "teacher-eye", table)
+    said = []
+    parts = [inner_parts(table, fold, seed=config.seed) for fold in range(table.num_folds)]
+    for number in range(NUM_PARTS):
+        inner = [own[number] for own in parts].__getitem__
+        said.append(voice_opinions(features, name="eye", arm="t", table=table, inner=inner, seed=config.seed))
+    priors = read_parquet_metadata(config.run_dir / "pseudo_labels" / "pseudo-1.parquet")["priors"]
+    for fold, shares in voiced_shares(said, table).items():
+        np.testing.assert_allclose(priors[str(fold)], shares)
+        assert abs(shares[1] - table.targets[table.rows("train", not_fold=fold)].mean()) > 1e-3
+    assert not [name for name in fresh(run_pipeline(config)) if "pseudo-label" in name]
 
 
 def test_a_voice_is_no_model(run: Callable[..., RunConfig]) -> None:
