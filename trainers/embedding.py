@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ from trainers.checkpoints import read_final
 from trainers.embedding_files import (
     VALUE_BYTES,
     VALUES,
+    KnownFeatures,
     facts_path,
     images_digest,
+    images_path,
     npy_header,
     progress_path,
     values_path,
@@ -44,6 +47,7 @@ from trainers.progress import progress_bar, tell
 from trainers.provenance import code_version, derive_seed, file_digest
 from trainers.table import ImageTable
 
+COPIED_ROWS = 4096  # known features that are copied at a time, which bounds the memory
 SHARD_ROWS = 2048  # images between two resume points, seconds on a GPU and about a minute on a CPU
 
 
@@ -150,8 +154,11 @@ def run(
     threads: int = 1,
     out: Path,
     shard_rows: int = SHARD_ROWS,
+    known: KnownFeatures | None = None,
 ) -> dict[str, Any]:
     """Write `embeddings/<name>.npy` below `out`, from where an earlier attempt came to; returns what <name>.json says.
+
+    Features that are `known` are copied, and their images not read; those of another dimension are made again.
 
     Images are read by loader processes (`workers`) or, without any, by `threads` of this one. Raises InputError when
     the network cannot take images of this size or gives something else than one finite vector
@@ -160,11 +167,15 @@ def run(
     device, num_rows, dim = network.mean.device, len(table), _dimension(network, image_size)
     path, progress = values_path(out, network.name), progress_path(out, network.name)
     header = npy_header(num_rows, dim)
+    if known is None or known.values.shape[1] != dim:
+        known = KnownFeatures(np.empty((0, dim), np.float32), np.full(num_rows, -1))
+    unknown = np.flatnonzero(known.rows < 0)
     done, seconds_before = _resume_point(path, progress, header, dim, batch_size=batch_size)
     saved, started = done, time.perf_counter() - seconds_before
     if done:
         tell(f"{escape(network.name)}: going on from image {done:,} of {num_rows:,}")
-    images_left = ScoringImages(pixels, np.arange(done, num_rows))
+    left = unknown[unknown >= done]
+    images_left = ScoringImages(pixels, left)
     loader: Iterable[Tensor] = (
         threaded_batches(images_left, batch_size=batch_size, threads=threads)
         if not workers and threads > 1
@@ -184,20 +195,19 @@ def run(
         stream.write(header)
         stream.seek(len(header) + done * dim * VALUE_BYTES)
         stream.truncate()
-        for images in loader if done < num_rows else ():
-            inputs = resized(to_input(images.to(device, non_blocking=True), network.mean, network.std), image_size)
-            features = network.model(inputs).float().cpu()
-            _check_finite(features, table, done, network)
-            stream.write(features.numpy().astype(VALUES, copy=False).tobytes())
-            done += len(images)
-            bar.advance(len(images))
-            if done - saved >= shard_rows or done == num_rows or stopping.asked():
+        features = _features(network, loader if len(left) else (), left, image_size=image_size, table=table)
+        for block, ends_batch in _blocks(features, known, done):
+            stream.write(block.astype(VALUES, copy=False).tobytes())
+            done += len(block)
+            bar.advance(len(block))
+            if ends_batch and (done - saved >= shard_rows or done == num_rows or stopping.asked()):
                 stream.flush()
                 os.fsync(stream.fileno())
                 atomic.write_json(progress, {"rows": done, "seconds": time.perf_counter() - started})
                 saved = done
-            if stopping.asked():
-                stopping.stop()
+                if stopping.asked():
+                    stopping.stop()
+    atomic.write_parquet(images_path(out, network.name), table.frame[["sha256"]])
     facts = {
         "num_images": num_rows,
         "dim": dim,
@@ -206,10 +216,43 @@ def run(
         "images_sha256": images_digest(table),
         "sha256": file_digest(path),
         "seconds": round(time.perf_counter() - started, 3),
+        "num_known": num_rows - len(unknown),
         "code_version": code_version(),
     }
     atomic.write_json(facts_path(out, network.name), facts)
     return facts
+
+
+def _features(
+    network: FrozenNetwork, batches: Iterable[Tensor], rows: np.ndarray, *, image_size: int, table: ImageTable
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The table rows of each batch of images, which are those of `rows` in their order, and their features."""
+    done, device = 0, network.mean.device
+    for images in batches:
+        own = rows[done : done + len(images)]
+        done += len(images)
+        inputs = resized(to_input(images.to(device, non_blocking=True), network.mean, network.std), image_size)
+        features = network.model(inputs).float().cpu()
+        _check_finite(features, table, own, network)
+        yield own, features.numpy()
+
+
+def _blocks(
+    computed: Iterable[tuple[np.ndarray, np.ndarray]], known: KnownFeatures, start: int
+) -> Iterator[tuple[np.ndarray, bool]]:
+    """The features of all rows from `start` on, some rows at a time, and whether a batch of computed ones ends there.
+
+    What is begun anew where a batch ends has the batches that it would have had.
+    """
+    done, none = start, (np.empty(0, np.int64), known.copied(0, 0))
+    for rows, features in chain(computed, [none]):
+        end = int(rows[-1]) + 1 if len(rows) else len(known.rows)
+        while done < end:
+            stop = min(end, done + COPIED_ROWS)
+            block, inside = known.copied(done, stop), (rows >= done) & (rows < stop)
+            block[rows[inside] - done] = features[inside]
+            yield block, stop == end or not len(rows)
+            done = stop
 
 
 def resized(inputs: Tensor, size: int) -> Tensor:
@@ -255,12 +298,12 @@ def _dimension(network: FrozenNetwork, image_size: int) -> int:
     return features.shape[1]
 
 
-def _check_finite(features: Tensor, table: ImageTable, start: int, network: FrozenNetwork) -> None:
+def _check_finite(features: Tensor, table: ImageTable, rows: np.ndarray, network: FrozenNetwork) -> None:
     bad = ~torch.isfinite(features).all(dim=1)
     if bad.any():
-        ids = table.frame["id"].iloc[start + np.flatnonzero(bad.numpy())]
+        ids = table.frame["id"].iloc[rows[bad.numpy()]]
         raise InputError(
             f"embed: {network.name!r} gives features that are not finite for {counted(len(ids), 'image')} of the first "
-            f"{start + len(features):,}; its weights are damaged, or made for other images: choose others\n"
+            f"{rows[-1] + 1:,}; its weights are damaged, or made for other images: choose others\n"
             f"{listed([f'id {id_!r}' for id_ in ids])}"
         )

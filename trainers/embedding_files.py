@@ -3,6 +3,7 @@
     embeddings/
       <name>.npy               float32 (num_images, dim), row order = table.parquet: the features of a network
       <name>.json              what they were made from: network, weights, images
+      <name>.images.parquet    sha256 of the image of each row, by which features are found again in another table
       <name>.progress.json     only while they are made: the rows that are safe on the disk
       <name>.transformed.npy   with `embed.transform` only: float32 (num_images, other dim), which are read instead
       <name>.transformed.json  what they were made from
@@ -12,14 +13,16 @@ A network of the folder `<name>` is called `<name>/fold<k>` wherever a name is a
 """
 
 import json
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from configs.errors import InputError
-from trainers.provenance import digest
+from trainers.provenance import digest, file_digest
 from trainers.table import ImageTable
 
 FOLDER = "embeddings"
@@ -77,6 +80,40 @@ def read_facts(run_dir: Path, name: str, *, own: bool = False) -> dict[str, Any]
     return facts | transformed
 
 
+@dataclass(frozen=True)
+class KnownFeatures:
+    """Features that were made before: `values` (rows, dim), and for each row of a table its row there, or -1."""
+
+    values: np.ndarray
+    rows: np.ndarray
+
+    def copied(self, first: int, end: int) -> np.ndarray:
+        """The features of table rows `first` to `end` - 1, float32; zeros where there are none."""
+        rows = self.rows[first:end]
+        found = np.zeros((end - first, self.values.shape[1]), np.float32)
+        found[rows >= 0] = self.values[rows[rows >= 0]]
+        return found
+
+
+def known_features(run_dir: Path, name: str, table: ImageTable) -> KnownFeatures | None:
+    """The stored features of a network, for those of the table's images that it has seen, whatever their rows were.
+
+    None where there are none, or they are not what was written.
+    """
+    try:
+        facts = _read_json(facts_path(run_dir, name))
+        hashes = pd.read_parquet(images_path(run_dir, name))["sha256"]
+        values = np.load(values_path(run_dir, name), mmap_mode="r")
+        if file_digest(values_path(run_dir, name)) != facts["sha256"] or len(values) != len(hashes):
+            return None
+    except (InputError, OSError, ValueError, EOFError, KeyError):
+        return None
+    first = ~hashes.duplicated()
+    places = pd.Index(hashes[first]).get_indexer(pd.Index(table.frame["sha256"]))
+    rows = np.where(places >= 0, np.flatnonzero(first)[places], -1)
+    return KnownFeatures(values, rows) if (rows >= 0).any() else None
+
+
 def images_digest(table: ImageTable) -> str:
     """A hash of which images the table has, in their order; labels, ids and folds do not matter to features."""
     return digest(table.frame["sha256"].tolist())
@@ -89,7 +126,8 @@ def fold_name(name: str, fold: int) -> str:
 
 def outputs(name: str, *, suffix: str = "") -> tuple[str, ...]:
     """The files of a network's features, or of those with a suffix, relative to the run folder."""
-    return tuple(str(path(Path(), name, suffix=suffix)) for path in (values_path, facts_path))
+    files = [path(Path(), name, suffix=suffix) for path in (values_path, facts_path)]
+    return tuple(map(str, files if suffix else [*files, images_path(Path(), name)]))
 
 
 def resume_point(name: str) -> str:
@@ -110,6 +148,11 @@ def values_path(folder: Path, name: str, *, suffix: str = "") -> Path:
 def facts_path(folder: Path, name: str, *, suffix: str = "") -> Path:
     """Where it says what they were made from."""
     return folder / FOLDER / f"{_with(name, suffix)}.json"
+
+
+def images_path(folder: Path, name: str) -> Path:
+    """Where it says which image each row of a network's own features is of."""
+    return folder / FOLDER / f"{name}.images.parquet"
 
 
 def npy_header(num_rows: int, dim: int) -> bytes:

@@ -12,11 +12,12 @@ from configs.schema import RunConfig
 from scripts.steps.own_networks import check_own_network, own_network_inputs
 from scripts.steps.run_state import Pipeline, pixel_settings, warn
 from trainers.provenance import digest, file_digest
-from trainers.stages import Stage, StageOutcome, StageRecord, finished, forget
+from trainers.stages import Stage, StageOutcome, StageRecord, finished, finished_inputs, forget
 from trainers.table import ImageTable, read_table
 
 if TYPE_CHECKING:
     from trainers.embedding import FrozenNetwork
+    from trainers.embedding_files import KnownFeatures
 
 # What there is without any setting, where its package is installed.
 PACKAGED_DEFAULT = "tf_efficientnet_lite0"
@@ -139,11 +140,22 @@ def embed_network(pipeline: Pipeline, table: ImageTable, network: FrozenNetworkC
             workers=workers,
             threads=threads,
             out=partial,
+            known=_known(run_dir, stage, network.name, table),
         )
-        kept = {"name": network.name, "dim": facts["dim"]}
+        kept = {"name": network.name, "dim": facts["dim"], "num_known": facts["num_known"]}
         return StageOutcome(f"{network.name}: {facts['dim']} features", kept, seconds=facts["seconds"])
 
     return pipeline.stage(stage, work)
+
+
+def _known(run_dir: Path, stage: Stage, name: str, table: ImageTable) -> "KnownFeatures | None":
+    """The features that the same network has given images of the table before, when others were beside them."""
+    from trainers.embedding_files import known_features
+
+    before = finished_inputs(run_dir, stage.name)
+    if before is None or digest(before | {"images": None}) != digest(stage.inputs | {"images": None}):
+        return None
+    return known_features(run_dir, name, table)
 
 
 def _network_inputs(config: RunConfig, table: ImageTable, network: FrozenNetworkConfig) -> dict[str, Any]:
@@ -228,4 +240,6 @@ def _told(entry: _Embedded) -> str:
         text += ", length 1" if shares[0] is None else f" -> {' or '.join(map(str, dims))}"
         text += "" if shares[0] is None else f" with {100 * min(shares):.0f}% of their variance"
     folds = f"{len(entry.features)} folds, " if entry.network.each_fold else ""
+    known = min(0 if record.skipped else record.facts["num_known"] for record in entry.features)
+    text += f", {counted(known, 'image')} known before" if known else ""
     return f"{entry.network.name} ({folds}{text})"

@@ -61,6 +61,34 @@ def test_one_line_says_what_was_embedded(data: Path, finished: Path, capsys: pyt
     assert told[-1].startswith(line)
 
 
+def test_images_that_get_a_label_are_not_embedded_again(
+    data: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They leave the pool for the labelled rows, so that all rows move."""
+    shutil.copytree(finished.parent, tmp_path / "runs")
+    before = read_table(finished / "table.parquet")
+    labels = pd.read_csv(data / "table.csv", dtype=str, keep_default_na=False)
+    pool = labels.index[labels["id"].isin(before.frame["id"][before.rows("pool")])][:4]
+    labels.loc[pool, ["label", "split"]] = ["other", "train"]
+    labels = labels.drop(index=labels.index[labels["id"].isin(before.frame["id"][before.rows("train")])][:1])
+    labels.to_csv(data / "labelled.csv", index=False)
+    config = config_of(data, tmp_path / "runs", data={"source": str(data / "labelled.csv")})
+    assert "embed/plain" in fresh(embedded(config))
+    assert "plain (96 features, 49 images known before)" in " ".join(capsys.readouterr().out.split())
+    after = read_table(config.run_dir / "table.parquet")
+    assert len(after.rows("train")) == len(before.rows("train")) + 3
+    rows = pd.Index(before.frame["id"]).get_indexer(pd.Index(after.frame["id"]))
+    assert (rows != np.arange(len(rows))).any()
+    old, new = (open_embeddings(run, "plain", table) for run, table in ((finished, before), (config.run_dir, after)))
+    assert np.array_equal(new, old[rows])
+    larger = config_of(
+        data, tmp_path / "runs", data={"source": str(data / "table.csv")},
+        embed={"networks": [{**NETWORKS[1], "image_size": 32}]},
+    )  # fmt: skip
+    embedded(larger)
+    assert "known before" not in capsys.readouterr().out, "the control: another size, other features"
+
+
 def test_what_does_not_decide_the_features_embeds_nothing_again(data: Path, finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished.parent, tmp_path / "runs")
     labels = pd.read_csv(data / "table.csv", dtype=str, keep_default_na=False)
