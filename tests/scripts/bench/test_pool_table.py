@@ -84,7 +84,7 @@ def test_without_a_look_the_gate_has_no_regret_and_the_table_no_test_columns() -
     assert rows[1]["gate"]["regret"] == [] and rows[1]["gate"]["mean_regret"] is None
     tables = [[column.header for column in table.columns] for table in rich_tables(rows, "t")]
     assert tables == [
-        ["method", "out of fold", "minus supervised", "minutes"],
+        ["method", "out of fold", "minus supervised", "minutes of its own"],
         ["arm of", "adopted", "supervised", "arm", "kept", "gain"],
     ]
 
