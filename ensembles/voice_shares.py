@@ -12,7 +12,7 @@ import pandas as pd
 from scipy.special import logit, softmax
 
 from configs.errors import InputError, counted
-from ensembles.calibration import fit_logistic, fit_platt
+from ensembles.calibration import MIN_SLOPE, fit_logistic, soft_targets
 from ensembles.pool_prevalence import LARGEST_LOG_RATIO, likeliest_prevalence
 from ensembles.predictions import numbered
 from trainers.folds import assign_folds
@@ -41,13 +41,25 @@ def inner_parts(table: ImageTable, fold: int, *, seed: int) -> list[np.ndarray]:
             f"outside fold {fold} there are {counted(enough, 'image')} of {of_what}, and it takes {MIN_RARER} to tell "
             "what the scores of a voice mean"
         )
-    own_seed = derive_seed(seed, "voice-shares", fold)
     try:
         parts = assign_folds(
-            targets, groups, classes=table.classes, num_folds=NUM_PARTS, holdout=0.0, seed=own_seed % 2**32
+            targets,
+            groups,
+            classes=table.classes,
+            num_folds=NUM_PARTS,
+            holdout=0.0,
+            seed=derive_seed(seed, "voice-shares", fold) % 2**32,
         )
-    except InputError as error:
-        raise InputError(f"the labels outside fold {fold} cannot be cut into {NUM_PARTS} parts ({error})") from None
+    except InputError:  # whose remedies are of the folds
+        told = ", ".join(
+            f"{count} of {name!r} in {counted(len(np.unique(groups[targets == number])), 'group')}"
+            for number, (name, count) in enumerate(zip(table.classes, counts, strict=True))
+        )
+        needed = f"each class in {NUM_PARTS} groups" if table.is_binary else "each class in two groups"
+        raise InputError(
+            f"the labelled images outside fold {fold} ({told}) cannot be cut into {NUM_PARTS} parts, which takes "
+            f"{needed} or more, and groups that are not too large"
+        ) from None
     return [np.sort(rows[parts == part]) for part in range(NUM_PARTS)]
 
 
@@ -58,7 +70,8 @@ def voiced_shares(parts: Sequence[pd.DataFrame], table: ImageTable) -> dict[int,
     that were left out as kind `inner`. The mean of the voices is calibrated on all left out rows of a fold together
     (Platt 1999; several classes: the bias-corrected temperature of Alexandari et al. 2020), the shares are those under
     which the pool's scores are likeliest (Saerens et al. 2002), and the parts' results are averaged. Raises InputError
-    where the voices are no better than chance on what they had not learnt, or the shares do not settle.
+    where the voices are no better than chance on what they had not learnt (of several classes: worse, or where the
+    shares do not settle).
     """
     position = pd.Series(np.arange(len(table)), index=table.frame["id"])
     shares = {}
@@ -66,9 +79,19 @@ def voiced_shares(parts: Sequence[pd.DataFrame], table: ImageTable) -> dict[int,
         left_out = [_means(part, fold, "inner") for part in parts]
         targets = table.targets[position.loc[[id_ for part in left_out for id_ in part.index]].to_numpy()]
         scores = np.concatenate([part.to_numpy() for part in left_out])
-        pool = [_means(part, fold, "pool").to_numpy() for part in parts]
-        find = _binary_share if table.is_binary else _class_shares
-        shares[fold] = np.mean(find(scores, targets, pool), axis=0)
+        held_at = soft_targets(targets, len(table.classes)).mean(axis=0)  # of a class with few images not its share
+        calibration = fit_logistic(scores, targets, held_at)
+        if calibration.slope <= MIN_SLOPE:
+            raise InputError(
+                f"on the labelled images outside fold {fold} that they did not learn, the voices are no better than "
+                "chance"
+            )
+        find = _binary_shares if table.is_binary else _class_shares
+        try:
+            found = [find(calibration(_means(part, fold, "pool").to_numpy()), held_at) for part in parts]
+        except InputError as error:
+            raise InputError(f"the voices without parts of the labels outside fold {fold}: {error}") from None
+        shares[fold] = np.mean(found, axis=0)
     return shares
 
 
@@ -78,18 +101,11 @@ def _means(opinions: pd.DataFrame, fold: int, kind: str) -> pd.DataFrame:
     return own.groupby("id", sort=True)[numbered(list(opinions.columns), "logit")].mean()
 
 
-def _binary_share(scores: np.ndarray, targets: np.ndarray, pool: Sequence[np.ndarray]) -> list[np.ndarray]:
-    calibration, prior = fit_platt(scores[:, 0], targets), logit(targets.mean())
-    found = []
-    for own in pool:
-        log_ratios = np.clip(calibration(own[:, 0]) - prior, -LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
-        share = likeliest_prevalence(np.exp(log_ratios))
-        found.append(np.array([1.0 - share, share]))
-    return found
+def _binary_shares(log_odds: np.ndarray, held_at: np.ndarray) -> np.ndarray:
+    log_ratios = np.clip(log_odds[:, 0] - logit(held_at[1]), -LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
+    share = likeliest_prevalence(np.exp(log_ratios))
+    return np.array([1.0 - share, share])
 
 
-def _class_shares(scores: np.ndarray, targets: np.ndarray, pool: Sequence[np.ndarray]) -> list[np.ndarray]:
-    counts = np.bincount(targets, minlength=scores.shape[1])
-    labelled = counts / counts.sum()
-    calibration = fit_logistic(scores, targets, labelled)
-    return [np.asarray(estimate_prevalence_em(softmax(calibration(own), axis=1), labelled)) for own in pool]
+def _class_shares(logits: np.ndarray, held_at: np.ndarray) -> np.ndarray:
+    return np.asarray(estimate_prevalence_em(softmax(logits, axis=1), held_at))

@@ -158,7 +158,7 @@ def run(
 ) -> dict[str, Any]:
     """Write `embeddings/<name>.npy` below `out`, from where an earlier attempt came to; returns what <name>.json says.
 
-    Features that are `known` are copied, and their images not read; those of another dimension are made again.
+    Features that are `known` are copied, and their images not read; those of other weights are made again.
 
     Images are read by loader processes (`workers`) or, without any, by `threads` of this one. Raises InputError when
     the network cannot take images of this size or gives something else than one finite vector
@@ -167,8 +167,8 @@ def run(
     device, num_rows, dim = network.mean.device, len(table), _dimension(network, image_size)
     path, progress = values_path(out, network.name), progress_path(out, network.name)
     header = npy_header(num_rows, dim)
-    if known is None or known.values.shape[1] != dim:
-        known = KnownFeatures(np.empty((0, dim), np.float32), np.full(num_rows, -1))
+    if known is None or not known.are_of(network.facts, dim):
+        known = KnownFeatures(np.empty((0, dim), np.float32), np.full(num_rows, -1), {})
     unknown = np.flatnonzero(known.rows < 0)
     done, seconds_before = _resume_point(path, progress, header, dim, batch_size=batch_size)
     saved, started = done, time.perf_counter() - seconds_before

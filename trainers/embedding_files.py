@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from configs.errors import InputError
+from trainers import atomic
 from trainers.provenance import digest, file_digest
 from trainers.table import ImageTable
 
@@ -82,10 +83,19 @@ def read_facts(run_dir: Path, name: str, *, own: bool = False) -> dict[str, Any]
 
 @dataclass(frozen=True)
 class KnownFeatures:
-    """Features that were made before: `values` (rows, dim), and for each row of a table its row there, or -1."""
+    """Features that were made before: `values` (rows, dim), and for each row of a table its row there, or -1.
+
+    `network` is what the record says of the network: backbone, hash of the weights, ...
+    """
 
     values: np.ndarray
     rows: np.ndarray
+    network: dict[str, Any]
+
+    def are_of(self, network: dict[str, Any], dim: int) -> bool:
+        """Whether this is the network, by its weights, not by their name: packages bring others under the same one."""
+        told = [{key: facts.get(key) for key in ("weights_sha256", "mean", "std")} for facts in (self.network, network)]
+        return self.values.shape[1] == dim and told[0] == told[1]
 
     def copied(self, first: int, end: int) -> np.ndarray:
         """The features of table rows `first` to `end` - 1, float32; zeros where there are none."""
@@ -104,14 +114,27 @@ def known_features(run_dir: Path, name: str, table: ImageTable) -> KnownFeatures
         facts = _read_json(facts_path(run_dir, name))
         hashes = pd.read_parquet(images_path(run_dir, name))["sha256"]
         values = np.load(values_path(run_dir, name), mmap_mode="r")
-        if file_digest(values_path(run_dir, name)) != facts["sha256"] or len(values) != len(hashes):
+        network, told = facts["network"], (facts["sha256"], facts["images_sha256"])
+        if told != (file_digest(values_path(run_dir, name)), digest(hashes.tolist())) or len(values) != len(hashes):
             return None
     except (InputError, OSError, ValueError, EOFError, KeyError):
         return None
     first = ~hashes.duplicated()
     places = pd.Index(hashes[first]).get_indexer(pd.Index(table.frame["sha256"]))
     rows = np.where(places >= 0, np.flatnonzero(first)[places], -1)
-    return KnownFeatures(values, rows) if (rows >= 0).any() else None
+    return KnownFeatures(values, rows, network) if (rows >= 0).any() else None
+
+
+def complete_older(run_dir: Path, name: str, table: ImageTable) -> None:
+    """Write down of which images the features of a network are where an earlier version, which did not, made them."""
+    if images_path(run_dir, name).exists() or not values_path(run_dir, name).exists():
+        return
+    try:
+        facts = _read_json(facts_path(run_dir, name))
+    except InputError:
+        return
+    if facts.get("images_sha256") == images_digest(table):
+        atomic.write_parquet(images_path(run_dir, name), table.frame[["sha256"]])
 
 
 def images_digest(table: ImageTable) -> str:

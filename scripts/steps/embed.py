@@ -109,6 +109,7 @@ def embed_network(pipeline: Pipeline, table: ImageTable, network: FrozenNetworkC
     """Bring the embeddings of one network up to date."""
     from trainers import embedding
     from trainers.devices import device_type, num_readers
+    from trainers.embedding_files import complete_older
     from trainers.pixels import open_pixels
 
     config, run_dir = pipeline.config, pipeline.run_dir
@@ -125,6 +126,7 @@ def embed_network(pipeline: Pipeline, table: ImageTable, network: FrozenNetworkC
         embedding.outputs(network.name),
         resume_points=(embedding.resume_point(network.name),),
     )
+    complete_older(run_dir, network.name, table)
     _forget_damaged(pipeline, stage, network.name, table, own=True)
 
     def work(partial: Path) -> StageOutcome:

@@ -88,6 +88,7 @@ def label_pool(pipeline: Pipeline, arm: str, name: str) -> StageRecord:
     models = _teaching_models([model.name for model in config.models], arm, name, config.pseudo)
     voices = config.pseudo.voices
     voiced = config.pseudo.prevalence == "estimate" and bool(voices) and not config.pseudo.inner_holdout
+    pool_shares = _voiced_shares(pipeline, table) if voiced else None
     stage = Stage(
         f"pseudo-label/{name}",
         {
@@ -102,7 +103,7 @@ def label_pool(pipeline: Pipeline, arm: str, name: str) -> StageRecord:
             "seed": config.seed,
             "metrics": config.metrics.model_dump(include={"replicates", "confidence"}),  # of the teachers' AP
             "version": LEDGER_VERSION,
-            **({"shares": SHARES_VERSION} if voiced else {}),
+            **({"shares": [own.tolist() for own in pool_shares.values()]} if pool_shares else {}),
         },
         (ledger_file(name),),
     )
@@ -120,7 +121,7 @@ def label_pool(pipeline: Pipeline, arm: str, name: str) -> StageRecord:
             models=[*models, *(voice.name for voice in voices)] if cross or voices else None,
             config=config.pseudo,
             seed=config.seed,
-            shares=_voiced_shares(pipeline, table, teacher) if voiced else None,
+            shares=pool_shares,
         )
         priors = {str(fold): prior.tolist() for fold, prior in ledger.priors.items()}
         calibrations = {str(fold): asdict(own) for fold, own in ledger.calibrations.items()}
@@ -169,30 +170,62 @@ def _voice_says(
     )
 
 
-def _voiced_shares(pipeline: Pipeline, table: ImageTable, teacher: str) -> dict[int, np.ndarray]:
+def _voiced_shares(pipeline: Pipeline, table: ImageTable) -> dict[int, np.ndarray]:
     """The pool's class shares by fold, as the voices tell them: the regressions, if there are any.
 
     Graphs are slower, and their scores are no probabilities. Raises NothingToTeach where they cannot be told.
     """
-    from ensembles.pseudo_labels import INSTEAD, NothingToTeach
+    from ensembles.pseudo_labels import NothingToTeach
     from ensembles.voice_shares import NUM_PARTS, inner_parts, voiced_shares
     from trainers.progress import progress_bar
 
-    voices = pipeline.config.pseudo.voices
-    regressions = [voice for voice in voices if voice.learner != "propagation"] or voices
-    try:
-        parts = [inner_parts(table, fold, seed=pipeline.config.seed) for fold in range(table.num_folds)]
+    config = pipeline.config
+    voices = [voice for voice in config.pseudo.voices if voice.learner != "propagation"] or config.pseudo.voices
+    stage = Stage(
+        "pseudo-shares",
+        {
+            "voices": _voices_inputs(pipeline, voices),
+            "rows": rows_digest(table, table.rows("train"), LABEL_COLUMNS),
+            "seed": config.seed,
+            "version": SHARES_VERSION,
+        },
+        (),
+    )
+
+    def work(partial: Path) -> StageOutcome:
+        parts = [inner_parts(table, fold, seed=config.seed) for fold in range(table.num_folds)]
         said = []
-        with progress_bar("class shares of the pool", NUM_PARTS * len(regressions)) as bar:
+        with progress_bar("class shares of the pool", NUM_PARTS * len(voices)) as bar:
             for number in range(NUM_PARTS):
                 left_out, opinions = [of_fold[number] for of_fold in parts], []
-                for voice in regressions:
-                    opinions.append(_voice_says(pipeline, table, voice, teacher, left_out.__getitem__))
+                for voice in voices:
+                    opinions.append(_voice_says(pipeline, table, voice, "voices", left_out.__getitem__))
                     bar.advance(1)
                 said.append(pd.concat(opinions, ignore_index=True))
-        return voiced_shares(said, table)
+        shares = voiced_shares(said, table)
+        return StageOutcome("class shares of the pool", {"shares": [shares[fold].tolist() for fold in sorted(shares)]})
+
+    try:
+        record = pipeline.stage(stage, work)
     except InputError as error:
-        raise NothingToTeach(f"pseudo.prevalence estimate: {error}; {INSTEAD}") from None
+        instead = "set pseudo.prevalence to labelled, label more, or let other voices speak"
+        raise NothingToTeach(f"pseudo.prevalence estimate: {error}; {instead}") from None
+    return {fold: np.array(shares) for fold, shares in enumerate(record.facts["shares"])}
+
+
+def _voices_inputs(pipeline: Pipeline, voices: Sequence[VoiceConfig]) -> dict[str, Any]:
+    """What decides what voices say, besides labels and seed."""
+    from trainers.embedding import outputs
+
+    run_dir, propagate = pipeline.run_dir, pipeline.config.propagate.model_dump(mode="json")
+    return {
+        voice.name: {
+            "features": file_digest(run_dir / outputs(as_teacher(voice).name)[1]),
+            "learner": voice.learner,
+            "propagate": propagate if voice.learner == "propagation" else None,
+        }
+        for voice in voices
+    }
 
 
 def _teachers_ap(held_out: "HeldOut", table: ImageTable, config: RunConfig) -> dict[str, Any]:

@@ -115,11 +115,19 @@ def test_too_few_labels_or_voices_no_better_than_chance_are_told() -> None:
     with pytest.raises(InputError, match=r"outside fold \d there are \d images of 'yes', and it takes 10"):
         for fold in range(3):
             inner_parts(few, fold, seed=0)
+    units = np.where(table.frame["label"] == "yes", "one patient", table.frame["id"])
+    one = replace(table, frame=table.frame.assign(group=pd.array(units, dtype="string")))
+    with pytest.raises(
+        InputError, match=r"of 'yes' in 1 group\) cannot be cut into 5 parts, which takes each class in 5"
+    ):
+        inner_parts(one, 0, seed=0)
     said = [
         part.assign(logit=part["logit"].where(part["kind"] != "inner", -part["logit"]))  # the opposite of the truth
         for part in said_without_parts(table, {"eye": toy_features(table, truth, signal=2.0)})
     ]
-    with pytest.raises(InputError, match="no better than chance"):
+    with pytest.raises(
+        InputError, match="outside fold 0 that they did not learn, the voices are no better than chance"
+    ):
         voiced_shares(said, table)
 
 

@@ -89,6 +89,15 @@ def test_images_that_get_a_label_are_not_embedded_again(
     assert "known before" not in capsys.readouterr().out, "the control: another size, other features"
 
 
+def test_a_run_of_an_older_version_embeds_nothing_again(data: Path, finished: Path, tmp_path: Path) -> None:
+    """It did not write down which image each row is of, and its records do not ask for it."""
+    shutil.copytree(finished.parent, tmp_path / "runs")
+    config = config_of(data, tmp_path / "runs")
+    images = config.run_dir / "embeddings" / "plain.images.parquet"
+    images.unlink()
+    assert fresh(embedded(config)) == [] and images.exists()
+
+
 def test_what_does_not_decide_the_features_embeds_nothing_again(data: Path, finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished.parent, tmp_path / "runs")
     labels = pd.read_csv(data / "table.csv", dtype=str, keep_default_na=False)

@@ -383,10 +383,12 @@ def test_a_voice_speaks_beside_the_teachers_and_is_heard_anew_when_it_changes(ru
 
 def test_voices_tell_the_shares_of_the_pool_whatever_the_loss(run: Callable[..., RunConfig]) -> None:
     eye = {"backbone": "test_resnet", "name": "eye", "stages": [1], "grid": 4}
-    config = run(voices=[eye], prevalence="estimate")
+    config = run(voices=[eye], prevalence="estimate", teachers="cross")
     loss = config.train.loss.model_copy(update={"name": "focal"})
     config = config.model_copy(update={"train": config.train.model_copy(update={"loss": loss})})
-    run_pipeline(config, until="pseudo-label")
+    stages = fresh(run_pipeline(config, until="pseudo-label"))
+    ledgers = [name for name in stages if name.startswith("pseudo-label/")]
+    assert len(ledgers) == len(MODELS) and stages.count("pseudo-shares") == 1, "asked once, not for each student"
     table = read_table(config.run_dir / "table.parquet")
     features = open_embeddings(config.run_dir, "teacher-eye", table)
     said = []
@@ -394,11 +396,11 @@ def test_voices_tell_the_shares_of_the_pool_whatever_the_loss(run: Callable[...,
     for number in range(NUM_PARTS):
         inner = [own[number] for own in parts].__getitem__
         said.append(voice_opinions(features, name="eye", arm="t", table=table, inner=inner, seed=config.seed))
-    priors = read_parquet_metadata(config.run_dir / "pseudo_labels" / "pseudo-1.parquet")["priors"]
+    priors = read_parquet_metadata(config.run_dir / f"pseudo_labels/{Path(ledgers[0]).name}.parquet")["priors"]
     for fold, shares in voiced_shares(said, table).items():
         np.testing.assert_allclose(priors[str(fold)], shares)
         assert abs(shares[1] - table.targets[table.rows("train", not_fold=fold)].mean()) > 1e-3
-    assert not [name for name in fresh(run_pipeline(config)) if "pseudo-label" in name]
+    assert not [name for name in fresh(run_pipeline(config)) if name.startswith("pseudo-")]
 
 
 def test_a_voice_is_no_model(run: Callable[..., RunConfig]) -> None:

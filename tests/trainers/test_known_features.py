@@ -1,14 +1,23 @@
 """Features of images that were embedded before are copied, whatever row they had, and only the others are read."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from tests.trainers.test_embedding import SIZE, Killed, Watched, images_of, table_of, tiny_network
 from trainers import embedding
-from trainers.embedding_files import KnownFeatures, images_path, known_features, open_embeddings, values_path
+from trainers.embedding_files import (
+    KnownFeatures,
+    complete_older,
+    images_path,
+    known_features,
+    open_embeddings,
+    values_path,
+)
 from trainers.table import ImageTable
 
 OTHERS = [5, 0, 22, 7]  # images that the first table has not
@@ -78,8 +87,37 @@ def test_nothing_is_read_when_all_is_known(before: Path, tmp_path: Path) -> None
 
 def test_features_of_another_length_are_made_again(before: Path, tmp_path: Path) -> None:
     first = tables()[0]
-    other = KnownFeatures(np.ones((len(first), 4), np.float32), np.arange(len(first)))
+    other = KnownFeatures(np.ones((len(first), 4), np.float32), np.arange(len(first)), tiny_network().facts)
     assert embed(tmp_path / "after", first, known=other).read == list(range(len(first)))
+
+
+def test_features_of_other_weights_under_the_same_name_are_made_again(before: Path, tmp_path: Path) -> None:
+    """A package that is upgraded may bring others; config and stage do not tell."""
+    first = tables()[0]
+    known = known_features(before, "tiny", table_with(first))
+    assert known is not None
+    assert embed(tmp_path / "same", first, known=known).read == []
+    upgraded = replace(known, network=known.network | {"weights_sha256": "other"})
+    assert embed(tmp_path / "other", first, known=upgraded).read == list(range(len(first)))
+
+
+def test_hashes_that_are_not_of_these_features_are_not_believed(before: Path) -> None:
+    """As where an older version, which writes none, embedded another table in between."""
+    first = tables()[0]
+    hashes = images_path(before, "tiny")
+    pd.read_parquet(hashes).iloc[::-1].to_parquet(hashes, index=False)
+    assert known_features(before, "tiny", table_with(first)) is None
+
+
+def test_features_that_an_older_version_made_are_completed_where_they_are_of_the_table(before: Path) -> None:
+    first, second = (table_with(images) for images in tables())
+    images_path(before, "tiny").unlink()
+    complete_older(before, "tiny", second)
+    complete_older(before, "other", first)
+    assert not images_path(before, "tiny").exists(), "of other images"
+    complete_older(before, "tiny", first)
+    known = known_features(before, "tiny", first)
+    assert known is not None and known.rows.tolist() == list(range(len(first)))
 
 
 def test_what_is_damaged_or_not_there_is_not_known(before: Path, tmp_path: Path) -> None:
@@ -99,6 +137,6 @@ def test_what_is_damaged_or_not_there_is_not_known(before: Path, tmp_path: Path)
 
 
 def test_images_that_are_there_twice_have_the_features_of_one() -> None:
-    known = KnownFeatures(np.arange(6, dtype=np.float32).reshape(3, 2), np.array([2, -1, 2, 0]))
+    known = KnownFeatures(np.arange(6, dtype=np.float32).reshape(3, 2), np.array([2, -1, 2, 0]), {})
     assert known.copied(0, 4).tolist() == [[4, 5], [0, 0], [4, 5], [0, 1]]
     assert known.copied(2, 2).shape == (0, 2)
