@@ -135,7 +135,7 @@ def make_ledger(
             calibrations[fold], held_at = _calibration(inner, counts, table, rank, fold)
             pool, held_out = (opinions.calibrated(calibrations[fold]) for opinions in (pool, held_out))
         if shares is not None:
-            prior = _some_of_each(shares[fold], len(pool.ids), table.classes)
+            prior = _some_of_each(shares[fold], len(pool.ids), table.classes, "set pseudo.prevalence to labelled")
         else:
             prior = _pool_prior(pool, labelled, held_at, config, table.classes)
         priors[fold] = prior
@@ -284,15 +284,15 @@ def _pool_prior(
             shares = np.asarray(estimate_prevalence_em(probabilities, held_at))
     except InputError as error:
         raise NothingToTeach(f"pseudo.prevalence estimate: {error}; {INSTEAD}") from None
-    return _some_of_each(shares, len(probabilities), classes)
+    return _some_of_each(shares, len(probabilities), classes, f"the scores are no probabilities: {INSTEAD}")
 
 
-def _some_of_each(shares: np.ndarray, num_images: int, classes: Sequence[str]) -> np.ndarray:
+def _some_of_each(shares: np.ndarray, num_images: int, classes: Sequence[str], otherwise: str) -> np.ndarray:
     """The shares, which must give every class an image of the pool."""
     if shares.min() * num_images < 1:
         raise NothingToTeach(
             f"pseudo.prevalence estimate: by their scores none of {counted(num_images, 'image')} of the pool is "
-            f"{classes[int(shares.argmin())]!r}, so the scores are no probabilities, or there is none; {INSTEAD}"
+            f"{classes[int(shares.argmin())]!r}; if there are some, {otherwise}"
         )
     return shares
 
