@@ -4,7 +4,8 @@ The students of a round are the teachers of the next, until there are as many ro
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -175,7 +176,6 @@ def _voiced_shares(pipeline: Pipeline, table: ImageTable) -> dict[int, np.ndarra
 
     Graphs are slower, and their scores are no probabilities. Raises NothingToTeach where they cannot be told.
     """
-    from ensembles.pseudo_labels import NothingToTeach
     from ensembles.voice_shares import NUM_PARTS, inner_parts, voiced_shares
     from trainers.progress import progress_bar
 
@@ -193,7 +193,8 @@ def _voiced_shares(pipeline: Pipeline, table: ImageTable) -> dict[int, np.ndarra
     )
 
     def work(partial: Path) -> StageOutcome:
-        parts = [inner_parts(table, fold, seed=config.seed) for fold in range(table.num_folds)]
+        with _nothing_to_teach():
+            parts = [inner_parts(table, fold, seed=config.seed) for fold in range(table.num_folds)]
         said = []
         with progress_bar("class shares of the pool", NUM_PARTS * len(voices)) as bar:
             for number in range(NUM_PARTS):
@@ -202,15 +203,24 @@ def _voiced_shares(pipeline: Pipeline, table: ImageTable) -> dict[int, np.ndarra
                     opinions.append(_voice_says(pipeline, table, voice, "voices", left_out.__getitem__))
                     bar.advance(1)
                 said.append(pd.concat(opinions, ignore_index=True))
-        shares = voiced_shares(said, table)
+        with _nothing_to_teach():
+            shares = voiced_shares(said, table)
         return StageOutcome("class shares of the pool", {"shares": [shares[fold].tolist() for fold in sorted(shares)]})
 
+    facts = pipeline.stage(stage, work).facts
+    return {fold: np.array(shares) for fold, shares in enumerate(facts["shares"])}
+
+
+@contextmanager
+def _nothing_to_teach() -> Iterator[None]:
+    """An InputError about what voices can tell ends the rounds, not the run; others, of damaged features, do end it."""
+    from ensembles.pseudo_labels import NothingToTeach
+
     try:
-        record = pipeline.stage(stage, work)
+        yield
     except InputError as error:
         instead = "set pseudo.prevalence to labelled, label more, or let other voices speak"
         raise NothingToTeach(f"pseudo.prevalence estimate: {error}; {instead}") from None
-    return {fold: np.array(shares) for fold, shares in enumerate(record.facts["shares"])}
 
 
 def _voices_inputs(pipeline: Pipeline, voices: Sequence[VoiceConfig]) -> dict[str, Any]:

@@ -403,6 +403,23 @@ def test_voices_tell_the_shares_of_the_pool_whatever_the_loss(run: Callable[...,
     assert not [name for name in fresh(run_pipeline(config)) if name.startswith("pseudo-")]
 
 
+def test_a_voice_that_tells_nothing_ends_the_rounds_and_damaged_features_the_run(
+    run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = run(voices=[{"backbone": "test_resnet", "name": "eye"}], prevalence="estimate")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise InputError("the test says no")
+
+    with monkeypatch.context() as patched, pytest.raises(InputError, match=r"^the test says no$"):
+        patched.setattr("ensembles.voices.voice_opinions", refuse)
+        run_pipeline(config, until="pseudo-label")
+    monkeypatch.setattr("ensembles.voice_shares.voiced_shares", refuse)
+    run_pipeline(config, until="pseudo-label")
+    told = " ".join(capsys.readouterr().out.split())
+    assert "pseudo-1 is not trained: pseudo.prevalence estimate: the test says no; set pseudo.prevalence to lab" in told
+
+
 def test_a_voice_is_no_model(run: Callable[..., RunConfig]) -> None:
     with pytest.raises(
         InputError, match=r"pseudo.voices: a model is called 'test_resnet', too; give the voice its own"
