@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,60 +12,21 @@ from scipy.special import expit, logit
 
 from configs.errors import InputError
 from configs.schema import RunConfig
-from configs.sections import merged
 from ensembles import gate
 from ensembles.report_sections import logged_warnings
 from ensembles.run_files import read_run
-from ensembles.voice_shares import NUM_PARTS, inner_parts, voiced_shares
-from ensembles.voices import voice_opinions
 from scripts.pipeline import run_pipeline
-from scripts.steps import train
-from scripts.steps.fold_labels import ledger_name, read_fold_labels
-from scripts.steps.predict import predict_arms, predict_step
+from scripts.steps.fold_labels import read_fold_labels
 from scripts.steps.pseudo_label import label_pool
 from scripts.steps.run_state import Pipeline
-from scripts.steps.teachers import teacher_step
-from scripts.steps.train import train_arms, train_step
 from tests.scripts.pool_runs import PRETRAIN
 from tests.scripts.tiny_runs import MODELS, fresh, tiny_config
 from trainers.atomic import read_parquet_metadata
 from trainers.checkpoints import read_final
-from trainers.digits import DigitsSplit, write_digits
-from trainers.embedding import open_embeddings
-from trainers.fold_task import FoldData
 from trainers.inner_holdout import inner_rows
 from trainers.paired import Gain
 from trainers.resampling import Interval
-from trainers.table import ImageTable, read_table, write_table
-
-FLIPPED = 1  # fold
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("digits")
-    write_digits(folder, split=DigitsSplit(train=(44, 52), pool=(6, 24), test=(6, 30)))
-    return folder
-
-
-def config_of(folder: Path, out: Path, **pseudo: Any) -> RunConfig:
-    section = merged({"batch_size": 8, "min_precision": 0.0}, pseudo)
-    # teachers that know nothing cannot be calibrated
-    longer = {"train": {"steps": 60}} if "inner_holdout" in pseudo else {}
-    return tiny_config(folder, out, {"pool": {"arm": "pseudo"}, "pseudo": section}, longer)
-
-
-@pytest.fixture(scope="module")
-def supervised(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose teachers have scored the pool."""
-    return run_pipeline(config_of(data, tmp_path_factory.mktemp("runs")), until="predict").run_dir
-
-
-@pytest.fixture
-def run(data: Path, supervised: Path, tmp_path: Path) -> Callable[..., RunConfig]:
-    """The config of a copy of the run `supervised`, with settings of `pseudo`."""
-    shutil.copytree(supervised, tmp_path / "tiny")
-    return lambda **pseudo: config_of(data, tmp_path, **pseudo)
+from trainers.table import read_table
 
 
 def gains(monkeypatch: pytest.MonkeyPatch, *lows: float) -> None:
@@ -288,143 +248,6 @@ def test_teachers_with_an_inner_holdout_are_models_of_their_own(
     tiny_config(data, tmp_path, bent, {"pseudo": {"prevalence": "estimate", "inner_holdout": 0.3}})
     with pytest.raises(InputError, match=r"pseudo.prevalence: estimate .* or set pseudo.inner_holdout, to calibrate"):
         tiny_config(data, tmp_path, bent, {"pseudo": {"prevalence": "estimate"}})
-
-
-@pytest.mark.parametrize(
-    "pseudo",
-    [
-        {},
-        {"select": "quota", "rounds": 2},
-        {"teachers": "cross"},
-        {"inner_holdout": 0.5},
-    ],
-)
-def test_labels_of_a_fold_never_reach_its_students_through_real_teachers(
-    run: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pseudo: dict[str, Any]
-) -> None:
-    """All labels of a fold the other way round, teachers trained again: its students are taught the very same."""
-    config = run(**pseudo)
-    shutil.copytree(config.run_dir, tmp_path / "leaky" / "tiny")
-    leaky = config.model_copy(update={"out": tmp_path / "leaky"})
-    assert _kept_when_flipped(config) == [fold == FLIPPED for fold in (0, 1)]
-    monkeypatch.setattr(train, "_fold_data", _learning_everything)
-    assert _kept_when_flipped(leaky) == [False, False], "the control: teachers of all labels"
-
-
-def _kept_when_flipped(config: RunConfig) -> list[bool]:
-    """Whether the students of each fold of the last round are taught the same when the labels of a fold are flipped."""
-    path = config.run_dir / "table.parquet"
-    before, _ = _taught(config)
-    table = read_table(path)
-    frame = table.frame.copy()
-    flipped = (frame["fold"] == FLIPPED).fillna(False).to_numpy(dtype=bool)
-    if (
-        config.pseudo.inner_holdout
-    ):  # not all, or teachers that know the others would be refused as no better than chance
-        flipped &= np.arange(len(frame)) % 8 == 0
-    no, yes = table.classes
-    frame.loc[flipped, "label"] = frame.loc[flipped, "label"].map({no: yes, yes: no})
-    write_table(path, ImageTable(frame, table.classes, table.positive_label))  # in the run alone, so folds stay
-    after, ran = _taught(config)
-    folds = range(table.num_folds)
-    if config.pseudo.inner_holdout:
-        assert {f"train/teacher-supervised/{model}/fold{1 - FLIPPED}" for model in MODELS} <= set(ran)
-    else:
-        assert {f"train/supervised/{model}/fold{fold}" for model in MODELS for fold in folds} <= set(ran), "as new"
-    return [before[fold] == after[fold] for fold in folds]
-
-
-def _taught(config: RunConfig) -> tuple[list[list[Any]], list[str]]:
-    """By fold, bit for bit what the students of the last round are given of the pool; and the stages that ran."""
-    pipeline = Pipeline(config, restart=False)
-    train_step(pipeline)
-    predict_step(pipeline)
-    table = read_table(config.run_dir / "table.parquet")
-    for number, arm in enumerate(config.student_arms, 1):
-        if config.pseudo.inner_holdout:
-            teacher_step(pipeline, config.teacher_of(arm))
-        ledgers = sorted({ledger_name(arm, model, config.pseudo) for model in MODELS})
-        for name in ledgers:
-            label_pool(pipeline, arm, name)
-        if number < config.pseudo.rounds:  # those of the last one need not be trained here
-            train_arms(pipeline, [arm])
-            predict_arms(pipeline, [arm])
-    result = []
-    for fold in range(table.num_folds):
-        given: list[Any] = []
-        for name in ledgers:
-            labels = read_fold_labels(config.run_dir, name, fold)
-            pool = labels.pool_data(table, config.pseudo)
-            arrays = (pool.rows, pool.targets, pool.weights, pool.prior)
-            given += [labels.digest(table), *(array.tobytes() for array in arrays)]
-        result.append(given)
-    return result, fresh(pipeline)
-
-
-def _learning_everything(table: ImageTable, fold: int, inner: np.ndarray | None = None) -> FoldData:
-    learnt, held = table.rows("train"), table.rows("train", fold=fold)
-    return FoldData(learnt, table.targets[learnt], held, table.targets[held], table.num_outputs)
-
-
-def test_a_voice_speaks_beside_the_teachers_and_is_heard_anew_when_it_changes(run: Callable[..., RunConfig]) -> None:
-    voice = {"backbone": "test_resnet", "name": "eye"}
-    config = run(voices=[voice])
-    first = fresh(run_pipeline(config))
-    assert "embed/teacher-eye" in first and "pseudo-label/pseudo-1" in first
-    ledger = config.run_dir / "pseudo_labels" / "pseudo-1.parquet"
-    before = pd.read_parquet(ledger)
-    assert set(before["teacher"]) == {f"supervised/{'+'.join(sorted([*MODELS, 'eye']))}"}
-    assert read_parquet_metadata(ledger)["voices"] == ["eye"]
-    assert not [name for name in fresh(run_pipeline(config)) if name.startswith(("embed", "pseudo", "train"))]
-    again = fresh(run_pipeline(run(voices=[{**voice, "image_size": 20}])))
-    assert {"embed/teacher-eye", "pseudo-label/pseudo-1"} <= set(again)
-    assert not pd.read_parquet(ledger)["target"].equals(before["target"])
-
-
-def test_voices_tell_the_shares_of_the_pool_whatever_the_loss(run: Callable[..., RunConfig]) -> None:
-    eye = {"backbone": "test_resnet", "name": "eye", "stages": [1], "grid": 4}
-    config = run(voices=[eye], prevalence="estimate", teachers="cross")
-    loss = config.train.loss.model_copy(update={"name": "focal"})
-    config = config.model_copy(update={"train": config.train.model_copy(update={"loss": loss})})
-    stages = fresh(run_pipeline(config, until="pseudo-label"))
-    ledgers = [name for name in stages if name.startswith("pseudo-label/")]
-    assert len(ledgers) == len(MODELS) and stages.count("pseudo-shares") == 1, "asked once, not for each student"
-    table = read_table(config.run_dir / "table.parquet")
-    features = open_embeddings(config.run_dir, "teacher-eye", table)
-    said = []
-    parts = [inner_parts(table, fold, seed=config.seed) for fold in range(table.num_folds)]
-    for number in range(NUM_PARTS):
-        inner = [own[number] for own in parts].__getitem__
-        said.append(voice_opinions(features, name="eye", arm="t", table=table, inner=inner, seed=config.seed))
-    priors = read_parquet_metadata(config.run_dir / f"pseudo_labels/{Path(ledgers[0]).name}.parquet")["priors"]
-    for fold, shares in voiced_shares(said, table).items():
-        np.testing.assert_allclose(priors[str(fold)], shares)
-        assert abs(shares[1] - table.targets[table.rows("train", not_fold=fold)].mean()) > 1e-3
-    assert not [name for name in fresh(run_pipeline(config)) if name.startswith("pseudo-")]
-
-
-def test_a_voice_that_tells_nothing_ends_the_rounds_and_damaged_features_the_run(
-    run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = run(voices=[{"backbone": "test_resnet", "name": "eye"}], prevalence="estimate")
-
-    def refuse(*_: Any, **__: Any) -> None:
-        raise InputError("the test says no")
-
-    with monkeypatch.context() as patched, pytest.raises(InputError, match=r"^the test says no$"):
-        patched.setattr("ensembles.voices.voice_opinions", refuse)
-        run_pipeline(config, until="pseudo-label")
-    monkeypatch.setattr("ensembles.voice_shares.voiced_shares", refuse)
-    run_pipeline(config, until="pseudo-label")
-    told = " ".join(capsys.readouterr().out.split())
-    assert "pseudo-1 is not trained: pseudo.prevalence estimate: the test says no; set pseudo.prevalence to lab" in told
-
-
-def test_a_voice_is_no_model(run: Callable[..., RunConfig]) -> None:
-    with pytest.raises(
-        InputError, match=r"pseudo.voices: a model is called 'test_resnet', too; give the voice its own"
-    ):
-        run(voices=[{"backbone": "test_resnet"}])
 
 
 def test_where_there_is_nothing_to_teach_the_run_ends_with_what_is_trained(
