@@ -40,7 +40,7 @@ def cluster_step(pipeline: Pipeline) -> None:
     pipeline.say("cluster", records, PAGE_FILE)
     figures = json.loads((run_dir / METRICS_FILE).read_text(encoding="utf-8"))
     show(cluster_table(figures))
-    for line in notes(figures):
+    for line in (*_capped(config, figures), *notes(figures)):
         tell("note:", line, style="dim", indent=len("note: "))
     tell("", verdict(figures), indent=0)
     if (run_dir / "report.html").exists():
@@ -247,6 +247,17 @@ def cluster_table(figures: Mapping[str, Any]) -> Table:
 
 def _found(figures: Mapping[str, Any], entry: Mapping[str, Any], share: str) -> Mapping[str, Any]:
     return entry["lift"][figures["looked_for"]].get("recall_at_reviewed", {}).get(share, {})
+
+
+def _capped(config: RunConfig, figures: Mapping[str, Any]) -> Iterator[str]:
+    """Where there are fewer principal components than somebody has asked for."""
+    wanted = config.cluster.pca
+    if "pca" not in config.cluster.model_fields_set or wanted is None or wanted < 1:
+        return
+    for name, embedding in figures["embeddings"].items():
+        dims = min(entry["features"]["dims"] for entry in embedding["methods"].values())
+        if dims < int(wanted):
+            yield f"cluster.pca: {int(wanted)} principal components were asked for, {name} has {dims}"
 
 
 def notes(figures: Mapping[str, Any]) -> Iterator[str]:

@@ -33,6 +33,13 @@ def propagate_step(pipeline: Pipeline) -> None:
         for network in networks_to_embed(pipeline.config)
     }
     show(_shown(figures, pipeline.config, table))
+    wanted = pipeline.config.propagate.graph.num_neighbours
+    others = len(table.rows("train")) + len(table.rows("pool")) - 1
+    if wanted > others:
+        note = (
+            f"propagate.graph.num_neighbours: {wanted:,} were asked for, an image has {others:,} others to be tied to"
+        )
+        tell("note:", note, style="dim", indent=len("note: "))
     for line in _many_classes(figures, table):
         tell("", line)
 

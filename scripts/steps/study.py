@@ -11,8 +11,10 @@
 """
 
 import multiprocessing
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,8 @@ from scripts.steps.trial import TrialObjective, groups_of, without_lines
 from trainers import atomic
 
 if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
+
     import optuna
     from optuna.trial import FrozenTrial
 
@@ -192,8 +196,7 @@ def _work_side_by_side(call: Call, workers: int) -> None:
         for process, lifeline in zip(processes, lifelines, strict=True):
             process.start()
             lifeline.close()
-        for process in processes:
-            process.join()
+        _told_of_lost(processes)
     finally:
         end_processes([process for process in processes if process.pid is not None])
         for end in held:
@@ -201,11 +204,23 @@ def _work_side_by_side(call: Call, workers: int) -> None:
     lost = [process for process in processes if process.exitcode]
     if len(lost) == workers:
         raise why_it_ended(lost[0].exitcode or 0, what=lost[0].name, advice="use fewer --workers")
-    for process in lost:
-        warn(
-            f"{process.name} ended early (exit status {process.exitcode}); if it was at a trial, a "
-            "worker that still begins trials, or the same command, begins it anew (`retries` times at most)"
-        )
+
+
+def _told_of_lost(processes: "Sequence[BaseProcess]") -> None:
+    """Wait until all have ended; who ends early is told at once, but for the last where nobody came to the end."""
+    working = list(processes)
+    finished = False
+    while working:
+        ended = wait([process.sentinel for process in working])
+        for process in [process for process in working if process.sentinel in ended]:
+            working.remove(process)
+            process.join()
+            finished |= not process.exitcode
+            if process.exitcode and (working or finished):
+                warn(
+                    f"{process.name} ended early (exit status {process.exitcode}); if it was at a trial, a "
+                    "worker that still begins trials, or the same command, begins it anew (`retries` times at most)"
+                )
 
 
 def _serve(call: Call, threads: int, lifeline: Any) -> None:

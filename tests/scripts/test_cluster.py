@@ -145,6 +145,16 @@ def test_several_classes(data: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "macro" in told and re.search(r"of the images of 'a', the\s+rarest class", told.replace("\n", " "))
 
 
+def test_fewer_components_than_were_asked_for_are_told(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clustered(config_of(data, tmp_path, {"cluster": {"pca": 500, "methods": ["kmeans"]}}))
+    told = " ".join(capsys.readouterr().out.split())
+    assert re.search(rf"note: cluster\.pca: 500 principal components were asked for, {NET} has \d+ ", told)
+    clustered(config_of(data, tmp_path, {"cluster": {"pca": 0.5, "methods": ["kmeans"]}}))
+    assert "were asked for" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

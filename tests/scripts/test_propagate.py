@@ -57,6 +57,16 @@ def test_propagated_labels_are_judged_beside_the_models(
     assert "evaluate" in stages and "ensemble" not in stages  # they are judged, and have no part in the blend
 
 
+def test_fewer_neighbours_than_were_asked_for_are_told(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = embedded_config(data, tmp_path, propagate={"graph": {"num_neighbours": 5000}})
+    table = read_table(run_pipeline(config, until="propagate").run_dir / "table.parquet")
+    others = len(table.rows("train")) + len(table.rows("pool")) - 1
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"note: propagate.graph.num_neighbours: 5,000 were asked for, an image has {others:,} others" in told
+
+
 def test_scores_of_other_folds_or_settings_are_dropped(data: Path, tmp_path: Path) -> None:
     config = embedded_config(data, tmp_path)
     run_pipeline(config, until="propagate")

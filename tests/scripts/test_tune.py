@@ -1,4 +1,8 @@
+"""A study of a real tiny run, from its trials to the config that it ends with."""
+
 import json
+import multiprocessing
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +23,7 @@ from ensembles.studies import fold_scores
 from ensembles.studies.fold_scores import FULL, read_trials
 from ensembles.studies.storage import JOURNAL, JournalStore
 from scripts.pipeline import run_pipeline
+from scripts.steps import study as steps_of_study
 from scripts.steps import trial as trial_step
 from scripts.steps.study import Call, _say_trial, run_study
 from tests.postgres_server import new_database
@@ -364,6 +369,24 @@ def test_a_trial_whose_students_a_rule_stops_is_worth_its_teachers_and_says_so(
 def test_two_workers_share_a_study(folder: Path) -> None:
     run_study(call_of(folder, LR, trials=3), workers=2)
     assert [trial.state for trial in study_of(folder).trials] == [TrialState.COMPLETE] * 3
+
+
+def test_a_worker_that_ends_early_is_told_while_the_others_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    context = multiprocessing.get_context("fork")
+    told, said = context.Event(), []
+
+    def hear(text: str) -> None:
+        said.append(text)
+        told.set()
+
+    monkeypatch.setattr(steps_of_study, "warn", hear)
+    lost = context.Process(target=os._exit, args=(9,), name="worker 1")
+    goes_on = context.Process(target=lambda: os._exit(0 if told.wait(60) else 1), name="worker 2")
+    for process in (lost, goes_on):
+        process.start()
+    steps_of_study._told_of_lost([lost, goes_on])
+    assert goes_on.exitcode == 0, "it was told before this one ended"
+    assert len(said) == 1 and said[0].startswith("worker 1 ended early (exit status 9)")
 
 
 def test_two_workers_share_a_study_on_postgresql(folder: Path, postgres_url: str) -> None:
