@@ -20,6 +20,7 @@ def check_input_files(config: RunConfig) -> None:
     networks: dict[str, NetworkConfig] = {f"models.{position}": model for position, model in enumerate(config.models)}
     networks |= {f"embed.networks.{position}": network for position, network in enumerate(config.embed.networks)}
     networks |= {f"pseudo.voices.{position}": voice for position, voice in enumerate(config.pseudo.voices)}
+    networks |= {f"ensemble.voices.{position}": voice for position, voice in enumerate(config.ensemble.voices)}
     networks["pretrain.distill.teacher"] = config.pretrain.distill.teacher
     for key, network in networks.items():
         if network.pretrained and network.pretrained.endswith(WEIGHT_SUFFIXES):

@@ -163,7 +163,7 @@ def _overridden(values: dict[str, Any], text: str) -> dict[str, Any]:
     is_weights = key.endswith(".pretrained") and str(value).endswith(WEIGHT_SUFFIXES)
     if isinstance(value, str) and (key in PATH_FIELDS or is_weights):
         value = _plain_path(Path(value).absolute())
-    if isinstance(value, list) and key in ("models", "embed.networks", "pseudo.voices"):
+    if isinstance(value, list) and key in ("models", "embed.networks", "pseudo.voices", "ensemble.voices"):
         value = [absolute_weights(network, Path.cwd()) for network in value]
     path = key.split(".")
     if path[0] == "models" and len(path) > 1 and "models" not in values:
@@ -199,7 +199,7 @@ def _absolute_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(distill, dict) and "teacher" in distill:
         teacher = absolute_weights(distill["teacher"], folder)
         values = merged(values, {"pretrain": {"distill": {"teacher": teacher}}})
-    for section, key in (("embed", "networks"), ("pseudo", "voices")):
+    for section, key in (("embed", "networks"), ("pseudo", "voices"), ("ensemble", "voices")):
         inner = values.get(section)
         if isinstance(inner, dict) and isinstance(inner.get(key), list):
             networks = [absolute_weights(network, folder) for network in inner[key]]

@@ -5,6 +5,7 @@ Nothing here imports torch, so that a wrong key is an error before anything slow
 """
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -12,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from configs.clustering import ClusterConfig
 from configs.ensembling import CalibrationConfig, EnsembleConfig
-from configs.networks import EmbedConfig, FrozenNetworkConfig, NetworkConfig, ProbeConfig
+from configs.networks import EmbedConfig, FrozenNetworkConfig, NetworkConfig, ProbeConfig, VoiceConfig
 from configs.pool import PoolConfig, PseudoConfig
 from configs.pretraining import PretrainConfig
 from configs.propagation import PropagateConfig
@@ -287,18 +288,32 @@ class RunConfig(Section):
         repeated = [name for name, count in Counter(model.name for model in self.models).items() if count > 1]
         if repeated:
             raise ValueError(f"models: two models are called {repeated[0]!r}; give each its own `name`")
-        shared = {model.name for model in self.models} & {voice.name for voice in self.pseudo.voices}
-        if shared:
-            raise ValueError(f"pseudo.voices: a model is called {min(shared)!r}, too; give the voice its own `name`")
-        distilled = self.distilled
-        if distilled is not None and self.student_arms:
-            for voice in self.pseudo.voices:
-                if voice.name == distilled.name and voice.features != distilled.features:
-                    raise ValueError(
-                        f"pseudo.voices: the network that is distilled (pretrain.distill.teacher) is called "
-                        f"{voice.name!r}, too, and gives other features; give the voice its own `name`"
-                    )
+        for key, voices in (("pseudo.voices", self.pseudo.voices), ("ensemble.voices", self.ensemble.voices)):
+            shared = {model.name for model in self.models} & {voice.name for voice in voices}
+            if shared:
+                raise ValueError(f"{key}: a model is called {min(shared)!r}, too; give the voice its own `name`")
+        # features are stored by name
+        taken: dict[str, tuple[str, FrozenNetworkConfig]] = {}
+        if self.distilled is not None:
+            taken[self.distilled.name] = ("that is distilled (pretrain.distill.teacher)", self.distilled)
+        if self.student_arms:
+            self._other_features("pseudo.voices", self.pseudo.voices, taken)
+            taken |= {voice.name: ("of pseudo.voices", voice) for voice in self.pseudo.voices}
+        self._other_features("ensemble.voices", self.ensemble.voices, taken)
         return self
+
+    @staticmethod
+    def _other_features(
+        key: str, voices: Sequence[VoiceConfig], taken: Mapping[str, tuple[str, FrozenNetworkConfig]]
+    ) -> None:
+        """Raise ValueError for a voice with the name of a network that gives other features."""
+        for voice in voices:
+            which, network = taken.get(voice.name, ("", voice))
+            if voice.features != network.features:
+                raise ValueError(
+                    f"{key}: the network {which} is called {voice.name!r}, too, and gives other features; give the "
+                    "voice its own `name`"
+                )
 
     @property
     def run_dir(self) -> Path:

@@ -11,7 +11,7 @@ from scipy.special import log_softmax
 
 from configs.schema import MetricsConfig
 from ensembles.blending import blend_scores, fit_logits, score_columns
-from ensembles.predictions import numbered
+from ensembles.predictions import members_of, numbered
 from trainers.metrics import one_vs_rest_log_odds
 from trainers.paired import Gain, TrainingErrors, paired_gains
 from trainers.provenance import derive_seed
@@ -54,7 +54,7 @@ def gains_over(
 
     With the spread over other images and over training anew; `better` as in `trainers.paired.paired_gains`.
     """
-    oof = {arm: ensemble_scores(predictions[predictions["arm"] == arm], "oof") for arm in (baseline, *arms)}
+    oof = {arm: ensemble_scores(members_of(predictions, arm), "oof") for arm in (baseline, *arms)}
     ids = oof[baseline].index
     rows = pd.Index(table.frame["id"]).get_indexer(ids)
     gains = paired_gains(

@@ -19,7 +19,7 @@ from configs.schema import GuaranteeConfig
 from configs.thresholds import ThresholdConfig
 from ensembles.blending import Blend, blend_scores, fit_blend, score_columns
 from ensembles.calibrated_scores import EnsembleCalibration, calibrate
-from ensembles.predictions import prediction_files, prediction_metadata, read_predictions
+from ensembles.predictions import VOICES, members_of, prediction_files, prediction_metadata, read_predictions
 from ensembles.threshold_choice import RuleResult, choose_threshold
 from ensembles.thresholds import RecallThreshold
 from ensembles.tuning import Tuning
@@ -76,7 +76,7 @@ def run(
     Raises InputError when the arm has no predictions or they do not fit together or to the table.
     """
     everything = read_predictions(predictions, table=table)
-    chosen = everything[everything["arm"] == arm]
+    chosen = members_of(everything, arm)
     if chosen.empty:
         known = ", ".join(sorted(everything["arm"].unique()))
         raise InputError(f"{predictions}: no predictions of arm {arm!r}; there are those of: {known}")
@@ -164,7 +164,7 @@ def _provenance(folder: Path, chosen: pd.DataFrame, scores: pd.DataFrame) -> dic
     inputs = []
     for path in prediction_files(folder):
         metadata = prediction_metadata(path)
-        if metadata.get("arm", arm) == arm:
+        if metadata.get("arm", arm) in (arm, VOICES):
             shift = metadata.get("log_odds_shift", [])
             name = path.relative_to(folder).as_posix()
             inputs.append({"file": name, "sha256": file_digest(path), "log_odds_shift": shift})

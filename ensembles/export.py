@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 import configs
 from configs.errors import InputError, listed
 from configs.schema import DataConfig, PredictConfig, SubmitConfig
@@ -24,7 +26,7 @@ from ensembles import export_checks, export_readme
 from ensembles.ensemble import ENSEMBLE_FILE, read_ensemble
 from ensembles.portable.blend import check_known
 from ensembles.portable.scoring import CONFIG_FILE, MANIFEST_FILE, load_ensemble
-from ensembles.predictions import read_predictions
+from ensembles.predictions import VOICES, read_predictions
 from ensembles.submission import has_test, match_sample
 from trainers import atomic
 from trainers.checkpoints import read_final
@@ -83,7 +85,9 @@ def run(
     blend = json.loads((run_dir / "ensemble" / ENSEMBLE_FILE).read_text(encoding="utf-8"))["blend"]
     calibration = None if stored.calibration.deployed is None else stored.calibration.deployed.to_json()
     check_known(blend)
-    predictions = read_predictions(run_dir / "predictions", table=table).query("arm == @stored.arm")
+    everything = read_predictions(run_dir / "predictions", table=table)
+    _check_no_voices(blend, everything)
+    predictions = everything.query("arm == @stored.arm")
     export_checks.check_blend(blend, calibration, predictions, stored.scores)
     finals = {
         (model, int(fold)): run_dir / "train" / stored.arm / model / f"fold{fold}" / "final"
@@ -162,6 +166,16 @@ def _check_replaceable(out: Path) -> None:
         raise InputError(
             f"--out {out}: files that are not of an export lie there, and would be lost; move them away or name "
             f"another folder\n{listed(strangers)}"
+        )
+
+
+def _check_no_voices(blend: Mapping[str, Any], predictions: pd.DataFrame) -> None:
+    voices = sorted(set(blend["weights"]) & set(predictions.loc[predictions["arm"] == VOICES, "model"]))
+    if voices:
+        raise InputError(
+            f"ensemble.voices: {', '.join(voices)}: a regression on the features of a frozen network is part of this "
+            "ensemble, and cannot be exported; add new images to data.test and run again, which trains nothing anew, "
+            "or export the networks alone after `rarefind run CONFIG ensemble.voices=[]`"
         )
 
 

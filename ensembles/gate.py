@@ -17,7 +17,7 @@ from configs.errors import counted
 from configs.pool import PoolConfig
 from configs.schema import MetricsConfig
 from ensembles.arms import gains_over
-from ensembles.predictions import PROPAGATION
+from ensembles.predictions import NOT_TRAINED
 from ensembles.wording import exact_percent
 from trainers.atomic import write_json
 from trainers.table import ImageTable
@@ -72,7 +72,7 @@ def run(
 
     `scored`: whether the pool was, which is told where nothing was trained on it; `stopped`: why students were not.
     """
-    arms = sorted(set(predictions["arm"].astype(str)) - {PROPAGATION})
+    arms = sorted(set(predictions["arm"].astype(str)) - NOT_TRAINED)
     assert BASELINE in arms, f"there is nothing to compare with: {arms}"
     others = [arm for arm in arms if arm != BASELINE]
     if others:

@@ -22,6 +22,8 @@ from trainers.table import ImageTable
 
 KINDS = ("oof", "holdout", "pool", "test")
 PROPAGATION = "propagation"  # the arm of propagated labels: no way of training networks, so the gate leaves it out
+VOICES = "voices"  # the arm of frozen networks that are blended with the models of every other arm (ensemble.voices)
+NOT_TRAINED = {PROPAGATION, VOICES}
 KEYS = ["arm", "model", "fold", "id"]
 KEY_COLUMNS = ("id", "split", "arm", "model", "fold", "kind")
 KIND_OF_SPLIT = {"train": "oof", "holdout": "holdout", "pool": "pool", "test": "test"}
@@ -157,6 +159,16 @@ def read_predictions(folder: Path, *, table: ImageTable | None = None) -> pd.Dat
         )
     _check_coverage(folder, predictions, table)
     return predictions
+
+
+def members_of(predictions: pd.DataFrame, arm: str) -> pd.DataFrame:
+    """The rows of the prediction table that an arm's ensemble is made of: of its models, and of the voices as its own.
+
+    Voices give their scores of the kinds of rows that the models have scored.
+    """
+    own = predictions[predictions["arm"] == arm]
+    voices = predictions[(predictions["arm"] == VOICES) & predictions["kind"].isin(own["kind"].unique())]
+    return own if arm == VOICES or voices.empty else pd.concat([own, voices.assign(arm=arm)], ignore_index=True)
 
 
 def _read_file(path: Path) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from configs.schema import MetricsConfig
 from ensembles.blending import score_columns
 from ensembles.evaluation import json_safe, judged, label_counts, model_scorings
 from ensembles.heads import NotPossible, TrainingPart, head_scores
-from ensembles.predictions import PROPAGATION, prediction_files, read_predictions
+from ensembles.predictions import NOT_TRAINED, prediction_files, read_predictions
 from ensembles.wording import listing, number
 from trainers.atomic import write_json
 from trainers.paired import paired_difference
@@ -194,7 +194,7 @@ def _trained(
         return {}, f"the trained models' predictions are not of these rows and folds ({reason})"
     ids = contest.table.frame["id"].iloc[contest.rows]
     models: dict[str, dict[str, Any]] = {}
-    trained = everything[(everything["kind"] == "oof") & (everything["arm"] != PROPAGATION)]
+    trained = everything[(everything["kind"] == "oof") & ~everything["arm"].isin(NOT_TRAINED)]
     if trained.empty:
         return {}, "no model is trained yet"
     for (model, arm), scoring in model_scorings(trained, optimistic).items():

@@ -121,12 +121,12 @@ def binary_ranking(files: RunFiles, metrics: MetricsConfig, rng: np.random.Gener
     for model in ensemble["weights"]:
         own = files.predictions[
             (files.predictions["kind"] == "oof")
-            & (files.predictions["arm"] == ensemble["arm"])
+            & (files.predictions["arm"] == files.arm_of(model))
             & (files.predictions["model"] == model)
         ]
         curve = precision_recall_curve(own["target"].to_numpy(dtype=np.int64), own["logit"].to_numpy())
         index = files.model_index(model)
-        ap = files.metrics["models"][model][ensemble["arm"]]["ap"]
+        ap = files.metrics["models"][model][files.arm_of(model)]["ap"]
         line = _steps(curve, figures.series_role(index), width=1.1, dashes=figures.series_dashes(index))
         lines.append((line, model, f"AP {wording.number(ap)}"))
     num_models = len(lines)
@@ -283,7 +283,7 @@ def fold_table(files: RunFiles, metrics: MetricsConfig, rng: np.random.Generator
     `apart`: every fold has a higher AP than all together, so their scores are probably on different scales.
     """
     models = {
-        model: files.metrics["models"][model][files.ensemble["arm"]]["folds"] for model in files.ensemble["weights"]
+        model: files.metrics["models"][model][files.arm_of(model)]["folds"] for model in files.ensemble["weights"]
     }
     judged = files.judged("oof")
     rows, outside = [], []

@@ -13,7 +13,7 @@ from configs.load import load_config
 from configs.schema import RunConfig
 from ensembles.blending import score_columns
 from ensembles.ensemble import StoredEnsemble, read_ensemble
-from ensembles.predictions import read_predictions
+from ensembles.predictions import VOICES, read_predictions
 from trainers.table import ImageTable, read_table
 
 
@@ -67,6 +67,11 @@ class RunFiles:
     def keep(self, model: str) -> str:
         """Which weights of a training of the model are kept: the `last` ones or the `best` (train.keep)."""
         return next(self.config.train_for(own).keep for own in self.config.models if own.name == model)
+
+    def arm_of(self, model: str) -> str:
+        """The arm that the scores of a model of the ensemble are of: that of the ensemble, or that of the voices."""
+        arm: str = self.ensemble["arm"]
+        return arm if arm in self.metrics["models"][model] else VOICES
 
     def model_index(self, model: str) -> int:
         """The model's number, which gives its colour and dashes in all figures."""

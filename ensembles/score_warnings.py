@@ -13,6 +13,7 @@ from ensembles.calibrated_scores import MIN_POOL_IMAGES, SCALE_RANGE, EnsembleCa
 from ensembles.calibration_figures import extra_loss
 from ensembles.ensemble import StoredEnsemble
 from ensembles.known_rows import KnownRows
+from ensembles.predictions import VOICES
 from trainers import metrics as metric
 from trainers.paired import paired_difference
 from trainers.provenance import derive_seed
@@ -67,7 +68,7 @@ class _Watch:
 
         A tuned blend of two models leaves the others out; that one of these is better is worth a line, too.
         """
-        members = [(model, scoring) for (model, arm), scoring in scorings.items() if arm == stored.arm]
+        members = [(model, scoring) for (model, arm), scoring in scorings.items() if arm in (stored.arm, VOICES)]
         if not self.table.is_binary or len(members) == 1:
             return []
         rows, targets = self.known.of("oof", stored.scores)

@@ -5,7 +5,7 @@ with them ranks better than either, and students learn from that mean. What is m
 the labels on them, or the labels propagated along their neighbour graph.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,11 +33,12 @@ def voice_opinions(
     seed: int,
     head: HeadName = "logistic",
     propagate: PropagateConfig | None = None,
+    splits: Sequence[str] = ("pool",),
 ) -> pd.DataFrame:
     """Logits at the labelled class shares, as those of a model `name` in the prediction table.
 
     `features` are of the table's rows, (num_images, dim). What a fold's voice learns are the labelled rows outside of
-    it, less those of `inner(fold)`, table rows of an inner holdout; it scores the fold, the pool and the inner holdout:
+    it, less those of `inner(fold)`, table rows of an inner holdout; it scores the fold, the inner holdout and `splits`:
     by a regression (`head`: logistic, or kernel), or by spreading the labels as `propagate` says (but for its balance).
     """
     graphs = None
@@ -46,7 +47,8 @@ def voice_opinions(
     frames = []
     for fold in range(table.num_folds):
         left_out = np.empty(0, dtype=np.int64) if inner is None else inner(fold)
-        kinds = {"oof": table.rows("train", fold=fold), "inner": left_out, "pool": table.rows("pool")}
+        kinds = {"oof": table.rows("train", fold=fold), "inner": left_out}
+        kinds |= {split: table.rows(split) for split in splits}
         kinds = {kind: rows for kind, rows in kinds.items() if len(rows)}
         logits = (
             _regressed(features, table, fold, left_out, kinds, head=head, seed=derive_seed(seed, "voice", name, fold))

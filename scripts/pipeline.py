@@ -26,6 +26,7 @@ from scripts.steps.report import report_step
 from scripts.steps.run_state import Pipeline, warn
 from scripts.steps.submit import submit_step
 from scripts.steps.train import train_step
+from scripts.steps.voices import voices_step
 from trainers import atomic
 from trainers.run_lock import locked
 from trainers.sheet import read_sheet
@@ -38,6 +39,7 @@ STEPS = {
     "train": train_step,
     "predict": predict_step,
     "pseudo-label": pseudo_label_step,
+    "voices": voices_step,
     "ensemble": ensemble_step,
     "submit": submit_step,
     "report": report_step,

@@ -71,7 +71,7 @@ def arm_figures(run_dir: Path, arms: tuple[str, ...], truth: Path | None) -> dic
 
     Raises InputError when predictions are missing, or truth and test images do not fit.
     """
-    from ensembles.predictions import read_predictions
+    from ensembles.predictions import members_of, read_predictions
     from trainers.table import read_table
 
     table = read_table(run_dir / "table.parquet")
@@ -79,7 +79,7 @@ def arm_figures(run_dir: Path, arms: tuple[str, ...], truth: Path | None) -> dic
     predictions = read_predictions(run_dir / "predictions", table=table)
     found = {}
     for arm in dict.fromkeys(arms):
-        rows = predictions[predictions["arm"] == arm]
+        rows = members_of(predictions, arm)
         oof = _figures(table, known, rows, "oof")
         found[arm] = oof, None if truth is None else _figures(table, known, rows, "test")
     return found

@@ -130,6 +130,8 @@ def _embedding(config: RunConfig) -> list[str]:
     """The frozen networks that embed images in the run, which no rate is measured of."""
     voices = [voice.name for voice in config.pseudo.voices] if config.student_arms else []
     found = [f"pseudo.voices ({', '.join(voices)})"] if voices else []
+    if config.ensemble.voices:
+        found.append(f"ensemble.voices ({', '.join(voice.name for voice in config.ensemble.voices)})")
     if config.distilled is not None:
         found.append(f"pretrain.distill.teacher ({config.distilled.name})")
     return found

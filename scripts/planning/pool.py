@@ -23,16 +23,18 @@ def pool_prevalence(run: FinishedRun) -> dict[str, Any]:
     from ensembles.arms import learns_from_pool
     from ensembles.blending import blend_scores, fit_blend
     from ensembles.pool_prevalence import estimate_pool_prevalence, fold_log_odds
-    from ensembles.predictions import read_predictions
+    from ensembles.predictions import members_of, read_predictions
     from trainers.provenance import derive_seed
 
     predictions = read_predictions(run.run_dir / "predictions", table=run.table)
     arm, blend, scores = run.stored.arm, run.stored.blend, run.stored.scores
     if learns_from_pool(arm):
         arm = LEARNT_NO_POOL
-        blend = fit_blend(predictions[predictions["arm"] == arm], method=run.config.ensemble.method)
-        scores = blend_scores(blend, predictions[predictions["arm"] == arm])
-    chosen = predictions[(predictions["arm"] == arm) & predictions["model"].isin(blend.weights)]
+        members = members_of(predictions, arm)
+        blend = fit_blend(members, method=run.config.ensemble.method)
+        scores = blend_scores(blend, members)
+    chosen = members_of(predictions, arm)
+    chosen = chosen[chosen["model"].isin(blend.weights)]
     pool = fold_log_odds(chosen, blend)
     if not pool.size:
         reason = "there is no pool" if not len(run.table.rows("pool")) else "it is not scored; set predict.pool: true"

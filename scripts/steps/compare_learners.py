@@ -214,7 +214,7 @@ def _trained(config: RunConfig, table: ImageTable) -> dict[str, "Opinions"]:
     """The equal-weight ensembles of the arms that are trained, where their scores are of these rows and folds."""
     from ensembles.blending import blend_scores, fit_logits, score_columns
     from ensembles.comparison import Opinions
-    from ensembles.predictions import PROPAGATION, prediction_files, read_predictions
+    from ensembles.predictions import NOT_TRAINED, members_of, prediction_files, read_predictions
 
     folder = config.run_dir / "predictions"
     if not prediction_files(folder):
@@ -226,9 +226,8 @@ def _trained(config: RunConfig, table: ImageTable) -> dict[str, "Opinions"]:
         return {}
     ids = table.frame["id"]
     result = {}
-    for arm, own in everything.groupby("arm", sort=True):
-        if arm == PROPAGATION:
-            continue
+    for arm in sorted(set(everything["arm"]) - NOT_TRAINED):
+        own = members_of(everything, arm)
         blend = fit_logits(own)
         scores = blend_scores(blend, own).set_index("id")
         probabilities = pd.DataFrame(

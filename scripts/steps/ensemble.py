@@ -29,7 +29,7 @@ ENSEMBLE_VERSION = 4
 def ensemble_step(pipeline: Pipeline) -> None:
     """Bring ensemble/ and metrics.json up to date."""
     from ensembles import ensemble, evaluation, gate
-    from ensembles.predictions import PROPAGATION, read_predictions
+    from ensembles.predictions import PROPAGATION, members_of, read_predictions
     from ensembles.tuning import read_tuning, tune_arm
 
     config, run_dir = pipeline.config, pipeline.run_dir
@@ -40,7 +40,7 @@ def ensemble_step(pipeline: Pipeline) -> None:
     inputs = {
         # propagated labels are judged beside the models, and no part of the blend
         "predictions": {name: own for name, own in digests.items() if not name.startswith(f"{PROPAGATION}/")},
-        "ensemble": config.ensemble.model_dump(),
+        "ensemble": config.ensemble.model_dump(exclude={"voices"}),  # their scores are among the predictions
         "calibration": config.calibration.model_dump(),
         "guarantee": config.guarantee.model_dump(),
         "threshold": config.threshold.model_dump(),
@@ -64,7 +64,7 @@ def ensemble_step(pipeline: Pipeline) -> None:
             out=partial / "ensemble",
         )
         tuning = tune_arm(
-            everything[everything["arm"] == verdict.arm],
+            members_of(everything, verdict.arm),
             table=table,
             config=config.ensemble,
             metrics=config.metrics,

@@ -4,7 +4,7 @@ The students of a round are the teachers of the next, until there are as many ro
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -14,15 +14,15 @@ import numpy as np
 import pandas as pd
 
 from configs.errors import InputError, counted
-from configs.networks import VoiceConfig
 from configs.pool import PseudoConfig
 from configs.schema import RunConfig
-from scripts.steps.embed import as_teacher, embed_network
+from scripts.steps.embed import as_teacher
 from scripts.steps.fold_labels import ledger_file, ledger_name
 from scripts.steps.predict import keep_predictions_of, predict_arms
 from scripts.steps.run_state import Pipeline, folder_digests, rows_digest, tell
 from scripts.steps.teachers import teacher_step, teachers_folder
 from scripts.steps.train import train_arms
+from scripts.steps.voices import embed_voices, voice_inputs, voice_says
 from trainers.provenance import derive_seed, file_digest
 from trainers.stages import Stage, StageOutcome, StageRecord, log_event
 from trainers.table import ImageTable, read_table
@@ -54,7 +54,7 @@ def pseudo_label_step(pipeline: Pipeline) -> None:
         if why is None:
             if config.pseudo.inner_holdout:
                 teacher_step(pipeline, config.teacher_of(arm))
-            _embed_voices(pipeline)
+            embed_voices(pipeline, _table(pipeline), config.pseudo.voices, where="beside the teachers")
             names = list(dict.fromkeys(ledger_name(arm, model.name, config.pseudo) for model in config.models))
             try:
                 records = [label_pool(pipeline, arm, name) for name in names]
@@ -113,7 +113,7 @@ def label_pool(pipeline: Pipeline, arm: str, name: str) -> StageRecord:
         share = config.pseudo.inner_holdout
         scores = _teachers_scores(folder, models, table) if share else read_predictions(folder, table=table)
         inner = (lambda fold: inner_rows(table, fold, share=share, seed=config.seed)) if share else None
-        opinions = [_voice_says(pipeline, table, voice, teacher, inner) for voice in voices]
+        opinions = [voice_says(pipeline, table, voice, teacher, inner) for voice in voices]
         cross = config.pseudo.teachers == "cross"
         ledger = make_ledger(
             pd.concat([scores, *opinions], ignore_index=True),
@@ -152,25 +152,6 @@ def label_pool(pipeline: Pipeline, arm: str, name: str) -> StageRecord:
     return record
 
 
-def _voice_says(
-    pipeline: Pipeline, table: ImageTable, voice: VoiceConfig, teacher: str, inner: Callable[[int], np.ndarray] | None
-) -> pd.DataFrame:
-    """What a voice says beside the teachers; it does not learn the rows of `inner(fold)`, but scores them."""
-    from ensembles.voices import voice_opinions
-    from trainers.embedding import open_embeddings
-
-    config = pipeline.config
-    return voice_opinions(
-        open_embeddings(pipeline.run_dir, as_teacher(voice).name, table),
-        name=voice.name,
-        arm=teacher,
-        table=table,
-        inner=inner,
-        seed=config.seed,
-        **({"propagate": config.propagate} if voice.learner == "propagation" else {"head": voice.learner}),
-    )
-
-
 def _voiced_shares(pipeline: Pipeline, table: ImageTable) -> dict[int, np.ndarray]:
     """The pool's class shares by fold, as the voices tell them: the regressions, if there are any.
 
@@ -184,7 +165,7 @@ def _voiced_shares(pipeline: Pipeline, table: ImageTable) -> dict[int, np.ndarra
     stage = Stage(
         "pseudo-shares",
         {
-            "voices": _voices_inputs(pipeline, voices),
+            "voices": {voice.name: voice_inputs(pipeline, voice) for voice in voices},
             "rows": rows_digest(table, table.rows("train"), LABEL_COLUMNS),
             "seed": config.seed,
             "version": SHARES_VERSION,
@@ -200,7 +181,7 @@ def _voiced_shares(pipeline: Pipeline, table: ImageTable) -> dict[int, np.ndarra
             for number in range(NUM_PARTS):
                 left_out, opinions = [of_fold[number] for of_fold in parts], []
                 for voice in voices:
-                    opinions.append(_voice_says(pipeline, table, voice, "voices", left_out.__getitem__))
+                    opinions.append(voice_says(pipeline, table, voice, "voices", left_out.__getitem__))
                     bar.advance(1)
                 said.append(pd.concat(opinions, ignore_index=True))
         with _nothing_to_teach():
@@ -223,21 +204,6 @@ def _nothing_to_teach() -> Iterator[None]:
         raise NothingToTeach(f"pseudo.prevalence estimate: {error}; {instead}") from None
 
 
-def _voices_inputs(pipeline: Pipeline, voices: Sequence[VoiceConfig]) -> dict[str, Any]:
-    """What decides what voices say, besides labels and seed."""
-    from trainers.embedding import outputs
-
-    run_dir, propagate = pipeline.run_dir, pipeline.config.propagate.model_dump(mode="json")
-    return {
-        voice.name: {
-            "features": file_digest(run_dir / outputs(as_teacher(voice).name)[1]),
-            "learner": voice.learner,
-            "propagate": propagate if voice.learner == "propagation" else None,
-        }
-        for voice in voices
-    }
-
-
 def _teachers_ap(held_out: "HeldOut", table: ImageTable, config: RunConfig) -> dict[str, Any]:
     """How the teachers rank the labelled images that they had not seen, and what a random order has there."""
     from ensembles.chance import chance_level
@@ -255,15 +221,6 @@ def _teachers_ap(held_out: "HeldOut", table: ImageTable, config: RunConfig) -> d
     )
     ap = _known(interval.estimate, interval.low, interval.high)
     return {"teachers_ap": ap, "chance": chance_level(label_counts(targets, table))}
-
-
-def _embed_voices(pipeline: Pipeline) -> None:
-    """Bring the features up to date that voices speak of."""
-    if not pipeline.config.pseudo.voices:
-        return
-    table = _table(pipeline)
-    records = [embed_network(pipeline, table, as_teacher(voice)) for voice in pipeline.config.pseudo.voices]
-    pipeline.say("embed", records, "embeddings/", summary=f"{counted(len(records), 'voice')} beside the teachers")
 
 
 def _teachers_scores(folder: Path, models: Sequence[str], table: ImageTable) -> pd.DataFrame:

@@ -1,0 +1,128 @@
+"""Voices: frozen networks whose features speak of the labels, beside teachers or in the ensembles of all arms."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from configs.errors import counted
+from configs.networks import VoiceConfig
+from ensembles.predictions import VOICES, logit_columns, write_predictions
+from ensembles.wording import number
+from scripts.steps.embed import as_teacher, embed_network
+from scripts.steps.run_state import SUPERVISED, Pipeline, rows_digest
+from trainers.metrics import average_precision, one_vs_rest_log_odds, per_class_average_precision
+from trainers.provenance import file_digest
+from trainers.stages import Stage, StageOutcome, StageRecord
+from trainers.table import ImageTable, read_table
+
+
+def voices_step(pipeline: Pipeline) -> None:
+    """Bring the scores of `ensemble.voices` up to date, which the models of every arm are blended with."""
+    voices = pipeline.config.ensemble.voices
+    if not voices:
+        return
+    table = read_table(pipeline.run_dir / "table.parquet")
+    embed_voices(pipeline, table, voices, where="in the ensemble")
+    records = [_score(pipeline, table, voice) for voice in voices]
+    pipeline.say("voices", records, "predictions/", summary=", ".join(record.summary for record in records))
+
+
+def embed_voices(pipeline: Pipeline, table: ImageTable, voices: Sequence[VoiceConfig], *, where: str) -> None:
+    """Bring the features up to date that voices speak of."""
+    if voices:
+        records = [embed_network(pipeline, table, as_teacher(voice)) for voice in voices]
+        pipeline.say("embed", records, "embeddings/", summary=f"{counted(len(records), 'voice')} {where}")
+
+
+def voice_inputs(pipeline: Pipeline, voice: VoiceConfig) -> dict[str, Any]:
+    """What decides what a voice says, besides labels and seed."""
+    from trainers.embedding import outputs
+
+    propagate = pipeline.config.propagate.model_dump(mode="json") if voice.learner == "propagation" else None
+    features = file_digest(pipeline.run_dir / outputs(as_teacher(voice).name)[1])
+    return {"features": features, "learner": voice.learner, "propagate": propagate}
+
+
+def voice_says(
+    pipeline: Pipeline,
+    table: ImageTable,
+    voice: VoiceConfig,
+    arm: str,
+    inner: Callable[[int], np.ndarray] | None = None,
+    *,
+    splits: Sequence[str] = ("pool",),
+) -> pd.DataFrame:
+    """What a voice says of each fold, of rows of `splits`, and of `inner(fold)`, which it does not learn."""
+    from ensembles.voices import voice_opinions
+    from trainers.embedding import open_embeddings
+
+    config = pipeline.config
+    return voice_opinions(
+        open_embeddings(pipeline.run_dir, as_teacher(voice).name, table),
+        name=voice.name,
+        arm=arm,
+        table=table,
+        inner=inner,
+        seed=config.seed,
+        splits=splits,
+        **({"propagate": config.propagate} if voice.learner == "propagation" else {"head": voice.learner}),
+    )
+
+
+def voice_files(voice: VoiceConfig, num_folds: int) -> list[str]:
+    """Where the scores of a voice are, by fold."""
+    return [f"predictions/{VOICES}/{voice.name}/fold{fold}.parquet" for fold in range(num_folds)]
+
+
+def _score(pipeline: Pipeline, table: ImageTable, voice: VoiceConfig) -> StageRecord:
+    config = pipeline.config
+    splits = ["holdout", "test", *(["pool"] if config.scores_pool(SUPERVISED) else [])]
+    files = voice_files(voice, table.num_folds)
+    num_views = len(config.predict.views)
+    stage = Stage(
+        f"voices/{voice.name}",
+        {
+            **voice_inputs(pipeline, voice),
+            "rows": rows_digest(table, np.arange(len(table))),
+            "splits": splits,
+            "views": num_views,
+            "seed": config.seed,
+        },
+        tuple(files),
+    )
+
+    def work(partial: Path) -> StageOutcome:
+        said = voice_says(pipeline, table, voice, VOICES, splits=splits)
+        places = pd.Index(table.frame["id"])
+        for fold, file in enumerate(files):
+            own = said[said["fold"] == fold]
+            logits = own[logit_columns(table.num_outputs)].to_numpy()
+            # it sees images as they are, so that its views are alike
+            views = np.repeat(logits[:, None], num_views, axis=1) if num_views > 1 else None
+            write_predictions(
+                partial / file,
+                table=table,
+                rows=places.get_indexer(own["id"]),
+                kinds=own["kind"].tolist(),
+                logits=logits,
+                view_logits=views,
+                arm=VOICES,
+                model=voice.name,
+                fold=fold,
+            )
+        return StageOutcome(f"{voice.name}: out-of-fold AP {number(_out_of_fold_ap(said, table))}", {})
+
+    return pipeline.stage(stage, work)
+
+
+def _out_of_fold_ap(said: pd.DataFrame, table: ImageTable) -> float:
+    """AP, or its mean over the classes."""
+    oof = said[said["kind"] == "oof"]
+    targets = table.targets[pd.Index(table.frame["id"]).get_indexer(oof["id"])]
+    logits = oof[logit_columns(table.num_outputs)].to_numpy()
+    if table.is_binary:
+        return average_precision(targets, logits[:, 0])
+    return float(np.nanmean(per_class_average_precision(targets, one_vs_rest_log_odds(logits))))
