@@ -83,8 +83,8 @@ class Plan:
         config = self.config(scenario, seed, method)
         if method not in self.study.methods:
             return
-        if config.pool.arm == "none":
-            raise InputError(f"{self.path}: method {method!r} does not use the pool; set pool.arm")
+        if config.pool.arm == "none" and not config.ensemble.voices:
+            raise InputError(f"{self.path}: method {method!r} does not use the pool; set pool.arm, or ensemble.voices")
         first = self.config(scenario, seed, SUPERVISED)
         own, shared = (_deciding(each) for each in (config, first))
         differing = [
@@ -110,7 +110,7 @@ def run_cell(plan: Plan, scenario: str, seed: int, method: str, *, look: bool) -
         return _rival(plan, config, scenario, seed, method, truth)
     if method in plan.study.methods:
         share_trainings(plan.config(scenario, seed, SUPERVISED).run_dir, config.run_dir)
-        share_unlabelled(plan, config, scenario, seed)
+        share_between_methods(plan, config, scenario, seed)
     metrics = timed_run(config, restart=plan.restart)
     trained = [name for name in config.arms if name in metrics["pool"]["arms"]]
     # The last, which stands on the others; rounds of pseudo-labels may have stopped before what was to be trained.
@@ -118,7 +118,7 @@ def run_cell(plan: Plan, scenario: str, seed: int, method: str, *, look: bool) -
     gate: dict[str, Any] = {}
     kept = metrics["ensemble"]["arm"]
     figures = arm_figures(config.run_dir, tuple(trained), truth)
-    if method in plan.study.methods:
+    if method in plan.study.methods and config.pool.arm != "none":
         oof, test = figures[kept]
         best = max((own for _, own in figures.values() if own is not None), key=lambda own: own.ap, default=None)
         gate = {"kept": kept, "kept_oof": oof, "kept_test": test, "best_test": best}
@@ -141,10 +141,11 @@ def share_trainings(supervised: Path, run_dir: Path) -> None:
         adopt(run_dir, supervised, lambda name: name.startswith(f"predict/{SUPERVISED}/"), replace=False)
 
 
-def share_unlabelled(plan: Plan, config: "RunConfig", scenario: str, seed: int) -> None:
+def share_between_methods(plan: Plan, config: "RunConfig", scenario: str, seed: int) -> None:
     """Give a run the features that other methods of this cell have, and backbones that they have learnt in its way.
 
-    With this come the networks of arm `pretrained`; what differs all the same, the pipeline makes anew.
+    With this come the networks of arm `pretrained`, and all networks where the methods differ by what is blended with
+    them alone; what differs all the same, the pipeline makes anew.
     """
     from trainers.run_lock import locked
     from trainers.stages import adopt
@@ -155,6 +156,8 @@ def share_unlabelled(plan: Plan, config: "RunConfig", scenario: str, seed: int) 
             continue
         alike = other.pretrain == config.pretrain and other.pretrains and config.pretrains
         wanted = _same_features(config, other) + (BACKBONES if alike else ())
+        if _same_networks(config, other):
+            wanted += ("train/", "predict/", "pseudo-")
         if wanted:
             with locked(other.run_dir), locked(config.run_dir):
                 adopt(config.run_dir, other.run_dir, _beginning(wanted), replace=False)
@@ -167,10 +170,16 @@ def _same_features(config: "RunConfig", other: "RunConfig") -> tuple[str, ...]:
     return tuple(f"embed/{as_teacher(own[name]).name}" for name in same)
 
 
+def _same_networks(config: "RunConfig", other: "RunConfig") -> bool:
+    """Whether two runs differ by the voices of their ensembles alone."""
+    first, second = (each.model_dump(exclude={"name": True, "ensemble": {"voices"}}) for each in (config, other))
+    return first == second
+
+
 def _frozen(config: "RunConfig") -> "dict[str, FrozenNetworkConfig]":
-    """Voices and the network that is distilled, by their names."""
+    """Voices, of teachers and of the ensemble, and the network that is distilled, by their names."""
     distilled = [] if config.distilled is None else [config.distilled]
-    return {network.name: network for network in (*config.pseudo.voices, *distilled)}
+    return {network.name: network for network in (*config.pseudo.voices, *config.ensemble.voices, *distilled)}
 
 
 def _beginning(prefixes: tuple[str, ...]) -> Callable[[str], bool]:

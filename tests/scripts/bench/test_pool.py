@@ -148,6 +148,31 @@ def test_methods_share_features_and_the_backbones_that_they_learn_alike(
     assert "pseudo-1 was not trained" in str(rows["none"]["notes"]) and rows["none"]["ap"] == rows["supervised"]["ap"]
 
 
+def test_methods_that_differ_by_the_voices_of_their_ensembles_share_all_networks(
+    supervised_before: tuple[Path, dict[str, str]], idx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(supervised_before[0] / "out", tmp_path / "out")
+    voice = {"backbone": "test_convnext", "image_size": 32}
+    heard = {"pool.arm": "pseudo", "pseudo.voices": [voice], "pseudo.min_precision": 0, "pseudo.batch_size": 8}
+    methods = {
+        "voices": {"predict.pool": True, "ensemble.voices": [voice]},
+        "heard": heard,
+        "both": {**heard, "ensemble.voices": [voice]},
+    }
+    main(write_study(tmp_path, methods=methods), out=tmp_path / "out", only=["supervised", *methods], idx=idx)
+    rows = rows_of(result_of(capsys))
+    cells = tmp_path / "out" / "base-seed0"
+    started = {
+        name: [event["stage"] for event in events(cells / name) if event["event"] == "started"] for name in methods
+    }
+    trained = {name: any(stage.startswith("train/") for stage in stages) for name, stages in started.items()}
+    assert trained == {"voices": False, "heard": True, "both": False}
+    assert not [stage for stage in started["both"] if stage.startswith(("predict/", "pseudo-label/"))]
+    assert [name for name in methods if "embed/teacher-test_convnext" in started[name]] == ["voices"]
+    assert rows["voices"]["gate"] is None and rows["both"]["gate"]["of"] == 1
+    assert len({row["ap"][0] for row in rows.values()}) == 4
+
+
 def test_finished_cells_are_not_done_again(
     study: Path, idx: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
