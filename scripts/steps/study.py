@@ -76,6 +76,8 @@ def run_study(call: Call, *, workers: int = 1) -> "StudyResult":
     for words in dict.fromkeys(cost_of_pool(plan.config(chosen)) for chosen in ({}, *ends(tuning))):
         if words is not None:
             tell("cost", words)
+    if base.ensemble.voices:
+        tell("voices", "trials are judged by their models alone; ensemble.voices join them in the run of best.yaml")
     if workers > 1:
         _, study, _ = _opened(plan, call)  # so that what is wrong is told once
         _say_earlier(study, tuning.num_trials)

@@ -366,9 +366,13 @@ def test_a_trial_whose_students_a_rule_stops_is_worth_its_teachers_and_says_so(
     assert stopped.value == pytest.approx(sum(teachers) / 2, abs=1e-9) and went_on.value != stopped.value
 
 
-def test_two_workers_share_a_study(folder: Path) -> None:
-    run_study(call_of(folder, LR, trials=3), workers=2)
+def test_two_workers_share_a_study(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    voices = "ensemble.voices=[{backbone: test_vit, name: eye, image_size: 32}]"
+    run_study(call_of(folder, LR, voices, trials=3), workers=2)
     assert [trial.state for trial in study_of(folder).trials] == [TrialState.COMPLETE] * 3
+    assert "trials are judged by their models alone; ensemble.voices join" in " ".join(capsys.readouterr().out.split())
+    best = load_config(folder / "runs/tiny/tune/best.yaml")
+    assert [voice.name for voice in best.ensemble.voices] == ["eye"]
 
 
 def test_a_worker_that_ends_early_is_told_while_the_others_work(monkeypatch: pytest.MonkeyPatch) -> None:

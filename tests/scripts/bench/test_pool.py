@@ -384,6 +384,7 @@ def test_every_cell_of_the_study_that_is_kept_here_can_be_compared(tmp_path: Pat
         for method in study.names:
             plan.check(scenario, 0, method)
     arms = {name: plan.config("base", 0, name).arms[-1] for name in study.methods}
+    assert arms.pop("labels and cells") == "supervised", "which does without the pool"
     assert set(arms.values()) == {"pretrained", "semi", "combined", "pseudo-1"}
     assert len(
         {plan.config("base", 0, name).model_copy(update={"name": "x"}).model_dump_json() for name in arms}
