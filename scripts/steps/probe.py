@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.markup import escape
 from rich.table import Table
 
 from configs.schema import MetricsConfig, RunConfig
-from ensembles.predictions import PROPAGATION
+from ensembles.predictions import NOT_TRAINED
 from ensembles.wording import exact_percent, number, span
 from scripts.steps.embed import networks_to_embed
 from scripts.steps.run_state import Pipeline, folder_digests, rows_digest, show, tell
@@ -28,7 +29,7 @@ def probe_step(pipeline: Pipeline) -> None:
     pipeline.say("probe", [record], probe.PROBE_FILE)
     figures = json.loads((run_dir / probe.PROBE_FILE).read_text(encoding="utf-8"))
     show(probe_table(figures, metrics))
-    for line in _notes(figures):
+    for line in (*_notes(figures), *_advice(pipeline.config, figures)):
         tell("note:", line, style="yellow", indent=len("note: "))
     tell("", figures["verdict"], indent=0)
 
@@ -64,7 +65,7 @@ def probe_stage(config: RunConfig, table: ImageTable) -> Stage:
 def trained_predictions(run_dir: Path) -> dict[str, str]:
     """Digests of the scores that the probe is compared with."""
     digests = folder_digests(run_dir / "predictions", "*.parquet")
-    return {name: sha256 for name, sha256 in digests.items() if not name.startswith(f"{PROPAGATION}/")}
+    return {name: sha256 for name, sha256 in digests.items() if name.split("/")[0] not in NOT_TRAINED}
 
 
 def _work(config: RunConfig, table: ImageTable, partial: Path) -> StageOutcome:
@@ -129,6 +130,21 @@ def _notes(figures: Mapping[str, Any]) -> Iterator[str]:
                 yield f"{head} on {network}: {note}"
     if any(entry["optimistic"] for by_arm in figures["models"].values() for entry in by_arm.values()):
         yield "* optimistic: the checkpoint was chosen on the rows that judge it (train.keep: best)"
+
+
+def _advice(config: RunConfig, figures: Mapping[str, Any]) -> Iterator[str]:
+    """How to make use of a frozen network that tells more than every trained model does."""
+    best = figures["best"]
+    gains = [own["minus_best_probe"]["ap"] for by_arm in figures["models"].values() for own in by_arm.values()]
+    if best is None or not gains or max(gains) >= 0 or best["head"] not in ("logistic", "kernel"):
+        return
+    network = next(own for own in networks_to_embed(config) if own.name == best["network"])
+    if network.trained is not None:
+        return
+    told = {"backbone", "pretrained", "image_size", "stages", "grid"}
+    voice = network.model_dump(mode="json", include=told, exclude_defaults=True) | {"learner": best["head"]}
+    text = yaml.safe_dump([voice], default_flow_style=True, sort_keys=False, width=10_000).strip()
+    yield f"no trained model is better than this probe; a run with 'ensemble.voices={text}' blends it with them"
 
 
 def _ap_name(figures: Mapping[str, Any]) -> str:

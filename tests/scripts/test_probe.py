@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from configs.load import dump_config, load_config
 from configs.schema import MetricsConfig, RunConfig
 from scripts.pipeline import Pipeline, run_pipeline
-from scripts.steps.probe import probe_table
+from scripts.steps.probe import _advice, probe_table
 from tests.scripts.tiny_runs import fresh, tiny_config
 from trainers.digits import DigitsSplit, write_digits
 
@@ -65,6 +66,31 @@ def test_from_nothing_to_a_table_and_after_training_a_comparison(
     assert "trained here\n" in told.replace(" \n", "\n").replace("  ", "")
     assert re.search(r"^  test_resnet +0\.\d{3}", told, re.MULTILINE)
     assert "trained model beats the best probe" in told.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("gains", "head", "told"),
+    [
+        ([-0.1, -0.02], "kernel", True),
+        ([-0.1, -0.02], "knn", False),
+        ([-0.1, 0.02], "kernel", False),
+        ([], "kernel", False),
+    ],
+)
+def test_how_to_use_a_probe_that_no_trained_model_is_better_than(
+    data: Path, tmp_path: Path, gains: list[float], head: str, told: bool
+) -> None:
+    network = {"backbone": "test_efficientnet", "image_size": 32, "stages": [2], "grid": 3}
+    config = config_of(data, tmp_path, embed={"networks": [network]})
+    models = {f"m{number}": {"supervised": {"minus_best_probe": {"ap": gain}}} for number, gain in enumerate(gains)}
+    lines = list(_advice(config, {"best": {"network": "test_efficientnet", "head": head}, "models": models}))
+    assert bool(lines) == told
+    if told:
+        setting = re.search(r"'(ensemble\.voices=.*)'", lines[0])
+        assert setting is not None
+        (tmp_path / "config.yaml").write_text(dump_config(config))
+        (voice,) = load_config(tmp_path / "config.yaml", [setting[1]]).ensemble.voices
+        assert voice.features == config.embed.networks[0].features and voice.learner == head
 
 
 @pytest.mark.parametrize(
