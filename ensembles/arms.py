@@ -11,7 +11,7 @@ from scipy.special import log_softmax
 
 from configs.schema import MetricsConfig
 from ensembles.blending import blend_scores, fit_logits, score_columns
-from ensembles.predictions import members_of, numbered
+from ensembles.predictions import VOICES, members_of, numbered
 from trainers.metrics import one_vs_rest_log_odds
 from trainers.paired import Gain, TrainingErrors, paired_gains
 from trainers.provenance import derive_seed
@@ -73,23 +73,39 @@ def gains_over(
 def _training_errors(
     predictions: pd.DataFrame, arm: str, baseline: str, table: ImageTable, seed: int
 ) -> TrainingErrors:
-    """How far other seeds of an arm's networks and of those of the baseline may move its gain."""
+    """How far other seeds of an arm's networks and of those of the baseline may move its gain.
+
+    Voices are as they are whatever the seed, so each network is looked at beside them, with the weight of all networks.
+    """
     columns = numbered(list(predictions.columns), "logit")
-    oof = predictions[(predictions["kind"] == "oof") & predictions["arm"].isin([baseline, arm])]
+    of_oof = predictions[predictions["kind"] == "oof"]
+    oof = of_oof[of_oof["arm"].isin([baseline, arm])]
+    voices = {name: own.set_index("id")[columns] for name, own in of_oof[of_oof["arm"] == VOICES].groupby("model")}
     position = pd.Series(np.arange(len(table)), index=table.frame["id"])
     folds = []
     for _, of_fold in oof.groupby("fold", sort=True):
         ids = of_fold["id"].drop_duplicates().sort_values()
         rows = position.loc[ids].to_numpy()
         pairs = []
+        beside = [_log_probabilities(own.loc[ids]) for own in voices.values()]
+        num_models = of_fold["model"].nunique()
         for _, of_model in of_fold.groupby("model", sort=True):
-            of_arm = {name: own.set_index("id").loc[ids, columns] for name, own in of_model.groupby("arm")}
+            of_arm = {
+                name: [*[_log_probabilities(own.set_index("id").loc[ids, columns])] * num_models, *beside]
+                for name, own in of_model.groupby("arm")
+            }
             pairs.append((_ranking_scores(of_arm[arm]), _ranking_scores(of_arm[baseline])))
         folds.append(FoldScores(table.targets[rows], pairs, groups=table.units[rows]))
     return training_errors(folds, rng=np.random.default_rng(derive_seed(seed, "retraining", arm)))
 
 
-def _ranking_scores(frame: pd.DataFrame) -> np.ndarray:
-    """Scores that rank rows within each output, (rows, outputs), of logits."""
+def _log_probabilities(frame: pd.DataFrame) -> np.ndarray:
+    """What a mean is taken of, (rows, outputs): the logits of two classes, log-probabilities of several."""
     logits = frame.to_numpy(dtype=np.float64)
-    return logits if logits.shape[1] == 1 else one_vs_rest_log_odds(log_softmax(logits, axis=1))
+    return logits if logits.shape[1] == 1 else np.asarray(log_softmax(logits, axis=1))
+
+
+def _ranking_scores(members: Sequence[np.ndarray]) -> np.ndarray:
+    """Scores of the mean of members that rank rows within each output, (rows, outputs)."""
+    mean = np.mean(members, axis=0)
+    return mean if mean.shape[1] == 1 else one_vs_rest_log_odds(log_softmax(mean, axis=1))

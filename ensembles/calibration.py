@@ -147,16 +147,17 @@ def fit_temperature(logits: np.ndarray, targets: np.ndarray, shares: np.ndarray)
 
     Guo et al. 2017, On Calibration of Modern Neural Networks; but it is the evidence that is tempered, the logits less
     the log of the class `shares` (classes,) at which they hold, so that the calibrated ones hold at the same shares.
+    Platt's targets keep it from running away where the few rows are all right.
     """
     if logits.shape[1] == 1:  # a logit is the difference of two
         own = fit_temperature(np.hstack([np.zeros_like(logits), logits]), targets, shares)
         negative, positive = np.asarray(own.intercept)
         return Calibration(own.slope, float(positive - negative))
-    rows, log_shares = np.arange(len(targets)), np.log(shares)
+    soft, log_shares = soft_targets(targets, logits.shape[1]), np.log(shares)
 
     def loss(log_temperature: float) -> float:
         tempered = (logits - log_shares) / np.exp(log_temperature) + log_shares
-        return -float(log_softmax(tempered, axis=1)[rows, targets].mean())
+        return -float((soft * log_softmax(tempered, axis=1)).sum(axis=1).mean())
 
     bounds = (-MAX_LOG_TEMPERATURE, MAX_LOG_TEMPERATURE)
     best = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})

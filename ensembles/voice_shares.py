@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from scipy.special import logit, softmax
+from scipy.stats import mannwhitneyu
 
 from configs.errors import InputError, counted
 from ensembles.calibration import MIN_SLOPE, fit_logistic, soft_targets
@@ -22,6 +23,7 @@ from trainers.provenance import derive_seed
 from trainers.table import ImageTable
 
 NUM_PARTS = 5
+CHANCE = 0.05  # how often scores without any order may be taken for some that have one
 
 
 def inner_parts(table: ImageTable, fold: int, *, seed: int) -> list[np.ndarray]:
@@ -70,8 +72,8 @@ def voiced_shares(parts: Sequence[pd.DataFrame], table: ImageTable) -> dict[int,
     that were left out as kind `inner`. The mean of the voices is calibrated on all left out rows of a fold together
     (Platt 1999; several classes: the bias-corrected temperature of Alexandari et al. 2020), the shares are those under
     which the pool's scores are likeliest (Saerens et al. 2002), and the parts' results are averaged. Raises InputError
-    where the voices are no better than chance on what they had not learnt (of several classes: worse, or where the
-    shares do not settle).
+    where the voices are not shown to be better than chance on what they had not learnt (of several classes: where they
+    are worse, or the shares do not settle).
     """
     position = pd.Series(np.arange(len(table)), index=table.frame["id"])
     shares = {}
@@ -81,10 +83,10 @@ def voiced_shares(parts: Sequence[pd.DataFrame], table: ImageTable) -> dict[int,
         scores = np.concatenate([part.to_numpy() for part in left_out])
         held_at = soft_targets(targets, len(table.classes)).mean(axis=0)  # of a class with few images not its share
         calibration = fit_logistic(scores, targets, held_at)
-        if calibration.slope <= MIN_SLOPE:
+        if calibration.slope <= MIN_SLOPE or (table.is_binary and not _ranks(scores[:, 0], targets)):
             raise InputError(
-                f"on the labelled images outside fold {fold} that they did not learn, the voices are no better than "
-                "chance"
+                f"on the labelled images outside fold {fold} that they did not learn, the voices are not shown "
+                "to be better than chance"
             )
         find = _binary_shares if table.is_binary else _class_shares
         try:
@@ -93,6 +95,12 @@ def voiced_shares(parts: Sequence[pd.DataFrame], table: ImageTable) -> dict[int,
             raise InputError(f"the voices without parts of the labels outside fold {fold}: {error}") from None
         shares[fold] = np.mean(found, axis=0)
     return shares
+
+
+def _ranks(scores: np.ndarray, targets: np.ndarray) -> bool:
+    """Whether positives rank above negatives more than by chance (Mann and Whitney 1947)."""
+    test = mannwhitneyu(scores[targets == 1], scores[targets == 0], alternative="greater")
+    return bool(test.pvalue < CHANCE)
 
 
 def _means(opinions: pd.DataFrame, fold: int, kind: str) -> pd.DataFrame:

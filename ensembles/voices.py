@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import log_softmax
 
 from configs.networks import HeadName
 from configs.propagation import PropagateConfig
@@ -105,5 +106,8 @@ def _regressed(
 
 def _logits(regression: Any, features: np.ndarray, *, is_binary: bool) -> np.ndarray:
     """Log-odds (rows, 1), or log-probabilities (rows, classes)."""
-    logits = regression.decision_function(features)[:, None] if is_binary else regression.predict_log_proba(features)
-    return np.asarray(logits, dtype=np.float64)
+    scores = np.asarray(regression.decision_function(features), dtype=np.float64)
+    if is_binary:
+        return scores[:, None]
+    # Of two classes there is one score. In float32 a probability of 0 would have no logarithm.
+    return np.asarray(log_softmax(scores if scores.ndim > 1 else np.stack([0 * scores, scores], axis=1), axis=1))

@@ -125,7 +125,8 @@ def _train(task: FoldTask) -> None:
         tell(f"{escape(task.description)}: going on from step {state.step} of {train.steps}")
 
     batches = StepBatches(lesson.sampler, start_step=state.step, stop_step=train.steps, rank=rank, world_size=world)
-    workers = num_workers(task.compute, batch_bytes=batch_size * task.image_size**2 * task.channels)
+    views = batch_size + (task.semi.config.batch_size if task.semi else 0)  # of pool images a weak and a strong one
+    workers = num_workers(task.compute, batch_bytes=views * task.image_size**2 * task.channels)
     loader = training_loader(lesson.images, batches, workers=workers, pin=device.type == "cuda")
 
     writer = SummaryWriter(task.out / "tensorboard", purge_step=state.step and state.step + 1) if rank == 0 else None

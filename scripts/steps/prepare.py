@@ -74,11 +74,12 @@ def check_later_stages(pipeline: Pipeline, wanted: Sequence[str]) -> None:
             f"pool.arm {config.pool.arm}: there are no unlabelled images to learn from; set data.pool, or set pool.arm "
             "to none"
         )
-    clusters, images = config.semi.background_classes, len(table.rows("train")) + len(table.rows("pool"))
+    clusters, num_pool = config.semi.background_classes, len(table.rows("pool"))
+    images = num_pool + min(len(table.rows("train", not_fold=fold)) for fold in range(table.num_folds))
     if config.semi_arms and clusters > images and "train" in wanted:
         raise InputError(
-            f"semi.background_classes {clusters}: there are but {images} labelled and pool images to make clusters of; "
-            "lower it"
+            f"semi.background_classes {clusters}: outside of a fold there are but {images} labelled and pool images to "
+            "make clusters of; lower it"
         )
     share = config.pseudo.inner_holdout
     if config.student_arms and share and "pseudo-label" in wanted:

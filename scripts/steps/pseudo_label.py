@@ -166,7 +166,8 @@ def _voiced_shares(pipeline: Pipeline, table: ImageTable) -> dict[int, np.ndarra
         "pseudo-shares",
         {
             "voices": {voice.name: voice_inputs(pipeline, voice) for voice in voices},
-            "rows": rows_digest(table, table.rows("train"), LABEL_COLUMNS),
+            "rows": rows_digest(table, table.rows("train"), (*LABEL_COLUMNS, "group")),
+            "pool": rows_digest(table, table.rows("pool"), ("id", "sha256")),
             "seed": config.seed,
             "version": SHARES_VERSION,
         },

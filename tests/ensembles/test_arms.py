@@ -1,17 +1,18 @@
 """What an arm gains over another one: paired, of equal-weight ensembles, on the same rows."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from configs.schema import MetricsConfig
-from ensembles.arms import gains_over
-from ensembles.predictions import read_predictions
+from ensembles.arms import _training_errors, ensemble_scores, gains_over
+from ensembles.predictions import VOICES, members_of, read_predictions
 from tests.ensembles.test_pseudo_labels import toy_table, write_scores
 from trainers.metrics import average_precision
-from trainers.paired import paired_gains
+from trainers.paired import Gain, TrainingErrors, paired_gains
 from trainers.provenance import derive_seed
 
 
@@ -37,6 +38,37 @@ def test_a_gain_is_that_of_equal_weight_ensembles_on_the_same_rows(tmp_path: Pat
     assert gain.sd >= 0.9 * expected.sd  # and what training adds
     back = gains_over("strong", ["weak"], both, table=table, metrics=metrics, seed=3)["weak"].interval
     assert back.estimate == pytest.approx(-gain.estimate) and back.high < 0
+
+
+@pytest.mark.parametrize("classes", [("no", "yes"), ("a", "b", "c")])
+def test_voices_beside_the_networks_are_in_every_arm_and_are_not_trained_anew(
+    tmp_path: Path, classes: tuple[str, ...]
+) -> None:
+    table, truth = toy_table(classes=classes)
+    frames = []
+    for arm, signal in (("weak", 1.0), ("strong", 2.0), (VOICES, 2.0)):
+        write_scores(tmp_path / arm, table, truth, signal=signal)
+        frames.append(read_predictions(tmp_path / arm, table=table).assign(arm=arm))
+    frames[-1]["model"] = "voice " + frames[-1]["model"]
+    columns = [name for name in frames[-1].columns if name.startswith("logit")]
+    settings: dict[str, Any] = {"metrics": MetricsConfig(replicates=300), "seed": 3}
+
+    def gain(*parts: pd.DataFrame) -> Gain:
+        return gains_over("weak", ["strong"], pd.concat(parts), table=table, **settings)["strong"]
+
+    alone, beside = gain(*frames[:2]), gain(*frames)
+    drowned = gain(*frames[:2], frames[2].assign(**{name: 1e3 * frames[2][name] for name in columns}))
+    assert 0 < beside.interval.estimate < alone.interval.estimate
+    assert drowned.interval.estimate == pytest.approx(0, abs=0.02) and drowned.interval.sd < alone.interval.sd / 2
+    errors = [_training_errors(pd.concat(parts), "strong", "weak", table, 3) for parts in (frames[:2], frames)]
+    assert errors[1].sds.size and _mean_sd(errors[1]) < _mean_sd(errors[0])
+    scores = ensemble_scores(members_of(pd.concat(frames), "weak"), "oof")
+    expected = _mean_scores(pd.concat([frames[0], frames[2]]), scores.index.to_series())
+    np.testing.assert_allclose(scores.to_numpy(), expected)
+
+
+def _mean_sd(errors: TrainingErrors) -> float:
+    return float(errors.sds @ errors.weights)
 
 
 def _mean_scores(predictions: pd.DataFrame, ids: pd.Series) -> np.ndarray:

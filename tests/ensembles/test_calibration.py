@@ -70,6 +70,30 @@ def test_a_temperature_is_the_best_of_a_grid() -> None:
     assert np.isfinite(fit_temperature(-true, targets, even).slope)
 
 
+@pytest.mark.parametrize("num_rows", [20, 40])
+def test_a_temperature_from_a_few_rows_that_are_all_right_does_not_run_away(num_rows: int) -> None:
+    """By the rows alone the temperature is 0; the wrong ones of other images then were all but certain."""
+    rng = np.random.default_rng(0)
+    even, signal = np.full(5, 0.2), 3.5
+
+    def drawn(count: int) -> tuple[np.ndarray, np.ndarray]:
+        targets = rng.integers(0, 5, count)
+        scores = rng.normal(size=(count, 5))
+        scores[np.arange(count), targets] += signal
+        return targets, log_softmax(signal * scores, axis=1)
+
+    others, unseen = drawn(5000)
+
+    def log_loss(slope: float) -> float:
+        return -float(log_softmax(slope * unseen, axis=1)[np.arange(5000), others].mean())
+
+    worst = 0.0
+    for _ in range(30):
+        targets, logits = drawn(num_rows)
+        worst = max(worst, log_loss(fit_temperature(logits, targets, even).slope))
+    assert worst < 0.6 < log_loss(np.exp(4.0)) / 3
+
+
 @pytest.mark.parametrize("overconfidence", [0.5, 2.0, 3.0])
 def test_tempered_logits_hold_at_the_shares_at_which_they_were_learnt(overconfidence: float) -> None:
     """So that EM finds the shares of a pool: tempering the shares, too, gave .37, .22, .42 for .50, .20, .30."""

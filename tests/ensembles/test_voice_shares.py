@@ -126,9 +126,17 @@ def test_too_few_labels_or_voices_no_better_than_chance_are_told() -> None:
         for part in said_without_parts(table, {"eye": toy_features(table, truth, signal=2.0)})
     ]
     with pytest.raises(
-        InputError, match="outside fold 0 that they did not learn, the voices are no better than chance"
+        InputError, match="outside fold 0 that they did not learn, the voices are not shown to be better"
     ):
         voiced_shares(said, table)
+    refused = 0
+    for seed in range(20):
+        noise = np.random.default_rng(seed).normal(size=(len(table), 4))  # features that know nothing
+        try:
+            voiced_shares(said_without_parts(table, {"eye": noise}), table)
+        except InputError:
+            refused += 1
+    assert refused >= 17, "three folds, each of which may be lucky in one of twenty"
 
 
 def test_given_shares_are_those_of_the_targets_and_none_of_a_class_is_refused() -> None:

@@ -64,6 +64,18 @@ def test_labels_of_the_fold_and_of_the_inner_holdout_do_not_speak(settings: dict
         assert same == [False, True, False], what
 
 
+@pytest.mark.parametrize("classes", [("no", "yes"), ("a", "b", "c")])
+def test_an_image_unlike_all_others_has_a_finite_score(classes: tuple[str, ...]) -> None:
+    table, truth = toy_table(classes=classes)
+    features = toy_features(table, truth, signal=3.0)
+    odd = table.rows("pool")[0]
+    features[odd] *= 200
+    opinions = voice_opinions(features, name="eye", arm="t", table=table, inner=None, seed=0)
+    logits = opinions[[name for name in opinions.columns if name.startswith("logit")]].to_numpy()
+    assert np.isfinite(logits).all()
+    assert (opinions["id"] == table.frame["id"].iloc[odd]).sum() == table.num_folds
+
+
 def test_a_voice_has_the_weight_of_a_model_in_what_students_are_taught() -> None:
     table, truth = toy_table()
     voice = voice_opinions(toy_features(table, truth), name="eye", arm="t", table=table, inner=None, seed=0)

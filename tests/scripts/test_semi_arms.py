@@ -150,7 +150,9 @@ def test_what_is_found_while_networks_train_is_told_once(
 
 
 def test_more_clusters_than_images_are_told_before_training(data: Path, tmp_path: Path) -> None:
-    changes = merged(SEMI, {"semi": {"background_classes": 97}})
-    with pytest.raises(InputError, match="background_classes 97: there are but 96 labelled and pool images"):
+    changes = merged(SEMI, {"semi": {"background_classes": 61}})
+    with pytest.raises(
+        InputError, match="background_classes 61: outside of a fold there are but 60 labelled and pool images"
+    ):
         run_pipeline(config_of(data, tmp_path, **changes))
     assert not (tmp_path / "tiny" / "train").exists()

@@ -142,6 +142,8 @@ def _train(task: PretrainTask) -> None:
         naming_lost_workers(workers),
         progress_bar(task.description, config.steps, done=state.step) as bar,
     ):
+        if _look_is_due(state, config):  # the stop came before it
+            _look(state, watch, config, writer)
         for views, batch_targets in loader:
             # Masks and dropout draw from torch's global generator: seeded by the step, it needs no saving.
             torch.manual_seed(derive_seed(seed, "draws", state.step))
@@ -151,7 +153,7 @@ def _train(task: PretrainTask) -> None:
             bar.advance()
             state.seconds = time.perf_counter() - started
 
-            look = state.step % config.watch_steps == 0 or state.step == config.steps
+            look = _is_look(state, config)
             if look or state.step % config.log_every_steps == 0:
                 training_record.log(state, writer, task.out, watched=Watch.FIGURES)
                 if look and not stopping.asked():
@@ -202,6 +204,17 @@ def _sampler(task: PretrainTask) -> Any:
         balance=0.0,
         positives=1,
     )
+
+
+def _is_look(state: TrainingState, config: PretrainConfig) -> bool:
+    return state.step % config.watch_steps == 0 or state.step == config.steps
+
+
+def _look_is_due(state: TrainingState, config: PretrainConfig) -> bool:
+    """Whether the training was stopped between a logged step and its look at the embeddings."""
+    # Under another watch_every_steps than before, the step that it stopped at has no row.
+    is_logged = bool(state.curves) and state.curves[-1]["step"] == state.step
+    return state.step > 0 and _is_look(state, config) and is_logged and state.curves[-1]["spread"] is None
 
 
 def _look(state: TrainingState, watch: Watch, config: PretrainConfig, writer: SummaryWriter) -> None:

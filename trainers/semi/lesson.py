@@ -158,7 +158,7 @@ class TeacherAndPool:
     def _own_targets(self, opinion: Tensor, running: Running, step: int) -> Targets:
         if self.config.prevalence == "estimate":
             running.estimate_prior(class_probabilities(opinion - torch.from_numpy(self._own_shift).to(opinion)), step)
-        prior = running.prior.double().cpu().numpy()
+        prior = running.prior.cpu().double().numpy()
         self._to_pool = torch.from_numpy(shift_to_pool(self._own_shift, self._class_counts, prior / prior.sum())).to(
             opinion
         )

@@ -173,6 +173,6 @@ def alarm_text(alarm: Sequence[float]) -> str:
 
 
 def _summing_to_one(values: Tensor) -> np.ndarray:
-    wide = values.double().cpu().numpy()
+    wide = values.cpu().double().numpy()
     normalised: np.ndarray = wide / wide.sum(axis=-1, keepdims=True)
     return normalised

@@ -13,10 +13,12 @@ from configs.schema import RunConfig
 from ensembles.voice_shares import NUM_PARTS, inner_parts, voiced_shares
 from ensembles.voices import voice_opinions
 from scripts.pipeline import run_pipeline
+from scripts.steps.pseudo_label import _voiced_shares
+from scripts.steps.run_state import Pipeline
 from tests.scripts.tiny_runs import MODELS, fresh
 from trainers.atomic import read_parquet_metadata
 from trainers.embedding import open_embeddings
-from trainers.table import read_table
+from trainers.table import ImageTable, read_table
 
 
 def test_a_voice_speaks_beside_the_teachers_and_is_heard_anew_when_it_changes(run: Callable[..., RunConfig]) -> None:
@@ -54,6 +56,19 @@ def test_voices_tell_the_shares_of_the_pool_whatever_the_loss(run: Callable[...,
         np.testing.assert_allclose(priors[str(fold)], shares)
         assert abs(shares[1] - table.targets[table.rows("train", not_fold=fold)].mean()) > 1e-3
     assert not [name for name in fresh(run_pipeline(config)) if name.startswith("pseudo-")]
+
+
+def test_shares_are_told_anew_of_another_pool(run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = run(voices=[{"backbone": "test_resnet", "name": "eye"}], prevalence="estimate")
+    monkeypatch.setattr("ensembles.voice_shares.CHANCE", 1.1)
+    first = run_pipeline(config, until="pseudo-label")
+    assert "pseudo-shares" in fresh(first)
+    table = read_table(config.run_dir / "table.parquet")
+    frame = table.frame.copy()
+    frame.loc[table.rows("pool")[:15], "split"] = "test"
+    moved = ImageTable(frame, table.classes, table.positive_label)
+    found = [_voiced_shares(Pipeline(config, restart=False), own) for own in (table, moved)]
+    assert any(not np.array_equal(found[0][fold], found[1][fold]) for fold in found[0])
 
 
 def test_a_voice_that_tells_nothing_ends_the_rounds_and_damaged_features_the_run(

@@ -1,5 +1,7 @@
 """Pretraining learns without labels, resumes exactly, gives weights that training takes, and stops at a collapse."""
 
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +17,9 @@ from sklearn.datasets import load_digits
 from configs.errors import InputError
 from configs.pretraining import PretrainConfig
 from configs.schema import AugmentConfig, ComputeConfig, ModelConfig
-from trainers import samplers
+from trainers import samplers, stopping
 from trainers.backbones import build_backbone, to_input
+from trainers.checkpoints import read_final
 from trainers.pretraining import loop
 from trainers.pretraining.loop import PretrainTask
 from trainers.pretraining.watch import Collapse
@@ -100,6 +103,29 @@ def test_an_interrupted_pretraining_ends_with_the_very_same_weights(
     curves = [pd.read_csv(folder / "curves.csv") for folder in (tmp_path, out)]
     pd.testing.assert_frame_equal(curves[0][columns], curves[1][columns])
     assert list(curves[0].loc[curves[0]["spread"].notna(), "step"]) == [6, 12]
+
+
+@pytest.mark.parametrize("step", [6, 12])
+def test_a_look_that_a_stop_fell_on_is_taken_when_resumed(
+    tmp_path: Path, uninterrupted: tuple[str, Path], monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    method, out = uninterrupted
+    real: Callable[..., Any] = loop.take_step
+
+    def asking(state: Any, *arguments: Any) -> Any:
+        losses = real(state, *arguments)
+        if state.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return losses
+
+    with monkeypatch.context() as patched, stopping.stoppable(quietly=True), pytest.raises(stopping.Stopped):
+        patched.setattr(loop, "take_step", asking)
+        loop.run(toy_task(tmp_path, method=method))
+    resumed, whole = loop.run(toy_task(tmp_path, method=method)), read_final(out / "final").state
+    assert same(tmp_path, out)
+    assert resumed.facts["spread"] == whole["spread"]
+    curves = [pd.read_csv(folder / "curves.csv")[["step", "spread"]] for folder in (tmp_path, out)]
+    pd.testing.assert_frame_equal(curves[0], curves[1])
 
 
 def test_a_resume_that_replays_the_wrong_batches_would_be_noticed(
