@@ -18,6 +18,8 @@ from trainers.provenance import file_digest
 from trainers.stages import Stage, StageOutcome, StageRecord
 from trainers.table import ImageTable, read_table
 
+AP_NAME = {True: "out-of-fold AP:", False: "out-of-fold macro AP:"}
+
 
 def voices_step(pipeline: Pipeline) -> None:
     """Bring the scores of `ensemble.voices` up to date, which the models of every arm are blended with."""
@@ -27,7 +29,8 @@ def voices_step(pipeline: Pipeline) -> None:
     table = read_table(pipeline.run_dir / "table.parquet")
     embed_voices(pipeline, table, voices, where="in the ensemble")
     records = [_score(pipeline, table, voice) for voice in voices]
-    pipeline.say("voices", records, "predictions/", summary=", ".join(record.summary for record in records))
+    summary = f"{AP_NAME[table.is_binary]} {', '.join(record.summary for record in records)}"
+    pipeline.say("voices", records, "predictions/", summary=summary)
 
 
 def embed_voices(pipeline: Pipeline, table: ImageTable, voices: Sequence[VoiceConfig], *, where: str) -> None:
@@ -113,7 +116,7 @@ def _score(pipeline: Pipeline, table: ImageTable, voice: VoiceConfig) -> StageRe
                 model=voice.name,
                 fold=fold,
             )
-        return StageOutcome(f"{voice.name}: out-of-fold AP {number(_out_of_fold_ap(said, table))}", {})
+        return StageOutcome(f"{voice.name} {number(_out_of_fold_ap(said, table))}", {})
 
     return pipeline.stage(stage, work)
 

@@ -52,7 +52,7 @@ def test_a_voice_is_blended_with_the_models_as_one_of_them(
 ) -> None:
     config = config_of(data, tmp_path, {"predict": {"views": VIEWS}, "guarantee": {"holdout": 0.2}})
     assert {"embed/teacher-eye", "voices/eye"} <= set(fresh(run_pipeline(config)))
-    told = re.search(r"^voices +[0-9.]+ s  eye: out-of-fold AP (0\.\d{3})", capsys.readouterr().out, re.MULTILINE)
+    told = re.search(r"^voices +[0-9.]+ s  out-of-fold AP: eye (0\.\d{3})", capsys.readouterr().out, re.MULTILINE)
     table, predictions = scores_of(config)
     own = predictions[predictions["arm"] == VOICES]
     assert set(own["kind"]) == {"oof", "holdout", "test", "pool"} and set(own["model"]) == {"eye"}
