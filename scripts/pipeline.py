@@ -26,7 +26,7 @@ from scripts.steps.report import report_step
 from scripts.steps.run_state import Pipeline, warn
 from scripts.steps.submit import submit_step
 from scripts.steps.train import train_step
-from scripts.steps.voices import voices_step
+from scripts.steps.voices import check_frozen, voices_step
 from trainers import atomic
 from trainers.run_lock import locked
 from trainers.sheet import read_sheet
@@ -76,6 +76,8 @@ def run_pipeline(
     if "embed" in wanted:
         networks_to_embed(config)  # before the images are read, which may take hours
         check_label_use(config.embed.networks, until)
+    if "train" in wanted:
+        check_frozen(config)
     if "train" in wanted or until in ("cluster", "propagate"):
         for line in settings_without_effect(described or config, None if "train" in wanted else until):
             warn(line)

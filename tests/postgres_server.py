@@ -23,7 +23,7 @@ def postgres_url() -> Iterator[str]:
     if initdb is None:
         pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
     if importlib.util.find_spec("psycopg") is None:
-        pytest.skip("psycopg is not installed (pip install 'rarefind[scale]')")
+        pytest.skip("psycopg is not installed (pip install -e '.[scale]')")
     binaries = Path(initdb).resolve().parent
     user = _server_user()
     folder = Path(tempfile.mkdtemp(prefix="rarefind-postgres-"))

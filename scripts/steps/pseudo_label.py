@@ -243,7 +243,8 @@ def _say_precision(record: StageRecord, pseudo: PseudoConfig) -> None:
     verb = "most likely" if pseudo.select == "soft" else "taken for"
     for name, precision in record.facts["precision"].items():
         if precision[0] is None:
-            line = f"no labelled image was {verb} {name!r}, so how many of those are right is not known"
+            line = f"no labelled image was {verb} {name!r}, so how many of those are right is not known; teachers "
+            line += "that unsure teach little, and longer training (train.steps) makes them surer"
         else:
             line = f"of those {verb} {name!r} {precision_in_words(precision)} are right"
         tell("", line)

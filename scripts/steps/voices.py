@@ -9,6 +9,7 @@ import pandas as pd
 
 from configs.errors import counted
 from configs.networks import VoiceConfig
+from configs.schema import RunConfig
 from ensembles.predictions import VOICES, logit_columns, write_predictions
 from ensembles.wording import number
 from scripts.steps.embed import as_teacher, embed_network
@@ -31,6 +32,20 @@ def voices_step(pipeline: Pipeline) -> None:
     records = [_score(pipeline, table, voice) for voice in voices]
     summary = f"{AP_NAME[table.is_binary]} {', '.join(record.summary for record in records)}"
     pipeline.say("voices", records, "predictions/", summary=summary)
+
+
+def check_frozen(config: RunConfig) -> None:
+    """Raise InputError for a frozen network that cannot be built when its features are due, after hours of training.
+
+    Those whose features are there are not looked at.
+    """
+    from trainers.embedding import listed_network, outputs
+
+    distilled = [] if config.distilled is None else [config.distilled]
+    teaching = config.pseudo.voices if config.student_arms else []
+    for network in (*distilled, *teaching, *config.ensemble.voices):
+        if not (config.run_dir / outputs(as_teacher(network).name)[1]).exists():
+            listed_network(network, channels=config.data.channels, seed=config.seed, device="cpu")
 
 
 def embed_voices(pipeline: Pipeline, table: ImageTable, voices: Sequence[VoiceConfig], *, where: str) -> None:

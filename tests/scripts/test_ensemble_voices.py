@@ -174,6 +174,15 @@ def test_several_classes(data: Path, tmp_path: Path) -> None:
     assert set(metrics["ensemble"]["weights"]) == {*MODELS, "eye"}
 
 
+@pytest.mark.parametrize("section", ["pseudo", "ensemble"])
+def test_a_voice_that_cannot_be_built_is_told_before_anything_is_done(data: Path, tmp_path: Path, section: str) -> None:
+    broken = {"backbone": "efficientnet_b0", "name": "broken", "pretrained": "packaged"}
+    config = config_of(data, tmp_path, {"pool": {"arm": "pseudo"}, section: {"voices": [broken]}})
+    with pytest.raises(InputError, match="no package carries weights for 'efficientnet_b0'"):
+        run_pipeline(config)
+    assert not config.run_dir.exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

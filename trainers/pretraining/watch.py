@@ -18,7 +18,7 @@ Figures = dict[str, float | None]
 NUM_WATCHED = 512  # images
 UNSEEN_DRAWS = 2**40  # draws from here on do not come in any training
 MIN_RANK = 1.5  # two clusters of images have 1
-GROWTH = 1.5  # from one look to the next; slower is no recovery
+GROWTH = 1.1  # from one look to the next; slower is no recovery
 
 
 class Collapse(InputError):
@@ -80,7 +80,8 @@ class Watch:
                 raise Collapse(
                     f"pretraining collapsed: at step {step} all images look nearly alike to the network ({name} "
                     f"{was:.4g}, then {value:.4g}, where less than {limit:g} is a collapse); lower pretrain.lr, raise "
-                    "pretrain.batch_size or choose another pretrain.method"
+                    "pretrain.batch_size or choose another pretrain.method (in the first hundred steps a network may "
+                    "not have begun to learn: then raise pretrain.steps)"
                 )
 
 

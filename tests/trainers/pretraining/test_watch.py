@@ -53,12 +53,13 @@ def figures(value: float, rank: float = 20.0, head: float | None = None) -> Figu
 def test_a_collapse_is_little_spread_or_rank_that_does_not_grow() -> None:
     check = Watch.check
     check(figures(0.001), figures(0.01), 20, min_spread=0.02)  # a network that has only begun
+    check(figures(0.009), figures(0.0125), 20, min_spread=0.02)  # looks that lie close together
     check(figures(0.5), figures(0.3), 20, min_spread=0.02)
     check(figures(0.5, 1.0), figures(0.5, 1.6), 20, min_spread=0.02)
     with pytest.raises(Collapse, match=r"at step 20 .*\(spread 0.4, then 0.01, where less than 0.02 is a"):
         check(figures(0.4), figures(0.01), 20, min_spread=0.02)
     with pytest.raises(Collapse):
-        check(figures(0.009), figures(0.01), 20, min_spread=0.02)
+        check(figures(0.0095), figures(0.01), 20, min_spread=0.02)
     with pytest.raises(Collapse, match=r"\(effective_rank 9, then 1.2, where less than 1.5 is a"):
         check(figures(0.5, 9.0), figures(0.5, 1.2), 20, min_spread=0.02)
     with pytest.raises(Collapse, match=r"\(head_spread 0.01, then 0.001, where"):
