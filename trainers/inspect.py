@@ -89,12 +89,16 @@ def inspect_data(place: Path) -> Understanding:
 
 
 def _pretrained_hint(image_size: int) -> str:
-    if image_size <= SMALL_IMAGES:
-        return ""
-    return (
-        " With few labels, ImageNet weights are worth trying: models.<n>.pretrained: timm (needs a network), a file, "
-        "or packaged (backbones tf_efficientnet_lite0, 1, 2)."
+    hint = (
+        " With few labels what an ImageNet network sees may be worth more than a training: `rarefind probe` tells, and "
+        "ensemble.voices blends it with the models."
     )
+    if image_size > SMALL_IMAGES:
+        hint += (
+            " Its weights are worth beginning with, too: models.<n>.pretrained: timm (needs a network), a file, or "
+            "packaged (backbones tf_efficientnet_lite0, 1, 2)."
+        )
+    return hint
 
 
 def relative_to(values: dict[str, Any], folder: Path) -> dict[str, Any]:
