@@ -2,7 +2,7 @@
 
 Differences are paired by seed. The gate's regret is what the better of supervised and the arm has on the test rows,
 less what was kept; half the gap is half of what the pool's true labels are worth, oracle minus supervised. A method's
-minutes are its own where it trained anything: networks and features from other cells are not counted twice.
+minutes are its own: networks and features from other cells are not counted twice.
 """
 
 import statistics

@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,5 +38,15 @@ def timed_run(config: "RunConfig", *, restart: bool) -> dict[str, Any]:
             seconds += time.perf_counter() - started
             atomic.write_json(wall, {"settings": trained_with, "seconds": seconds})
     metrics = json.loads((config.run_dir / "metrics.json").read_text(encoding="utf-8"))
-    # Of a run of another command only its stages' seconds are known; trainings side by side count one by one.
-    return metrics | {"wall_seconds": seconds or sum(metrics["timing"].values())}
+    return metrics | {"wall_seconds": seconds or _seconds_of_stages(config.run_dir)}
+
+
+def _seconds_of_stages(run_dir: Path) -> float:
+    """Of a run that trained nothing here, or by another command: its own stages, not those adopted from other runs.
+
+    Trainings side by side count one by one.
+    """
+    from ensembles.run_files import read_events
+
+    finished = [event for event in read_events(run_dir) if event["event"] == "finished"]
+    return sum({event["stage"]: event["seconds"] for event in finished}.values())

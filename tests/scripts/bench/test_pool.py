@@ -169,6 +169,7 @@ def test_methods_that_differ_by_the_voices_of_their_ensembles_share_all_networks
     assert trained == {"voices": False, "heard": True, "both": False}
     assert not [stage for stage in started["both"] if stage.startswith(("predict/", "pseudo-label/"))]
     assert [name for name in methods if "embed/teacher-test_convnext" in started[name]] == ["voices"]
+    assert 0 < rows["both"]["minutes"][0] < rows["heard"]["minutes"][0], "what was adopted is not counted"
     assert rows["voices"]["gate"] is None and rows["both"]["gate"]["of"] == 1
     assert len({row["ap"][0] for row in rows.values()}) == 4
 
