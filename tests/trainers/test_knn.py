@@ -124,6 +124,6 @@ def test_without_faiss_approximate_is_refused_and_auto_is_exact(monkeypatch: pyt
     monkeypatch.setattr(knn, "has_faiss", lambda: False)
     monkeypatch.setattr(knn, "EXACT_ROWS", 10)
     features = clustered(50, 4, seed=0)
-    with pytest.raises(InputError, match=r"need faiss: pip install 'rarefind\[knn\]'"):
+    with pytest.raises(InputError, match=r"need faiss: pip install -e '\.\[knn\]'"):
         nearest(features, 3, method="approximate")
     np.testing.assert_array_equal(nearest(features, 3).index, nearest(features, 3, method="exact").index)
