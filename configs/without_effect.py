@@ -92,8 +92,9 @@ def _idle(config: RunConfig, values: dict[str, Any]) -> Iterator[tuple[str, str]
                 yield f"augment.{key}", "augment.policy: light or heavy"
     if not (config.augment.mixup_alpha or config.augment.cutmix_alpha):
         yield "augment.mix_probability", "augment.mixup_alpha or augment.cutmix_alpha above 0"
-    if not config.ensemble.tune or len(config.models) < 2:
-        takes = "ensemble.tune: true" if len(config.models) > 1 else "two models or more"
+    num_members = len(config.models) + len(config.ensemble.voices)
+    if not config.ensemble.tune or num_members < 2:
+        takes = "ensemble.tune: true" if num_members > 1 else "two models or more"
         yield from ((f"ensemble.{key}", takes) for key in ("trials", "seed"))
     for part in ("pool", "test"):
         if values[f"data.{part}"] is None:

@@ -84,9 +84,9 @@ class _Watch:
                 is_in = model in stored.blend.weights
                 which = "" if is_in else ", which leaves it out"
                 remedy = (
-                    "look at the training of the others, or leave them out of `models`"
+                    "look at the training of the others, or leave them out of `models` or ensemble.voices"
                     if is_in
-                    else "set ensemble.tune: false, or leave others out of `models`"
+                    else "set ensemble.tune: false, or leave others out of `models` or ensemble.voices"
                 )
                 warnings.append(
                     f"{model} alone ranks better than the ensemble{which}: its out-of-fold AP is higher by "

@@ -30,7 +30,13 @@ def budget_of(run: FinishedRun, job: Job, entries: Sequence[dict[str, Any]]) -> 
 
     measured = None
     if job.images_per_second is None:
-        measured = measure(run.run_dir, run.config, run.table, arm=run.stored.arm, folds=run.stored.blend.folds)
+        voices = {voice.name for voice in run.config.ensemble.voices}
+        folds = {model: own for model, own in run.stored.blend.folds.items() if model not in voices}
+        if len(folds) < len(run.stored.blend.folds):
+            run.notes.append(
+                "Voices of the ensemble (ensemble.voices) are not timed: what embedding costs comes on top."
+            )
+        measured = measure(run.run_dir, run.config, run.table, arm=run.stored.arm, folds=folds)
         if measured["decode"] is None:
             run.notes.append("The images themselves are not here, so that reading and decoding them is not counted.")
     rate = job.images_per_second if measured is None else measured["ensemble"]

@@ -10,7 +10,7 @@ import numpy as np
 from configs.schema import ModelConfig
 from scripts.steps.propagate import current_predictions
 from scripts.steps.run_state import Pipeline, pixel_settings, rows_digest, train_folder
-from scripts.steps.voices import voice_files
+from scripts.steps.voices import current_voices
 from trainers.provenance import file_digest
 from trainers.stages import Stage, StageOutcome, StageRecord
 from trainers.table import ImageTable, read_table
@@ -50,20 +50,15 @@ def keep_predictions_of(pipeline: Pipeline, arms: Sequence[str]) -> None:
         for arm, model, fold in product([*arms, *_kept_arms(pipeline)], pipeline.config.models, range(table.num_folds))
     }
     wanted |= current_predictions(pipeline.run_dir, table)
-    if _same_rows(pipeline):
-        voices = pipeline.config.ensemble.voices
-        wanted |= {pipeline.run_dir / file for voice in voices for file in voice_files(voice, table.num_folds)}
+    wanted |= current_voices(pipeline.config, table)
     for path in folder.rglob("*.parquet"):
         if path not in wanted:
             path.unlink()
 
 
 def _kept_arms(pipeline: Pipeline) -> Sequence[str]:
-    return pipeline.kept_arms if _same_rows(pipeline) else []
-
-
-def _same_rows(pipeline: Pipeline) -> bool:
-    return all(record.skipped for record in pipeline.records if record.name == "prepare")
+    same_rows = all(record.skipped for record in pipeline.records if record.name == "prepare")
+    return pipeline.kept_arms if same_rows else []
 
 
 def _predict_one(pipeline: Pipeline, table: ImageTable, arm: str, model: ModelConfig, fold: int) -> StageRecord:

@@ -133,18 +133,23 @@ def _notes(figures: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _advice(config: RunConfig, figures: Mapping[str, Any]) -> Iterator[str]:
-    """How to make use of a frozen network that tells more than every trained model does."""
+    """How to make use of a frozen network that tells more than every trained model does.
+
+    Nothing where the features were transformed, which those of a voice are not, or where there are voices already.
+    """
     best = figures["best"]
-    if best is None:
+    if best is None or config.embed.transform.changes_something or config.ensemble.voices:
         return
     gains = [own["minus_best_probe"]["ap"] for by_arm in figures["models"].values() for own in by_arm.values()]
-    if not gains or max(gains) >= 0 or best["head"] not in ("logistic", "kernel"):
+    if not gains or None in gains or max(gains) >= 0 or best["head"] not in ("logistic", "kernel"):
         return
     network = next(own for own in networks_to_embed(config) if own.name == best["network"])
     if network.trained is not None:
         return
-    told = {"backbone", "pretrained", "image_size", "stages", "grid"}
+    told = {"name", "backbone", "pretrained", "options", "image_size", "stages", "grid"}
     voice = network.model_dump(mode="json", include=told, exclude_defaults=True) | {"learner": best["head"]}
+    if voice["name"] in {model.name for model in config.models}:
+        voice["name"] += "-frozen"
     text = yaml.safe_dump([voice], default_flow_style=True, sort_keys=False, width=10_000).strip()
     yield f"no trained model is better than this probe; a run with 'ensemble.voices={text}' blends it with them"
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ensembles.pseudo_labels import HeldOut
 
 SHARES_VERSION = 1  # of how voices tell the shares of the pool
-LEDGER_VERSION = 2  # of what its record tells: 2 has the teachers' AP
+LEDGER_VERSION = 3  # of what is in it and what its record tells: 3 has temperatures of Platt's targets
 LABEL_COLUMNS = ("id", "sha256", "label", "fold")
 # Fields of `pseudo` that say how students learn, or how many rounds of them there are, not what they are taught.
 NOT_TAUGHT = {"start", "batch_size", "loss_weight", "draw", "rounds", "min_precision"}

@@ -13,10 +13,10 @@ from configs.schema import RunConfig
 from ensembles.predictions import VOICES, logit_columns, write_predictions
 from ensembles.wording import number
 from scripts.steps.embed import as_teacher, embed_network
-from scripts.steps.run_state import SUPERVISED, Pipeline, rows_digest
+from scripts.steps.run_state import Pipeline, rows_digest
 from trainers.metrics import average_precision, one_vs_rest_log_odds, per_class_average_precision
 from trainers.provenance import file_digest
-from trainers.stages import Stage, StageOutcome, StageRecord
+from trainers.stages import Stage, StageOutcome, StageRecord, finished_inputs
 from trainers.table import ImageTable, read_table
 
 AP_NAME = {True: "out-of-fold AP:", False: "out-of-fold macro AP:"}
@@ -90,30 +90,47 @@ def voice_says(
     )
 
 
-def voice_files(voice: VoiceConfig, num_folds: int) -> list[str]:
+def current_voices(config: RunConfig, table: ImageTable) -> set[Path]:
+    """The files of scores of `ensemble.voices` that are of these rows, as the models score them."""
+    wanted = _scored(config, table)
+    current: set[Path] = set()
+    for voice in config.ensemble.voices:
+        inputs = finished_inputs(config.run_dir, f"voices/{voice.name}")
+        if inputs is not None and all(inputs[key] == value for key, value in wanted.items()):
+            current |= {config.run_dir / file for file in _files(voice, table.num_folds)}
+    return current
+
+
+def _files(voice: VoiceConfig, num_folds: int) -> list[str]:
     """Where the scores of a voice are, by fold."""
     return [f"predictions/{VOICES}/{voice.name}/fold{fold}.parquet" for fold in range(num_folds)]
 
 
+def _scored(config: RunConfig, table: ImageTable) -> dict[str, Any]:
+    """What is scored: rows, their splits, and how many views there are of each."""
+    return {
+        "rows": rows_digest(table, np.arange(len(table))),
+        "splits": ["holdout", "test", *(["pool"] if any(map(config.scores_pool, config.arms)) else [])],
+        "views": len(config.predict.views),
+    }
+
+
 def _score(pipeline: Pipeline, table: ImageTable, voice: VoiceConfig) -> StageRecord:
     config = pipeline.config
-    splits = ["holdout", "test", *(["pool"] if config.scores_pool(SUPERVISED) else [])]
-    files = voice_files(voice, table.num_folds)
-    num_views = len(config.predict.views)
+    files, scored = _files(voice, table.num_folds), _scored(config, table)
+    num_views = scored["views"]
     stage = Stage(
         f"voices/{voice.name}",
         {
             **voice_inputs(pipeline, voice),
-            "rows": rows_digest(table, np.arange(len(table))),
-            "splits": splits,
-            "views": num_views,
+            **scored,
             "seed": config.seed,
         },
         tuple(files),
     )
 
     def work(partial: Path) -> StageOutcome:
-        said = voice_says(pipeline, table, voice, VOICES, splits=splits)
+        said = voice_says(pipeline, table, voice, VOICES, splits=scored["splits"])
         places = pd.Index(table.frame["id"])
         for fold, file in enumerate(files):
             own = said[said["fold"] == fold]

@@ -20,6 +20,7 @@ from ensembles.predictions import VOICES, members_of, read_predictions
 from scripts.pipeline import run_pipeline
 from scripts.steps.run_state import Pipeline
 from scripts.steps.voices import voices_step
+from tests.scripts.pool_runs import PRETRAIN
 from tests.scripts.tiny_runs import MODELS, fresh, tiny_config
 from trainers.digits import DigitsSplit, write_digits
 from trainers.embedding import open_embeddings
@@ -157,6 +158,42 @@ def test_labels_of_a_fold_do_not_reach_what_a_voice_says_of_it(data: Path, tmp_p
         old = before[(before["arm"] == VOICES) & (before["fold"] == fold)].set_index("id")["logit"]
         new = pd.read_parquet(path).set_index("id")["logit"]
         assert bool((old.loc[new.index] == new).all()) == same
+
+
+def test_scores_of_other_labels_or_rows_go_before_the_folder_is_read(data: Path, tmp_path: Path) -> None:
+    config = config_of(data, tmp_path, {"predict": {"pool": False}})
+    run_pipeline(config)
+    file = config.run_dir / "predictions" / VOICES / "eye" / "fold0.parquet"
+    run_pipeline(config, until="predict")
+    assert file.exists()
+    run_pipeline(config_of(data, tmp_path, {"predict": {"pool": True}}), until="predict")
+    assert not file.exists(), "the models have scores of the pool now"
+    run_pipeline(config)
+    assert file.exists()
+    table = pd.read_csv(data / "table.csv", dtype=str, keep_default_na=False)
+    table.loc[table.index[table["label"] == "other"][:2], "label"] = "eight"
+    table.to_csv(data / "relabelled.csv", index=False)
+    other = config_of(data, tmp_path, {"data": {"source": str(data / "relabelled.csv"), "truth": None}})
+    run_pipeline(other, until="prepare")
+    run_pipeline(other, until="predict")
+    assert not file.exists()
+    read_predictions(config.run_dir / "predictions", table=read_table(config.run_dir / "table.parquet"))
+
+
+def test_a_teaching_arm_that_scores_the_pool_alone_is_blended_there_too(data: Path, tmp_path: Path) -> None:
+    changes = {
+        "pool": {"arm": "pseudo"},
+        "pseudo": {"batch_size": 8, "min_precision": 0.0, "teacher": "pretrained"},
+        "pretrain": {**PRETRAIN, "min_spread": 0.0},
+        "predict": {"pool": False},
+    }
+    config = config_of(data, tmp_path, changes)
+    run_pipeline(config)
+    _, predictions = scores_of(config)
+    for arm in config.arms:
+        members = members_of(predictions, arm)
+        for kind in members["kind"].unique():
+            assert len(ensemble_scores(members, kind)) == len(members[members["kind"] == kind]["id"].unique())
 
 
 def test_several_classes(data: Path, tmp_path: Path) -> None:

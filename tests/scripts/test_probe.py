@@ -91,6 +91,8 @@ def test_how_to_use_a_probe_that_no_trained_model_is_better_than(
         (tmp_path / "config.yaml").write_text(dump_config(config))
         (voice,) = load_config(tmp_path / "config.yaml", [setting[1]]).ensemble.voices
         assert voice.features == config.embed.networks[0].features and voice.learner == head
+        again = list(_advice(load_config(tmp_path / "config.yaml", [setting[1]]), {"best": None, "models": {}}))
+        assert not again
 
 
 @pytest.mark.parametrize(
