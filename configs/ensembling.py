@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from configs.networks import VoiceConfig, with_names_of_their_own
+from configs.networks import Voices
 from configs.sections import Section
 
 
@@ -24,16 +24,11 @@ class EnsembleConfig(Section):
         50, description="blends tried in each search, one search for each fold and one for all"
     )
     seed: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(None, description="of the search; null = the run's")
-    voices: list[VoiceConfig] = Field(
+    voices: Voices = Field(
         default=[],
         description="networks not trained here, as in pseudo.voices: what their features say of the labels is blended "
         "with the models of every arm, as if it were a model's; such an ensemble is not exported",
     )
-
-    @field_validator("voices")
-    @classmethod
-    def _names_differ(cls, voices: list[VoiceConfig]) -> list[VoiceConfig]:
-        return with_names_of_their_own(voices)
 
 
 class CalibrationConfig(Section):

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from configs.sections import SAFE_NAME, Count, Section, safe_name
 
@@ -147,6 +147,9 @@ def with_names_of_their_own(networks: list[_Frozen]) -> list[_Frozen]:
     if repeated:
         raise ValueError(f"two networks are called {repeated[0]!r}; give each its own `name`")
     return networks
+
+
+Voices = Annotated[list[VoiceConfig], AfterValidator(with_names_of_their_own)]
 
 
 class EmbedConfig(Section):

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from configs.networks import VoiceConfig, with_names_of_their_own
+from configs.networks import Voices
 from configs.sections import Count, Fraction, NonNegative, Section
 
 
@@ -37,7 +37,7 @@ class PseudoConfig(Section):
         "joint",
         description="joint = all models of a fold teach each student; cross = all but its own (co-training)",
     )
-    voices: list[VoiceConfig] = Field(
+    voices: Voices = Field(
         default=[],
         description="networks not trained here, as in embed.networks: what their features say of the labels speaks "
         "beside the teachers, with equal weight",
@@ -81,8 +81,3 @@ class PseudoConfig(Section):
         description="which pool images a step sees: like_labels = by their targets, so that classes are mixed as "
         "train.sampler mixes those of the labels; natural = all equally often",
     )
-
-    @field_validator("voices")
-    @classmethod
-    def _names_differ(cls, voices: list[VoiceConfig]) -> list[VoiceConfig]:
-        return with_names_of_their_own(voices)

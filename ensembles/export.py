@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 import configs
 from configs.errors import InputError, listed
 from configs.schema import DataConfig, PredictConfig, SubmitConfig
@@ -85,9 +83,9 @@ def run(
     blend = json.loads((run_dir / "ensemble" / ENSEMBLE_FILE).read_text(encoding="utf-8"))["blend"]
     calibration = None if stored.calibration.deployed is None else stored.calibration.deployed.to_json()
     check_known(blend)
-    everything = read_predictions(run_dir / "predictions", table=table)
-    _check_no_voices(blend, everything)
-    predictions = everything.query("arm == @stored.arm")
+    metrics = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
+    _check_no_voices(blend, metrics)
+    predictions = read_predictions(run_dir / "predictions", table=table).query("arm == @stored.arm")
     export_checks.check_blend(blend, calibration, predictions, stored.scores)
     finals = {
         (model, int(fold)): run_dir / "train" / stored.arm / model / f"fold{fold}" / "final"
@@ -98,7 +96,6 @@ def run(
     facts = {key: read_final(final).state for key, final in finals.items()}
     export_checks.check_weights(run_dir, stored.arm, finals)
     _check_backbones(facts)
-    metrics = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
     config = {
         "run": name,
         "rarefind": code_version(),
@@ -169,8 +166,8 @@ def _check_replaceable(out: Path) -> None:
         )
 
 
-def _check_no_voices(blend: Mapping[str, Any], predictions: pd.DataFrame) -> None:
-    voices = sorted(set(blend["weights"]) & set(predictions.loc[predictions["arm"] == VOICES, "model"]))
+def _check_no_voices(blend: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+    voices = sorted(model for model in blend["weights"] if VOICES in metrics["models"].get(model, {}))
     if voices:
         raise InputError(
             f"ensemble.voices: {', '.join(voices)}: a regression on the features of a frozen network is part of this "

@@ -19,8 +19,6 @@ from trainers.provenance import file_digest
 from trainers.stages import Stage, StageOutcome, StageRecord, finished_inputs
 from trainers.table import ImageTable, read_table
 
-AP_NAME = {True: "out-of-fold AP:", False: "out-of-fold macro AP:"}
-
 
 def voices_step(pipeline: Pipeline) -> None:
     """Bring the scores of `ensemble.voices` up to date, which the models of every arm are blended with."""
@@ -30,7 +28,8 @@ def voices_step(pipeline: Pipeline) -> None:
     table = read_table(pipeline.run_dir / "table.parquet")
     embed_voices(pipeline, table, voices, where="in the ensemble")
     records = [_score(pipeline, table, voice) for voice in voices]
-    summary = f"{AP_NAME[table.is_binary]} {', '.join(record.summary for record in records)}"
+    name = "AP" if table.is_binary else "macro AP"
+    summary = f"out-of-fold {name}: {', '.join(record.summary for record in records)}"
     pipeline.say("voices", records, "predictions/", summary=summary)
 
 
@@ -121,11 +120,7 @@ def _score(pipeline: Pipeline, table: ImageTable, voice: VoiceConfig) -> StageRe
     num_views = scored["views"]
     stage = Stage(
         f"voices/{voice.name}",
-        {
-            **voice_inputs(pipeline, voice),
-            **scored,
-            "seed": config.seed,
-        },
+        {**voice_inputs(pipeline, voice), **scored, "seed": config.seed},
         tuple(files),
     )
 

@@ -83,6 +83,7 @@ def test_a_voice_is_blended_with_the_models_as_one_of_them(
     np.testing.assert_allclose(blended, logits.loc[blended.index], rtol=1e-9)
     page = (config.run_dir / "report.html").read_text()
     assert "eye" in page and '<td class="first">voices</td>' in page
+    run_pipeline(config_of(data, tmp_path, {"ensemble": {"voices": []}, "predict": {"views": VIEWS}}), until="predict")
     with pytest.raises(InputError, match=r"ensemble\.voices: eye: .* cannot be exported; .* ensemble\.voices=\[\]"):
         export.run(
             config.run_dir,

@@ -83,7 +83,8 @@ def test_how_to_use_a_probe_that_no_trained_model_is_better_than(
     network = {"backbone": "test_efficientnet", "image_size": 32, "stages": [2], "grid": 3}
     config = config_of(data, tmp_path, embed={"networks": [network]})
     models = {f"m{number}": {"supervised": {"minus_best_probe": {"ap": gain}}} for number, gain in enumerate(gains)}
-    lines = list(_advice(config, {"best": {"network": "test_efficientnet", "head": head}, "models": models}))
+    figures = {"best": {"network": "test_efficientnet", "head": head}, "models": models}
+    lines = list(_advice(config, figures))
     assert bool(lines) == told
     if told:
         setting = re.search(r"'(ensemble\.voices=.*)'", lines[0])
@@ -91,8 +92,8 @@ def test_how_to_use_a_probe_that_no_trained_model_is_better_than(
         (tmp_path / "config.yaml").write_text(dump_config(config))
         (voice,) = load_config(tmp_path / "config.yaml", [setting[1]]).ensemble.voices
         assert voice.features == config.embed.networks[0].features and voice.learner == head
-        again = list(_advice(load_config(tmp_path / "config.yaml", [setting[1]]), {"best": None, "models": {}}))
-        assert not again
+        followed = load_config(tmp_path / "config.yaml", [setting[1]])
+        assert not list(_advice(followed, figures)) and not list(_advice(config, {**figures, "best": None}))
 
 
 @pytest.mark.parametrize(
