@@ -211,10 +211,11 @@ def _read(path: Path, table: ImageTable) -> "Opinions":
 
 
 def _trained(config: RunConfig, table: ImageTable) -> dict[str, "Opinions"]:
-    """The equal-weight ensembles of the arms that are trained, where their scores are of these rows and folds."""
-    from ensembles.blending import blend_scores, fit_logits, score_columns
-    from ensembles.comparison import Opinions
-    from ensembles.predictions import NOT_TRAINED, members_of, prediction_files, read_predictions
+    """The equal-weight ensembles of the arms that are trained, where their scores are of these rows and folds.
+
+    With `ensemble.voices`: without them, beside them, and the voices alone.
+    """
+    from ensembles.predictions import NOT_TRAINED, VOICES, members_of, prediction_files, read_predictions
 
     folder = config.run_dir / "predictions"
     if not prediction_files(folder):
@@ -224,24 +225,34 @@ def _trained(config: RunConfig, table: ImageTable) -> dict[str, "Opinions"]:
     except InputError as error:
         CONSOLE.print(f"[yellow]note:[/] the trained networks are left out: {escape(str(error).partition(chr(10))[0])}")
         return {}
-    ids = table.frame["id"]
+    arms = set(everything["arm"])
     result = {}
-    for arm in sorted(set(everything["arm"]) - NOT_TRAINED):
-        own = members_of(everything, arm)
-        blend = fit_logits(own)
-        scores = blend_scores(blend, own).set_index("id")
-        probabilities = pd.DataFrame(
-            blend.probabilities(scores[score_columns(blend.num_outputs)].to_numpy(dtype=np.float64)), index=scores.index
-        )
-        if table.is_binary:
-            probabilities = pd.DataFrame({0: 1 - probabilities[0], 1: probabilities[0]})
-        pool = table.rows("pool")[ids.iloc[table.rows("pool")].isin(scores.index).to_numpy()]
-        result[str(arm)] = Opinions(
-            probabilities.loc[ids.iloc[table.rows("train")]].to_numpy(),
-            probabilities.loc[ids.iloc[pool]].to_numpy(),
-            pool,
-        )
+    for arm in sorted(arms - NOT_TRAINED):
+        result[str(arm)] = _blended(everything[everything["arm"] == arm], table)
+        if VOICES in arms:
+            result[f"{arm} and voices"] = _blended(members_of(everything, arm), table)
+    if VOICES in arms:
+        result["voices alone"] = _blended(everything[everything["arm"] == VOICES], table)
     return result
+
+
+def _blended(members: pd.DataFrame, table: ImageTable) -> "Opinions":
+    """What the equal-weight ensemble of these rows of the prediction table says of labelled rows and the pool."""
+    from ensembles.blending import blend_scores, fit_logits, score_columns
+    from ensembles.comparison import Opinions
+
+    ids = table.frame["id"]
+    blend = fit_logits(members)
+    scores = blend_scores(blend, members).set_index("id")
+    probabilities = pd.DataFrame(
+        blend.probabilities(scores[score_columns(blend.num_outputs)].to_numpy(dtype=np.float64)), index=scores.index
+    )
+    if table.is_binary:
+        probabilities = pd.DataFrame({0: 1 - probabilities[0], 1: probabilities[0]})
+    pool = table.rows("pool")[ids.iloc[table.rows("pool")].isin(scores.index).to_numpy()]
+    return Opinions(
+        probabilities.loc[ids.iloc[table.rows("train")]].to_numpy(), probabilities.loc[ids.iloc[pool]].to_numpy(), pool
+    )
 
 
 def _judged(

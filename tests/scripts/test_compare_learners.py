@@ -135,6 +135,24 @@ def test_features_of_each_fold(data: Path, tmp_path: Path) -> None:
     assert "propagate/train-supervised-test_resnet" in fresh(run_pipeline(own, until="propagate"))
 
 
+def test_with_frozen_networks_in_the_ensemble_the_trained_ones_are_judged_without_them_too(
+    data: Path, tmp_path: Path
+) -> None:
+    voices = {"ensemble": {"voices": [{"name": "eye", "backbone": "test_vit", "image_size": 32}]}}
+    config = embedded_config(data, tmp_path, **voices)
+    run_pipeline(config)
+    run_pipeline(config, until="compare-learners")
+    result = json.loads((config.run_dir / "comparison" / "comparison.json").read_text())
+    found = {entry["name"]: entry["oof"]["ap"] for entry in result["entries"] if not entry["features"]}
+    metrics = json.loads((config.run_dir / "metrics.json").read_text())
+    assert found["supervised and voices"] == pytest.approx(metrics["ensemble"]["ap"])
+    assert found["voices alone"] == pytest.approx(metrics["models"]["eye"]["voices"]["ap"])
+    run_pipeline(embedded_config(data, tmp_path, ensemble={"voices": []}))
+    without = json.loads((config.run_dir / "metrics.json").read_text())
+    assert found["supervised"] == pytest.approx(without["ensemble"]["ap"])
+    assert len(set(found.values())) == len(found) == 3
+
+
 def test_ways_on_several_networks_are_listed_below_each_within_a_page() -> None:
     figures = {"ap": 0.9, "accuracy": 0.9, "macro_f1": 0.9, "recall": [0.9, 0.8, 0.7]}
     entries = [
