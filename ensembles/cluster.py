@@ -270,11 +270,14 @@ def _number(
                 f"at most {num_distinct}"
             )
         return given, {"chosen_by": None}
-    candidates = [number for number in settings.candidates if number < num_distinct]
+    # Every image a cluster of its own has no silhouette below that of a perfect clustering.
+    most = num_distinct - 1 if highest else num_distinct
+    candidates = [number for number in settings.candidates if number <= most]
     if not candidates:
+        remedy = "give smaller numbers" if most > 1 else f"set cluster.num_clusters to {num_distinct}"
         raise InputError(
             f"cluster.candidates: {', '.join(map(str, settings.candidates))} clusters of "
-            f"{counted(num_distinct, 'different image')}; give smaller numbers"
+            f"{counted(num_distinct, 'different image')}; {remedy}"
         )
     figures: dict[int, float] = {}
     with progress_bar("number of clusters", len(candidates)) as bar:

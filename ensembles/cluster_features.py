@@ -40,6 +40,8 @@ def reduced(features: np.ndarray, settings: ClusterConfig, *, ids: np.ndarray, n
     sample = _lengths_one(features[rows], settings.normalise)
     if float(np.ptp(sample, axis=0).max()) <= SAME * float(np.abs(sample).max()):
         raise _all_equal(num_rows, name)
+    centre = sample.mean(axis=0, dtype=np.float64).astype(np.float32)  # without it, float32 covariances cancel
+    sample -= centre
     most = min(len(sample), dim)
     wanted = most if settings.pca is None else settings.pca
     components = float(wanted) if wanted < 1 else min(int(wanted), most)
@@ -51,7 +53,7 @@ def reduced(features: np.ndarray, settings: ClusterConfig, *, ids: np.ndarray, n
     values = np.empty((num_rows, dims), np.float32)
     for start in range(0, num_rows, BLOCK_ROWS):
         block = _lengths_one(features[start : start + BLOCK_ROWS], settings.normalise)
-        values[start : start + BLOCK_ROWS] = pca.transform(block)[:, :dims]
+        values[start : start + BLOCK_ROWS] = pca.transform(block - centre)[:, :dims]
     share = float(pca.explained_variance_ratio_[:dims].sum())
     return Reduced(values, {"dims": dims, "variance": min(share, 1.0), **_kept(settings)})
 

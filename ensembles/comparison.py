@@ -75,7 +75,7 @@ CLASSIC: dict[str, tuple[Callable[..., classic.ClassicResult], list[dict[str, An
 }
 OURS: dict[str, list[dict[str, Any]]] = {
     "rarefind propagation": [{"method": "propagation"}],
-    "rarefind spreading": [{"alpha": alpha} for alpha in (0.2, 0.5, 0.8)],
+    "rarefind spreading": [{"method": "spreading", "alpha": alpha} for alpha in (0.2, 0.5, 0.8)],
 }
 METHODS = (*CLASSIC, *OURS)
 
@@ -86,12 +86,12 @@ def settings_of(method: str) -> Sequence[Setting]:
 
 
 def setting_name(setting: Setting) -> str:
-    """A setting as it is shown.
+    """A setting as it is shown beside the name of its method.
 
     >>> setting_name({"n_neighbors": 11, "alpha": 0.2, "seed": 0})
     'n_neighbors 11, alpha 0.2'
     """
-    return ", ".join(f"{key} {value}" for key, value in setting.items() if key != "seed")
+    return ", ".join(f"{key} {value}" for key, value in setting.items() if key not in ("seed", "method"))
 
 
 def opinions(

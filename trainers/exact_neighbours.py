@@ -104,11 +104,12 @@ class _Search:
         near = (groups[:, :, None] + _members(in_groups.shape[1], upper.device)).flatten(1)
         values, chosen = upper.gather(1, near).topk(min(self.at_once, near.shape[1]), dim=1, sorted=False)
         near = (near.gather(1, chosen) + columns.start).clamp_(max=len(self.columns.points) - 1)
-        own = torch.arange(rows.start, rows.stop, device=upper.device)
-        self._take(own, near, values)
+        left = torch.nonzero(self.least[rows] < torch.inf).flatten()  # by a second look: what is done stays as it is
+        own = left + rows.start
+        self._take(own, near[left], values[left])
         # Of rows with k others that equal them: there may be more of these than can be measured.
-        done = self.squared[rows, -1] == 0
-        self.least[rows] = torch.where(done, torch.inf, self.least[rows])
+        done = self.squared[own, -1] == 0
+        self.least[own[done]] = torch.inf
         # All others find these again, with all that is as near.
         self.index[own[~done]], self.squared[own[~done]] = -1, torch.inf
 

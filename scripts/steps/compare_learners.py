@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 FOLDER = "comparison"
 COMPARISON_FILE = f"{FOLDER}/comparison.json"
+VOICES_ALONE = "voices alone"
 
 
 def compare_learners_step(pipeline: Pipeline) -> None:
@@ -59,8 +60,9 @@ def compare_learners_step(pipeline: Pipeline) -> None:
         entries.append({**entry, **record.facts, "optimistic": network.each_fold and _keeps_best(config)})
     for arm, own in _trained(config, table).items():
         found[arm] = own
-        facts = {"method": f"networks, {arm}", "features": "", "setting": "", "trained": True}
-        entries.append({"name": arm, **facts, "optimistic": _keeps_best(config)})
+        trained = arm != VOICES_ALONE
+        facts = {"method": f"networks, {arm}" if trained else arm, "features": "", "setting": "", "trained": trained}
+        entries.append({"name": arm, **facts, "optimistic": trained and _keeps_best(config)})
     result = _judged(config, table, entries, found)
     atomic.write_json(run_dir / COMPARISON_FILE, result)
     pipeline.say("compare", records, COMPARISON_FILE, summary=f"{len(entries)} ways of using the same labels")
@@ -232,7 +234,7 @@ def _trained(config: RunConfig, table: ImageTable) -> dict[str, "Opinions"]:
         if VOICES in arms:
             result[f"{arm} and voices"] = _blended(members_of(everything, arm), table)
     if VOICES in arms:
-        result["voices alone"] = _blended(everything[everything["arm"] == VOICES], table)
+        result[VOICES_ALONE] = _blended(everything[everything["arm"] == VOICES], table)
     return result
 
 
@@ -329,7 +331,8 @@ def _verdicts(
         rng=np.random.default_rng(derive_seed(config.seed, "comparison")),
     )
     name = "AP" if table.is_binary else "macro AP"
-    against = f"{network['method']}, less {other['name']} ({other['setting']})"
+    setting = f" ({other['setting']})" if other["setting"] else ""
+    against = f"{network['method']}, less {other['name']}{setting}"
     lines = [f"Out of fold, {name} of {against}: {gain.estimate:+z.3f} [{gain.low:+z.3f}, {gain.high:+z.3f}]."]
     one, two = found[network["name"]], found[other["name"]]
     shared = np.intersect1d(one.pool_rows, two.pool_rows)

@@ -129,6 +129,7 @@ def test_the_silhouette_is_that_of_a_sample_without_noise() -> None:
         ("kmeans", 5, {"num_clusters": 6}, r"num_clusters: 6 clusters of 5 different images; set it to at most 5"),
         ("gaussian_mixture", 5, {"num_clusters": 6}, r"6 clusters of 5 different images"),
         ("kmeans", 5, {"num_clusters": "auto", "candidates": [5, 9]}, r"candidates: 5, 9 clusters of 5 different"),
+        ("kmeans", 2, {"num_clusters": "auto"}, r"of 2 different images; set cluster\.num_clusters to 2"),
         ("dbscan", 9, {}, r"min_samples: 10 images make a neighbourhood dense, and there are 9; lower it"),
         ("hdbscan", 9, {}, r"min_samples: 10 images"),
     ],
@@ -138,6 +139,13 @@ def test_what_so_few_images_cannot_give_is_an_error(
 ) -> None:
     with pytest.raises(InputError, match=message):
         found(method, blobs()[0][:num_rows], **changes)
+
+
+def test_two_different_images_can_be_a_mixture_of_two() -> None:
+    clustering = found(
+        "gaussian_mixture", np.repeat(np.eye(2, dtype=np.float32), 20, axis=0), num_clusters="auto", candidates=[2, 5]
+    )
+    assert sorted(np.bincount(clustering.labels)) == [20, 20]
 
 
 def test_copies_do_not_count_as_different_images() -> None:

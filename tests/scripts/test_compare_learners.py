@@ -109,11 +109,12 @@ def test_settings_share_their_neighbours_and_say_what_they_say_alone(
 
     monkeypatch.setattr(fold_graphs, "nearest", counted)
     settings = [*comparison.settings_of("rarefind propagation"), *comparison.settings_of("rarefind spreading")]
+    asked = config.propagate.model_copy(update={"method": "propagation"})  # which is no setting of spreading
 
     def of_all(graphs: dict[int, fold_graphs.FoldGraphs] | None) -> tuple[list[comparison.Opinions], int]:
         before = len(searches)
         found = [
-            comparison.opinions("rarefind spreading", one, features, table, config.propagate, seed=0, graphs=graphs)
+            comparison.opinions("rarefind spreading", one, features, table, asked, seed=0, graphs=graphs)
             for one in settings
         ]
         return found, len(searches) - before
@@ -123,7 +124,8 @@ def test_settings_share_their_neighbours_and_say_what_they_say_alone(
     for one, other in zip(alone, shared, strict=True):
         assert (one.oof == other.oof).all() and (one.pool == other.pool).all()
     assert searched == 1 and searched_alone == len(settings)
-    assert (alone[0].oof != alone[1].oof).any()
+    for one, other in itertools.pairwise(alone):
+        assert (one.oof != other.oof).any(), "each setting says something else"
 
 
 def test_features_of_each_fold(data: Path, tmp_path: Path) -> None:
@@ -151,6 +153,8 @@ def test_with_frozen_networks_in_the_ensemble_the_trained_ones_are_judged_withou
     without = json.loads((config.run_dir / "metrics.json").read_text())
     assert found["supervised"] == pytest.approx(without["ensemble"]["ap"])
     assert len(set(found.values())) == len(found) == 3
+    trained = {entry["name"] for entry in result["entries"] if entry.get("trained")}
+    assert trained == {"supervised", "supervised and voices"}, "those that the verdict takes for trained"
 
 
 def test_ways_on_several_networks_are_listed_below_each_within_a_page() -> None:

@@ -64,6 +64,19 @@ def test_ties_are_in_the_order_of_rows(precision: torch.dtype, monkeypatch: pyte
     np.testing.assert_array_equal(exact_neighbours(points, None, 6, CPU)[0], by_brute_force(points, 6)[0])
 
 
+@pytest.mark.parametrize("ask", [False, True], ids=["each other", "queries"])
+def test_each_neighbour_is_there_once_where_copies_lie_in_a_crowd(
+    ask: bool, precision: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"BLOCK_ROWS": 64, "CLUSTER_ROWS": 32, "CROWDED": 4}.items():
+        monkeypatch.setattr(search, name, value)
+    points = points_of("two far crowds", 330, seed=1)
+    points[::9] = points[0]
+    index, squared = exact_neighbours(points, points[::3] if ask else None, 7, CPU)
+    assert min(len(set(found)) for found in index.tolist()) == 7
+    assert (squared[:: 3 if ask else 9] == 0).all()
+
+
 @pytest.mark.parametrize("scale", [2.0**-120, 2.0**-60, 2.0**60, 2.0**120])
 @pytest.mark.parametrize("ask", [False, True], ids=["each other", "queries"])
 def test_features_of_any_scale_have_neighbours(scale: float, ask: bool, precision: torch.dtype) -> None:
