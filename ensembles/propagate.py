@@ -12,9 +12,11 @@ directed one (scikit-learn's own `kernel="knn"`) by a method for matrices that a
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
+from scipy.linalg import lu_factor, lu_solve
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import bicgstab, cg, gmres
 
@@ -23,10 +25,15 @@ from ensembles.graph import without_diagonal
 
 UNLABELLED = -1
 MAX_ITERATIONS = 20_000
-REFINEMENTS = 3
 ROUNDING = 10  # what it may add to the residual that a solver itself knows
+REFINEMENTS = 50  # of propagation; each solves for what is still missing
+SOLVED_AGAIN = 3  # times that spreading does so, before it goes on by plain steps
+REFINED = 1e-4  # the tolerance of such a solution
+LEAST_OFF = 1e-9  # how far from 1 the sum of a row may be at best
+SHIFT = 1e-13  # of eigenvalues while refining, more than rounding takes off them; residuals are without it
+WEAK = 1e-3  # a tie beside those within a group
+MAX_GROUPS = 2000  # that are solved for directly
 MASS_ITERATIONS, MASS_TOLERANCE = 200, 1e-6
-MIN_TOLERANCE = 1e-14  # about what float64 can
 
 
 def propagate(
@@ -35,8 +42,9 @@ def propagate(
     """Label distributions (rows, classes) with the labels held fast; rows that no label reaches are all zero.
 
     `affinity` is (rows, rows), not negative; row i takes from the columns j of its row. `targets` (rows,) are class
-    numbers, -1 where unlabelled. `tolerance` bounds the norm of the residual against that of the right side. Raises
-    InputError for wrong inputs, for no label at all, and when the solver does not get there.
+    numbers, -1 where unlabelled. `tolerance` bounds the norm of the residual against that of the right side, and a
+    tenth of how far from 1 rows sum before they are normalised. Raises InputError for wrong inputs, for no label at
+    all, and when the solver does not get there.
     """
     weights = _checked(affinity, targets, num_classes)
     symmetric = _is_symmetric(weights)
@@ -51,9 +59,25 @@ def propagate(
     # scaled by D^-1/2 from both sides, which keeps a symmetric system symmetric
     root = 1 / np.sqrt(degree)
     matrix = sparse.eye_array(len(free), format="csr") - _scaled(inner, root, root)
-    right = root[:, None] * (boundary @ result[labelled])
-    solution = _solve(matrix, right, symmetric=symmetric, tolerance=tolerance)
-    result[free] = _normalised(root[:, None] * solution)
+    known, left = result[labelled], root[:, None]
+    found = left * _solve(matrix, left * (boundary @ known), symmetric=symmetric, tolerance=tolerance)
+    # Rows sum to 1 once everything has come to them from the labels. A residual does not tell: that of rows which are
+    # tied to each other far more than to any others is small whatever they have.
+    off, refined = _off_one(found), 0
+    while off > max(ROUNDING * tolerance, LEAST_OFF):
+        if refined == REFINEMENTS:
+            raise InputError(
+                f"the solver did not reach the tolerance {tolerance:g} (rows sum to 1 within {off:.1e}): allow a "
+                "larger tolerance, or take more neighbours, which ties the graph together"
+            )
+        if not refined:
+            groups = _weakly_tied_groups(inner, boundary.sum(axis=1))
+            matrix = matrix + SHIFT * sparse.eye_array(len(free), format="csr")
+        found += groups.correction(_differences(inner, found, found) + _differences(boundary, known, found))
+        pull = _differences(inner, found, found) + _differences(boundary, known, found)
+        found += left * _solve(matrix, left * pull, symmetric=symmetric, tolerance=REFINED, strict=False)
+        off, refined = _off_one(found), refined + 1
+    result[free] = _normalised(found)
     return result
 
 
@@ -77,12 +101,24 @@ def spread(
     weights = _checked(affinity, targets, num_classes)
     degree = np.asarray(weights.sum(axis=0)).ravel()
     root = 1 / np.sqrt(np.where(degree > 0, degree, 1.0))
-    matrix = sparse.eye_array(len(targets), format="csr") - _scaled(weights, alpha * root, root)
+    step = _scaled(weights, alpha * root, root)
     right = (1 - alpha) * _one_hot(targets, num_classes)
     symmetric = _is_symmetric(weights)
-    solution = _solve(matrix.tocsr(), right, symmetric=symmetric, tolerance=tolerance)
-    solution[~_reached(weights, targets != UNLABELLED, symmetric=symmetric)] = 0
-    return _normalised(solution) if normalise else np.maximum(solution, 0)
+    matrix = (sparse.eye_array(len(targets), format="csr") - step).tocsr()
+    found = _solve(matrix, right, symmetric=symmetric, tolerance=tolerance)
+    unreached = ~_reached(weights, targets != UNLABELLED, symmetric=symmetric)
+    # Rows of little mass, far from all labels, are to be right in proportion, too, because rows are normalised. In the
+    # end by plain steps: they take nothing away from anything, so that each row is rounded by its own size.
+    for turn in range(MAX_ITERATIONS):
+        found[unreached] = 0
+        before = np.maximum(found, 0)
+        found = step @ before + right
+        change = found - before
+        if (np.abs(change).max(axis=1) <= (1 - alpha) * tolerance * found.sum(axis=1)).all():
+            return _normalised(found) if normalise else found
+        if turn < SOLVED_AGAIN:
+            found = before + _solve(matrix, change, symmetric=symmetric, tolerance=REFINED, strict=False)
+    raise InputError(f"spreading did not reach the tolerance {tolerance:g} in {MAX_ITERATIONS:,} steps: lower alpha")
 
 
 def class_mass_factors(distributions: np.ndarray, prior: np.ndarray) -> np.ndarray:
@@ -172,42 +208,98 @@ def _normalised(values: np.ndarray) -> np.ndarray:
     return np.divide(values, total, out=np.zeros_like(values), where=total > 0)
 
 
-def _solve(matrix: sparse.csr_array, right: np.ndarray, *, symmetric: bool, tolerance: float) -> np.ndarray:
-    """Column by column; raises InputError when the residual stays above the tolerance.
+def _off_one(distributions: np.ndarray) -> float:
+    return float(np.abs(distributions.sum(axis=1) - 1).max())
 
-    Rows of little mass, far from all labels, are to be right in proportion, too, because rows are normalised later: if
-    the residual of one is above the tolerance times its own mass, the solver goes on from where it came to.
+
+def _differences(ties: sparse.csr_array, others: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Sum over j of ties[i, j] (others[j] - own[i]), (rows, classes), without the sums whose difference that is."""
+    rows = np.repeat(np.arange(ties.shape[0]), np.diff(ties.indptr))
+    columns = [
+        np.bincount(rows, ties.data * (theirs[ties.indices] - mine[rows]), minlength=ties.shape[0])
+        for theirs, mine in zip(others.T, own.T, strict=True)
+    ]
+    return np.stack(columns, axis=1)
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """Rows that are tied to each other far more than to others, each group with one value to be solved for."""
+
+    place: np.ndarray  # (rows,), the group's; -1 = in none
+    factor: tuple[np.ndarray, np.ndarray]
+
+    def correction(self, pull: np.ndarray) -> np.ndarray:
+        """What each group is off as a whole, (rows, classes), by the `pull` (rows, classes) on its rows."""
+        result, member = np.zeros_like(pull), self.place >= 0
+        if member.any():
+            total = np.stack([np.bincount(self.place[member], column[member]) for column in pull.T], axis=1)
+            result[member] = lu_solve(self.factor, total)[self.place[member]]
+        return result
+
+
+def _weakly_tied_groups(inner: sparse.csr_array, boundary: np.ndarray) -> _Groups:
+    """The groups of rows that little ties to all else, by ties `inner` (rows, rows) and `boundary` (rows,) to labels.
+
+    They are what a system has its small eigenvalues of. Nothing is subtracted from the ties out of a group, so that
+    its value is right however weak they are (the coarse part of a two-level method; Nicolaides 1987).
     """
-    solution, wanted = np.zeros_like(right), tolerance
-    for refining in range(REFINEMENTS):  # in the first turn what was asked for, then as far as it goes
-        for column in np.flatnonzero(right.any(axis=0)):
-            found, reached = _solve_one(
-                matrix, right[:, column], solution[:, column], symmetric=symmetric, tolerance=wanted
+    strongest = inner.max(axis=1).toarray().ravel()
+    ties = inner.tocoo()
+    strong = ties.data >= WEAK * np.minimum(strongest[ties.row], strongest[ties.col])
+    num_groups, group = connected_components(
+        sparse.csr_array((ties.data[strong], (ties.row[strong], ties.col[strong])), shape=inner.shape), directed=False
+    )
+    to_all = np.bincount(group[ties.row], ties.data, num_groups) + np.bincount(group, boundary, num_groups)
+    apart = group[ties.row] != group[ties.col]
+    tail, head, weight = group[ties.row[apart]], group[ties.col[apart]], ties.data[apart]
+    outward = np.bincount(tail, weight, num_groups) + np.bincount(group, boundary, num_groups)
+    chosen = np.argsort(outward / to_all, kind="stable")[:MAX_GROUPS]
+    place = np.full(num_groups, -1)
+    place[chosen] = np.arange(len(chosen))
+    system = np.diag(outward[chosen])
+    between = (place[tail] >= 0) & (place[head] >= 0)
+    np.subtract.at(system, (place[tail[between]], place[head[between]]), weight[between])
+    return _Groups(place[group], lu_factor(system))
+
+
+def _solve(
+    matrix: sparse.csr_array,
+    right: np.ndarray,
+    *,
+    symmetric: bool,
+    tolerance: float,
+    strict: bool = True,
+) -> np.ndarray:
+    """Column by column; raises InputError when the residual stays above the tolerance, if that is a must."""
+    solution = np.zeros_like(right)
+    for column in np.flatnonzero(right.any(axis=0)):
+        solution[:, column], reached = _solve_one(matrix, right[:, column], symmetric=symmetric, tolerance=tolerance)
+        if strict and reached > tolerance * ROUNDING:
+            raise InputError(
+                f"the solver did not reach the tolerance {tolerance:g} (residual {reached:.1e}): allow a larger "
+                "tolerance, or take more neighbours, which ties the graph together"
             )
-            if reached <= wanted * ROUNDING or not refining:
-                solution[:, column] = found
-            if reached > wanted * ROUNDING and not refining:
-                raise InputError(
-                    f"the solver did not reach the tolerance {wanted:g} (residual {reached:.1e}): allow a larger "
-                    "tolerance, or take more neighbours, which ties the graph together"
-                )
-        residual, mass = np.abs(right - matrix @ solution).max(axis=1), solution.sum(axis=1)
-        if (residual <= tolerance * np.maximum(mass, np.finfo(np.float64).tiny)).all() or wanted < MIN_TOLERANCE:
-            break
-        wanted = max(wanted * 1e-3, MIN_TOLERANCE / 10)
     return solution
 
 
 def _solve_one(
-    matrix: sparse.csr_array, right: np.ndarray, start: np.ndarray, *, symmetric: bool, tolerance: float
+    matrix: sparse.csr_array,
+    right: np.ndarray,
+    *,
+    symmetric: bool,
+    tolerance: float,
 ) -> tuple[np.ndarray, float]:
     """A solution, and the norm of its residual against that of the right side."""
-    solvers: list[Callable[..., tuple[np.ndarray, int]]] = [cg] if symmetric else [bicgstab, gmres]
-    best, reached = start, np.inf
-    for solver in solvers:
+    # of generalised minimal residuals an iteration is a cycle of steps
+    solvers: list[tuple[Callable[..., tuple[np.ndarray, int]], int]] = (
+        [(cg, MAX_ITERATIONS)] if symmetric else [(bicgstab, MAX_ITERATIONS), (gmres, MAX_ITERATIONS // 100)]
+    )
+    best, reached = np.zeros_like(right), np.inf
+    for solver, at_most in solvers:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # told by the residual
-            found, _ = solver(matrix, right, x0=start, rtol=tolerance, atol=0, maxiter=MAX_ITERATIONS)
+            found, _ = solver(matrix, right, rtol=tolerance, atol=0, maxiter=at_most)
         residual = float(np.linalg.norm(right - matrix @ found) / np.linalg.norm(right))
         if residual < reached:
             best, reached = found, residual

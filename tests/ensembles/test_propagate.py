@@ -155,13 +155,101 @@ def test_a_solver_that_does_not_get_there_says_so(monkeypatch: pytest.MonkeyPatc
         propagate(weights, targets, num_classes=2)
 
 
-def test_what_the_last_refinement_cannot_reach_is_no_error() -> None:
-    """Distances over many powers of ten, which make a system that float64 cannot solve to the last digit."""
+def by_elimination(weights: sparse.csr_array, targets: np.ndarray, num_classes: int) -> np.ndarray:
+    """Propagation by elimination that subtracts nothing, so that each row is right to the last digits.
+
+    Grassmann, Taksar and Heyman 1985: a row that is taken out hands its ties on to those that it is tied to.
+    """
+    dense, free = weights.toarray(), np.flatnonzero(targets == UNLABELLED)
+    ties = dense[np.ix_(free, free)]
+    to_labels = np.stack([dense[np.ix_(free, targets == label)].sum(axis=1) for label in range(num_classes)], axis=1)
+    np.fill_diagonal(ties, 0)
+    for last in range(len(free) - 1, 0, -1):
+        handed_on = ties[:last, last] / (ties[last, :last].sum() + to_labels[last].sum())
+        ties[:last, :last] += np.outer(handed_on, ties[last, :last])
+        np.fill_diagonal(ties, 0)
+        to_labels[:last] += np.outer(handed_on, to_labels[last])
+    result = np.zeros((len(targets), num_classes))
+    known = targets != UNLABELLED
+    result[known, targets[known]] = 1
+    solved = np.zeros((len(free), num_classes))
+    for row in range(len(free)):
+        solved[row] = ties[row, :row] @ solved[:row] + to_labels[row]
+        solved[row] /= solved[row].sum()
+    result[free] = solved
+    return result
+
+
+def assert_is_exact(found: np.ndarray, weights: sparse.csr_array, targets: np.ndarray) -> None:
+    reached = found.any(axis=1)
+    assert reached.mean() > 0.5
+    own = sparse.csr_array(weights.toarray()[np.ix_(reached, reached)])
+    np.testing.assert_allclose(found[reached], by_elimination(own, targets[reached], found.shape[1]), atol=1e-6)
+
+
+def with_copies(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features of two clusters, and of images with more copies than they have neighbours; targets."""
+    rng = np.random.default_rng(seed)
+    parts = [rng.normal(size=(120, 5)), rng.normal(1, 1, size=(120, 5))]
+    parts += [
+        np.repeat(rng.normal(0.5, 1, size=(1, 5)), copies, axis=0) for copies in (12, 20, 40, 15, 20 if seed else 500)
+    ]
+    targets = np.full(sum(map(len, parts)), UNLABELLED)
+    targets[:8], targets[120:123] = 0, 1
+    return np.concatenate(parts), targets
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_copies_that_have_only_each_other_for_neighbours_get_what_little_ties_them_to_others(seed: int) -> None:
+    """Ties among them of 1, to all else of 1e-12: a residual of 1e-8 says nothing of what they have."""
+    features, targets = with_copies(seed)
+    weights = affinity(nearest(features, 10, metric="euclidean"), metric="euclidean")
+    assert_is_exact(propagate(weights, targets, num_classes=2), weights, targets)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 0.95])
+def test_copies_of_little_mass_are_spread_to_like_sklearn_run_to_convergence(alpha: float) -> None:
+    for seed in range(3):
+        features, targets = with_copies(seed)
+        weights = affinity(nearest(features, 10, metric="euclidean"), metric="euclidean")
+        found = spread(weights, targets, num_classes=2, alpha=alpha)
+        dense = weights.toarray()
+        learner = LabelSpreading(
+            kernel=lambda left, right, dense=dense: dense.copy(), alpha=alpha, max_iter=3000, tol=1e-40
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it does as many steps as it may
+            expected = learner.fit(features, targets).label_distributions_
+        np.testing.assert_allclose(found, np.nan_to_num(expected), atol=1e-6)
+
+
+@pytest.mark.parametrize("weak", [1e-2, 1e-4, 1e-6, 1e-9, 1e-12])
+def test_groups_tied_to_others_by_little_get_it(weak: float) -> None:
+    rng = np.random.default_rng(0)
+    dense = np.zeros((300, 300))
+    for row in range(140):
+        others = rng.choice(140, 8, replace=False)
+        dense[row, others] = dense[others, row] = rng.random(8)
+    for group in np.split(np.arange(140, 300), 8):
+        dense[np.ix_(group, group)] = 1
+        for row, other in zip(rng.choice(group, 4), rng.integers(140, size=4), strict=True):
+            dense[row, other] = dense[other, row] = weak * rng.random()
+    dense[150, 170] = dense[170, 150] = np.sqrt(weak)  # two groups that are one beside all else
+    np.fill_diagonal(dense, 0)
+    targets = np.full(300, UNLABELLED)
+    targets[:6], targets[6:9] = 0, 1
+    weights = sparse.csr_array(dense)
+    expected = by_elimination(weights, targets, 2)
+    np.testing.assert_allclose(propagate(weights, targets, num_classes=2), expected, atol=1e-6)
+    directed = sparse.csr_array(np.where(np.arange(300) == 160, 0.5, 1)[:, None] * dense)  # divides out, row by row
+    np.testing.assert_allclose(propagate(directed, targets, num_classes=2), expected, atol=1e-5)
+
+
+def test_distances_over_many_powers_of_ten() -> None:
+    """They make a system that float64 cannot solve to the last digit at once."""
     rng = np.random.default_rng(0)
     features = rng.lognormal(sigma=3.0, size=(1500, 4))
     weights = affinity(nearest(features, 8, metric="euclidean"), metric="euclidean", weights="gaussian")
     targets = np.full(1500, UNLABELLED)
     targets[:30] = rng.integers(2, size=30)
-    found = propagate(weights, targets, num_classes=2)
-    reached = found.any(axis=1)
-    np.testing.assert_allclose(found[reached].sum(axis=1), 1)
+    assert_is_exact(propagate(weights, targets, num_classes=2), weights, targets)
