@@ -14,7 +14,16 @@ import pandas as pd
 
 from configs.errors import counted, listed
 from trainers import atomic
-from trainers.duplicates import Looks, identical_sets, is_plain, near_pairs
+from trainers.duplicates import (
+    NEIGHBOURS,
+    Compared,
+    Looks,
+    identical_sets,
+    is_plain,
+    linked_sets,
+    near_pairs,
+    near_pairs_between,
+)
 from trainers.provenance import digest
 from trainers.table import SPLITS, ImageTable
 
@@ -50,6 +59,7 @@ def find_pairs(table: ImageTable, looks: Looks, *, embeddings: Mapping[str, np.n
     sets = identical_sets(hashes, looks)
     firsts = np.unique(sets, return_index=True)[1]
     near = near_pairs(looks.thumbnails[firsts], embeddings=[features[firsts] for features in embeddings.values()])
+    near = near.with_others(near_pairs_between(looks.thumbnails[firsts], _to_be_apart(table, sets, near)))
     members = _members_by_side(table, sets, {*np.flatnonzero(np.bincount(sets) > 1), *near.left, *near.right})
     rows: list[tuple[Any, ...]] = []
     for sides in members.values():
@@ -64,6 +74,24 @@ def find_pairs(table: ImageTable, looks: Looks, *, embeddings: Mapping[str, np.n
         for one, other in product(members[first], members[second]):
             rows.append((one[0], other[0], "near", match, float(similarity), float(difference)))
     return _described(table, rows)
+
+
+def _to_be_apart(table: ImageTable, sets: np.ndarray, near: Compared) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The two sides of each boundary that a larger set of near-duplicates may cross unseen, as numbers of `sets`.
+
+    Such a set is one whose members have not all been compared: its copies, in the pool or wherever, take the places
+    of the nearest.
+    """
+    linked = linked_sets(np.arange(sets.max(initial=-1) + 1), near.left, near.right)
+    many = np.bincount(linked)[linked] > NEIGHBOURS + 1
+    side = table.frame["split"].astype(str) + table.frame["fold"].astype("string").fillna("")
+    leaks = pd.DataFrame({"set": sets, "linked": linked[sets], "side": side.to_numpy()})
+    leaks = leaks[many[sets] & (table.frame["split"] != "pool").to_numpy()].drop_duplicates()
+    parts = []
+    for _, own in leaks.groupby("linked"):
+        members = [group["set"].to_numpy() for _, group in own.groupby("side")]
+        parts += list(combinations(members, 2))
+    return parts
 
 
 def _members_by_side(table: ImageTable, sets: np.ndarray, wanted: set[int]) -> dict[int, list[list[int]]]:

@@ -73,6 +73,14 @@ class Compared:
         """Some of the pairs, by position or by truth."""
         return Compared(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
+    def with_others(self, others: "Compared") -> "Compared":
+        """These pairs, and those of the others that are not among them, in order."""
+        both = Compared(
+            *(np.concatenate([getattr(own, n) for own in (self, others)]) for n in self.__dataclass_fields__)
+        )
+        first = np.unique(np.stack([both.left, both.right]), axis=1, return_index=True)[1]
+        return both.chosen(first)
+
     @property
     def log_odds(self) -> np.ndarray:
         """How sure it is that each pair shows the same picture."""
@@ -140,7 +148,37 @@ def is_plain(thumbnails: np.ndarray) -> np.ndarray:
 def compare(thumbnails: np.ndarray, *, embeddings: Sequence[np.ndarray] = ()) -> Compared:
     """All candidate pairs of images that are not plain, laid over each other; the rule has not been asked."""
     rows = np.flatnonzero(~is_plain(thumbnails))
-    found = _candidates(thumbnails[rows], [features[rows] for features in embeddings])
+    return _compared(thumbnails, rows, _candidates(thumbnails[rows], [features[rows] for features in embeddings]))
+
+
+@torch.inference_mode()
+def near_pairs_between(thumbnails: np.ndarray, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> Compared:
+    """The pairs that show the same picture, of each image of a part and the one most like it of the other part.
+
+    `parts` are two lists of rows each. A picture with many copies has its nearest neighbours among these; this finds
+    whether one of a certain part is.
+    """
+    shown = ~is_plain(thumbnails)
+    seen = [(one[shown[one]], two[shown[two]]) for one, two in parts]
+    seen = [(one, two) for one, two in seen if len(one) and len(two)]
+    if not seen:
+        return _compared(thumbnails, np.zeros(0, dtype=np.int64), _no_pairs())
+    rows = np.unique(np.concatenate([own for sides in seen for own in sides]))
+    at_rest = _descriptors(thumbnails[rows], 1.0, mirrored=False)
+    found = []
+    for view, (scale, mirrored) in enumerate(VIEWS):
+        moving = at_rest if view == 0 else _descriptors(thumbnails[rows], scale, mirrored=mirrored)
+        for asking, other in (sides for one, two in seen for sides in ((one, two), (two, one))):
+            own, theirs = np.searchsorted(rows, asking), np.searchsorted(rows, other)
+            nearby = nearest(at_rest[theirs], 1, metric="euclidean", queries=moving[own])
+            pairs = _as_pairs(nearby.index, nearby.distance / DESCRIPTOR_SIDE, view)
+            found.append(pairs.assign(asking=own[pairs["asking"]], other=theirs[pairs["other"]]))
+    compared = _compared(thumbnails, rows, _each_once(pd.concat(found)).reset_index(drop=True))
+    return compared.chosen(compared.log_odds >= MIN_LOG_ODDS)
+
+
+def _compared(thumbnails: np.ndarray, rows: np.ndarray, found: pd.DataFrame) -> Compared:
+    """Candidates, by their positions among `rows`, laid over each other."""
     measured = []
     with progress_bar("Comparing pairs", len(found)) as bar:
         for start in range(0, len(found), CHUNK):
@@ -166,7 +204,7 @@ def _candidates(thumbnails: np.ndarray, embeddings: Sequence[np.ndarray]) -> pd.
     num = len(thumbnails)
     k = min(NEIGHBOURS + 1, num)  # among them often the image itself
     if num < 2:
-        return pd.DataFrame({name: np.zeros(0, dtype=np.int64) for name in ("asking", "other", "view", "distance")})
+        return _no_pairs()
     points = _descriptors(thumbnails, 1.0, mirrored=False)
     parts = []
     for view, (scale, mirrored) in enumerate(VIEWS):
@@ -174,13 +212,22 @@ def _candidates(thumbnails: np.ndarray, embeddings: Sequence[np.ndarray]) -> pd.
         neighbours = nearest(points, k, metric="euclidean", queries=asking)
         parts.append(_as_pairs(neighbours.index, neighbours.distance / DESCRIPTOR_SIDE, view))
     pairs = pd.concat([*parts, *_embedding_candidates(thumbnails, points, embeddings)])
-    pairs = pairs[(pairs["asking"] != pairs["other"]) & (pairs["other"] >= 0) & (pairs["distance"] <= MAX_DISTANCE)]
-    pairs = pairs.sort_values(["distance", "asking", "other"], kind="stable")
-    ends = np.sort(pairs[["asking", "other"]].to_numpy(), axis=1)
-    pairs = pairs[~pd.DataFrame(ends).duplicated().to_numpy()]
+    pairs = _each_once(pairs)
     by_asking, by_other = (pairs.groupby(end, sort=False).cumcount() for end in ("asking", "other"))
     rank = np.minimum(by_asking, by_other)
     return pairs[rank < CANDIDATES].reset_index(drop=True)
+
+
+def _no_pairs() -> pd.DataFrame:
+    return pd.DataFrame({name: np.zeros(0, dtype=np.int64) for name in ("asking", "other", "view", "distance")})
+
+
+def _each_once(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Pairs of two images that are near enough, the nearest first, each in the view in which it is nearest."""
+    pairs = pairs[(pairs["asking"] != pairs["other"]) & (pairs["other"] >= 0) & (pairs["distance"] <= MAX_DISTANCE)]
+    pairs = pairs.sort_values(["distance", "asking", "other"], kind="stable")
+    ends = np.sort(pairs[["asking", "other"]].to_numpy(), axis=1)
+    return pairs[~pd.DataFrame(ends).duplicated().to_numpy()]
 
 
 def _as_pairs(index: np.ndarray, distance: np.ndarray, view: int) -> pd.DataFrame:

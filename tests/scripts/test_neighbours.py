@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from configs.schema import RunConfig
+from ensembles import neighbours
 from ensembles.neighbours import ACROSS_FOLDS, PAIRS_FILE, read_pairs
 from scripts.pipeline import Pipeline, run_pipeline
 from tests.scripts.tiny_runs import fresh, tiny_config
@@ -154,3 +155,23 @@ def test_many_copies_of_one_image_are_few_pairs(data: Path, tmp_path: Path) -> N
     config = config_of(folder, tmp_path)
     searched(config)
     assert (pairs_of(config)["boundary"] == "within test").sum() == 40
+
+
+@pytest.mark.parametrize("asked", [True, False], ids=["asked", "control"])
+def test_a_leak_is_found_beside_many_copies_in_the_pool(
+    data: Path, tmp_path: Path, asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "many"
+    shutil.copytree(data, folder)
+    cropped = Image.open(folder / "test-32.png")
+    for number in range(60):
+        cropped.save(folder / f"near-{number}.jpg", quality=36 + number)
+    table = pd.read_csv(folder / "table.csv")
+    copies = pd.DataFrame({"id": f"near-{n}", "path": f"near-{n}.jpg", "split": "pool"} for n in range(60))
+    pd.concat([table, copies]).to_csv(folder / "table.csv", index=False)
+    if not asked:
+        monkeypatch.setattr(neighbours, "_to_be_apart", lambda *_: [])
+    config = config_of(folder, tmp_path)
+    searched(config)
+    assert (("train-32", "test-32") in pairs_of(config).index) == asked
+    assert pairs_of(config).index.is_unique
