@@ -39,6 +39,15 @@ def test_the_projects_best_is_chosen_out_of_fold_and_judged_on_the_pool():
     assert "+0.020" in best["sentence"] and "net, ours" in best["sentence"]
 
 
+def test_one_way_for_all_seeds_is_judged_where_asked_for():
+    first = comparison(net=(0.9, 0.80, 0.01), ours=(0.8, 0.95, 0.16), recipe=(0.7, 0.79, None))
+    second = comparison(net=(0.75, 0.90, 0.11), ours=(0.8, 0.82, 0.03), recipe=(0.7, 0.79, None))
+    assert _rows([first, second])[0]["name"] == "net", "the best by the mean of out-of-fold AP"
+    best = _best([first, second], key="accuracy", name="net")
+    assert best["chosen"] == ["net", "net"] and best["gain"] == [0.01, 0.11]
+    assert "(by mean over seeds: net) less the recipe (recipe): +0.060" in best["sentence"]
+
+
 def test_a_way_that_a_seed_lacks_has_no_row():
     first, second = comparison(net=(0.9, 0.8, 0.0), ours=(0.8, 0.9, 0.1)), comparison(net=(0.7, 0.6, 0.0))
     rows = _rows([first, second])
