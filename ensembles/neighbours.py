@@ -87,10 +87,16 @@ def _to_be_apart(table: ImageTable, sets: np.ndarray, near: Compared) -> list[tu
     side = table.frame["split"].astype(str) + table.frame["fold"].astype("string").fillna("")
     leaks = pd.DataFrame({"set": sets, "linked": linked[sets], "side": side.to_numpy()})
     leaks = leaks[many[sets] & (table.frame["split"] != "pool").to_numpy()].drop_duplicates()
+    # a boundary that a pair is known to cross needs no other
+    known = pd.DataFrame({"left": near.left, "right": near.right})
+    known = known.merge(leaks, left_on="left", right_on="set").merge(leaks, left_on="right", right_on="set")
+    crossed = {(linked, frozenset(ends)) for linked, *ends in known[["linked_x", "side_x", "side_y"]].to_numpy()}
     parts = []
-    for _, own in leaks.groupby("linked"):
-        members = [group["set"].to_numpy() for _, group in own.groupby("side")]
-        parts += list(combinations(members, 2))
+    for number, own in leaks.groupby("linked"):
+        members = [(side, group["set"].to_numpy()) for side, group in own.groupby("side")]
+        for (side, one), (across, other) in combinations(members, 2):
+            if (number, frozenset((side, across))) not in crossed:
+                parts.append((one, other))
     return parts
 
 

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
-from scipy.linalg import lu_factor, lu_solve
 from scipy.sparse.csgraph import connected_components
-from scipy.sparse.linalg import bicgstab, cg, gmres
+from scipy.sparse.linalg import SuperLU, bicgstab, cg, gmres, splu
 
 from configs.errors import InputError, counted, listed
 from ensembles.graph import without_diagonal
@@ -26,13 +25,14 @@ from ensembles.graph import without_diagonal
 UNLABELLED = -1
 MAX_ITERATIONS = 20_000
 ROUNDING = 10  # what it may add to the residual that a solver itself knows
-REFINEMENTS = 50  # of propagation; each solves for what is still missing
+REFINEMENTS, PATIENCE = 50, 10  # of propagation, each of which solves for what is missing; without halving it
 SOLVED_AGAIN = 3  # times that spreading does so, before it goes on by plain steps
 REFINED = 1e-4  # the tolerance of such a solution
-LEAST_OFF = 1e-9  # how far from 1 the sum of a row may be at best
+LEAST_OFF, GOOD_ENOUGH = 1e-9, 1e-6  # how far from 1 the sum of a row may be at best; and at worst, where stuck
 SHIFT = 1e-13  # of eigenvalues while refining, more than rounding takes off them; residuals are without it
 WEAK = 1e-3  # a tie beside those within a group
-MAX_GROUPS = 2000  # that are solved for directly
+MAX_GROUPS = 20_000  # that are solved for directly
+FAINTEST = 1e-30  # of the greatest mass, below which the shares of a row are not asked to be exact
 MASS_ITERATIONS, MASS_TOLERANCE = 200, 1e-6
 
 
@@ -60,12 +60,15 @@ def propagate(
     root = 1 / np.sqrt(degree)
     matrix = sparse.eye_array(len(free), format="csr") - _scaled(inner, root, root)
     known, left = result[labelled], root[:, None]
-    found = left * _solve(matrix, left * (boundary @ known), symmetric=symmetric, tolerance=tolerance)
+    found = left * _solve(matrix, left * (boundary @ known), symmetric=symmetric, tolerance=tolerance, strict=False)
     # Rows sum to 1 once everything has come to them from the labels. A residual does not tell: that of rows which are
     # tied to each other far more than to any others is small whatever they have.
-    off, refined = _off_one(found), 0
-    while off > max(ROUNDING * tolerance, LEAST_OFF):
-        if refined == REFINEMENTS:
+    off = least = _off_one(found)
+    refined = stuck = 0
+    while not off <= max(ROUNDING * tolerance, LEAST_OFF):
+        if refined == REFINEMENTS or stuck == PATIENCE:
+            if off <= GOOD_ENOUGH:
+                break
             raise InputError(
                 f"the solver did not reach the tolerance {tolerance:g} (rows sum to 1 within {off:.1e}): allow a "
                 "larger tolerance, or take more neighbours, which ties the graph together"
@@ -76,7 +79,9 @@ def propagate(
         found += groups.correction(_differences(inner, found, found) + _differences(boundary, known, found))
         pull = _differences(inner, found, found) + _differences(boundary, known, found)
         found += left * _solve(matrix, left * pull, symmetric=symmetric, tolerance=REFINED, strict=False)
-        off, refined = _off_one(found), refined + 1
+        off, refined, stuck = _off_one(found), refined + 1, stuck + 1
+        if off < least / 2:
+            least, stuck = off, 0
     result[free] = _normalised(found)
     return result
 
@@ -114,10 +119,14 @@ def spread(
         before = np.maximum(found, 0)
         found = step @ before + right
         change = found - before
-        if (np.abs(change).max(axis=1) <= (1 - alpha) * tolerance * found.sum(axis=1)).all():
+        mass = found.sum(axis=1)
+        settled = np.abs(change).max(axis=1) <= (1 - alpha) * tolerance * mass
+        if (settled | (mass < FAINTEST * mass.max())).all():
             return _normalised(found) if normalise else found
         if turn < SOLVED_AGAIN:
             found = before + _solve(matrix, change, symmetric=symmetric, tolerance=REFINED, strict=False)
+        elif turn == SOLVED_AGAIN:  # what is no more than rounding is to come from its neighbours
+            found[found.sum(axis=1) < np.finfo(np.float64).eps * found.max()] = 0
     raise InputError(f"spreading did not reach the tolerance {tolerance:g} in {MAX_ITERATIONS:,} steps: lower alpha")
 
 
@@ -227,14 +236,15 @@ class _Groups:
     """Rows that are tied to each other far more than to others, each group with one value to be solved for."""
 
     place: np.ndarray  # (rows,), the group's; -1 = in none
-    factor: tuple[np.ndarray, np.ndarray]
+    factor: SuperLU | None  # None = they cannot be told apart from each other in float64
 
     def correction(self, pull: np.ndarray) -> np.ndarray:
         """What each group is off as a whole, (rows, classes), by the `pull` (rows, classes) on its rows."""
         result, member = np.zeros_like(pull), self.place >= 0
-        if member.any():
+        if self.factor is not None:
             total = np.stack([np.bincount(self.place[member], column[member]) for column in pull.T], axis=1)
-            result[member] = lu_solve(self.factor, total)[self.place[member]]
+            values = self.factor.solve(total)
+            result[member] = np.where(np.isfinite(values), values, 0)[self.place[member]]
         return result
 
 
@@ -257,10 +267,13 @@ def _weakly_tied_groups(inner: sparse.csr_array, boundary: np.ndarray) -> _Group
     chosen = np.argsort(outward / to_all, kind="stable")[:MAX_GROUPS]
     place = np.full(num_groups, -1)
     place[chosen] = np.arange(len(chosen))
-    system = np.diag(outward[chosen])
     between = (place[tail] >= 0) & (place[head] >= 0)
-    np.subtract.at(system, (place[tail[between]], place[head[between]]), weight[between])
-    return _Groups(place[group], lu_factor(system))
+    rows, columns = (np.concatenate([place[ends[between]], np.arange(len(chosen))]) for ends in (tail, head))
+    system = sparse.csc_array((np.concatenate([-weight[between], outward[chosen]]), (rows, columns)))
+    try:
+        return _Groups(place[group], splu(system))
+    except RuntimeError:  # exactly singular: groups tied to each other so much more than to all else
+        return _Groups(place[group], None)
 
 
 def _solve(
@@ -291,12 +304,10 @@ def _solve_one(
     tolerance: float,
 ) -> tuple[np.ndarray, float]:
     """A solution, and the norm of its residual against that of the right side."""
-    # of generalised minimal residuals an iteration is a cycle of steps
-    solvers: list[tuple[Callable[..., tuple[np.ndarray, int]], int]] = (
-        [(cg, MAX_ITERATIONS)] if symmetric else [(bicgstab, MAX_ITERATIONS), (gmres, MAX_ITERATIONS // 100)]
-    )
-    best, reached = np.zeros_like(right), np.inf
-    for solver, at_most in solvers:
+    solvers: list[Callable[..., tuple[np.ndarray, int]]] = [cg] if symmetric else [bicgstab, gmres]
+    best, reached = np.zeros_like(right), 1.0
+    for solver in solvers:
+        at_most = MAX_ITERATIONS // (100 if solver is gmres else 1)  # whose iterations are cycles of steps
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # told by the residual
             found, _ = solver(matrix, right, rtol=tolerance, atol=0, maxiter=at_most)

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from trainers.alignment import blurred, overlay, window_of
@@ -36,6 +37,7 @@ MAX_DISTANCE = 14.0  # grey levels, root mean square between the descriptors of 
 MIN_CONTRAST = 3.0  # grey levels, standard deviation; a thumbnail with less is plain
 CHUNK = 256  # pairs laid over each other at a time, few enough for the processor's cache
 CHUNK_IMAGES = 4096
+FEW_PAIRS = 100_000  # distances at a time
 
 # Log-odds that a candidate is a copy: logistic regression on Fashion-MNIST garments and patches of photographs with
 # planted copies, `rarefind bench duplicates --fit`. Asked is more than even odds, because real pairs are rarer there.
@@ -170,10 +172,16 @@ def near_pairs_between(thumbnails: np.ndarray, parts: Sequence[tuple[np.ndarray,
         moving = at_rest if view == 0 else _descriptors(thumbnails[rows], scale, mirrored=mirrored)
         for asking, other in (sides for one, two in seen for sides in ((one, two), (two, one))):
             own, theirs = np.searchsorted(rows, asking), np.searchsorted(rows, other)
-            nearby = nearest(at_rest[theirs], 1, metric="euclidean", queries=moving[own])
-            pairs = _as_pairs(nearby.index, nearby.distance / DESCRIPTOR_SIDE, view)
-            found.append(pairs.assign(asking=own[pairs["asking"]], other=theirs[pairs["other"]]))
-    compared = _compared(thumbnails, rows, _each_once(pd.concat(found)).reset_index(drop=True))
+            if len(own) * len(theirs) <= FEW_PAIRS:  # of which there may be thousands of parts
+                distances = cdist(moving[own], at_rest[theirs])
+                nearby, distance = distances.argmin(axis=1), distances.min(axis=1)
+            else:
+                neighbours = nearest(at_rest[theirs], 1, metric="euclidean", queries=moving[own])
+                nearby, distance = neighbours.index[:, 0], neighbours.distance[:, 0]
+            found.append(np.stack([own, theirs[nearby], np.full(len(own), view), distance / DESCRIPTOR_SIDE]))
+    pairs = pd.DataFrame(np.concatenate(found, axis=1).T, columns=["asking", "other", "view", "distance"])
+    pairs = _each_once(pairs.astype({"asking": np.int64, "other": np.int64, "view": np.int64}))
+    compared = _compared(thumbnails, rows, pairs.reset_index(drop=True))
     return compared.chosen(compared.log_odds >= MIN_LOG_ODDS)
 
 

@@ -151,8 +151,47 @@ def test_alpha_out_of_range() -> None:
 def test_a_solver_that_does_not_get_there_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ensembles.propagate.MAX_ITERATIONS", 1)
     _, targets, weights = problem(300, 2, seed=0)
-    with pytest.raises(InputError, match=r"did not reach the tolerance 1e-08 .residual .*take more neighbours"):
+    with pytest.raises(InputError, match=r"did not reach the tolerance 1e-08 .rows sum to 1 .*take more neighbours"):
         propagate(weights, targets, num_classes=2)
+    with pytest.raises(InputError, match=r"did not reach the tolerance 1e-08 .residual .*take more neighbours"):
+        spread(weights, targets, num_classes=2)
+
+
+def test_a_class_that_only_copies_lead_to_is_no_error() -> None:
+    """Its own right side is 1e-12 of the others'."""
+    rng = np.random.default_rng(0)
+    features = np.concatenate([rng.normal(size=(200, 4)), np.repeat(rng.normal(size=(1, 4)), 12, axis=0)])
+    features = np.concatenate([features, features[-1:] + 1e-4])
+    targets = np.full(213, UNLABELLED)
+    targets[:10], targets[-1] = 0, 1
+    weights = affinity(nearest(features, 10, metric="euclidean"), metric="euclidean")
+    assert_is_exact(propagate(weights, targets, num_classes=2), weights, targets)
+
+
+def test_groups_that_float64_cannot_tell_from_one_are_no_crash() -> None:
+    dense = np.zeros((14, 14))
+    dense[:6, :6] = dense[6:12, 6:12] = 1
+    dense[0, 6] = dense[6, 0] = 5e-4
+    dense[3, 12] = dense[12, 3] = 1e-22
+    dense[12, 13] = dense[13, 12] = 1
+    np.fill_diagonal(dense, 0)
+    targets = np.array([UNLABELLED] * 13 + [1])
+    with pytest.raises(InputError, match="rows sum to 1 within"):
+        propagate(sparse.csr_array(dense), targets, num_classes=2)
+
+
+@pytest.mark.parametrize("alpha", [0.8, 0.99])
+def test_spreading_along_a_long_chain_ends(alpha: float) -> None:
+    """Far rows have next to no mass; in proportion they are right as far as numbers go."""
+    rows = np.arange(4000)
+    near = np.abs(rows[:, None] - rows[None, :])
+    chain = sparse.csr_array((near <= 5) & (near > 0), dtype=np.float64)
+    targets = np.full(4000, UNLABELLED)
+    targets[[0, 1]] = 0, 1
+    found = spread(chain, targets, num_classes=2, alpha=alpha)
+    assert np.isfinite(found).all() and (found[:200].sum(axis=1) > 0.999).all()
+    longer = spread(chain, targets, num_classes=2, alpha=alpha, tolerance=1e-12)
+    np.testing.assert_allclose(found[:100], longer[:100], atol=1e-6)
 
 
 def by_elimination(weights: sparse.csr_array, targets: np.ndarray, num_classes: int) -> np.ndarray:
