@@ -25,10 +25,12 @@ from ensembles.graph import without_diagonal
 UNLABELLED = -1
 MAX_ITERATIONS = 20_000
 ROUNDING = 10  # what it may add to the residual that a solver itself knows
-REFINEMENTS, PATIENCE = 50, 10  # of propagation, each of which solves for what is missing; without halving it
+REFINEMENTS = 50  # of propagation at most; each solves for what is still missing
+PATIENCE = 10  # refinements in a row that do not halve it
 SOLVED_AGAIN = 3  # times that spreading does so, before it goes on by plain steps
 REFINED = 1e-4  # the tolerance of such a solution
-LEAST_OFF, GOOD_ENOUGH = 1e-9, 1e-6  # how far from 1 the sum of a row may be at best; and at worst, where stuck
+LEAST_OFF = 1e-9  # how far from 1 the sum of a row may always be
+GOOD_ENOUGH = 1e-6  # and where refinements change nothing any more
 SHIFT = 1e-13  # of eigenvalues while refining, more than rounding takes off them; residuals are without it
 WEAK = 1e-3  # a tie beside those within a group
 MAX_GROUPS = 20_000  # that are solved for directly
@@ -42,9 +44,9 @@ def propagate(
     """Label distributions (rows, classes) with the labels held fast; rows that no label reaches are all zero.
 
     `affinity` is (rows, rows), not negative; row i takes from the columns j of its row. `targets` (rows,) are class
-    numbers, -1 where unlabelled. `tolerance` bounds the norm of the residual against that of the right side, and a
-    tenth of how far from 1 rows sum before they are normalised. Raises InputError for wrong inputs, for no label at
-    all, and when the solver does not get there.
+    numbers, -1 where unlabelled. `tolerance` is what rows may be off of 1 in sum before they are normalised, times ten;
+    1e-6 where more cannot be had. Raises InputError for wrong inputs, for no label at all, and when the solver does not
+    get there.
     """
     weights = _checked(affinity, targets, num_classes)
     symmetric = _is_symmetric(weights)
@@ -98,8 +100,9 @@ def spread(
     """Label distributions (rows, classes) that give way to what is around them; unreached rows are all zero.
 
     `alpha` in (0, 1) is how much a row takes from its neighbours. The degrees are those of the columns, as in
-    scikit-learn. Without `normalise` the rows do not sum to 1 but are F of the system itself. Arguments and errors
-    otherwise as of `propagate`.
+    scikit-learn. Without `normalise` the rows do not sum to 1 but are F of the system itself. Each row is right to the
+    tolerance in proportion, except those with less than 1e-30 of the greatest mass. Arguments and errors otherwise as
+    of `propagate`.
     """
     if not 0 < alpha < 1:
         raise InputError(f"expected alpha above 0 and below 1, got {alpha}")
@@ -277,12 +280,7 @@ def _weakly_tied_groups(inner: sparse.csr_array, boundary: np.ndarray) -> _Group
 
 
 def _solve(
-    matrix: sparse.csr_array,
-    right: np.ndarray,
-    *,
-    symmetric: bool,
-    tolerance: float,
-    strict: bool = True,
+    matrix: sparse.csr_array, right: np.ndarray, *, symmetric: bool, tolerance: float, strict: bool = True
 ) -> np.ndarray:
     """Column by column; raises InputError when the residual stays above the tolerance, if that is a must."""
     solution = np.zeros_like(right)
@@ -297,11 +295,7 @@ def _solve(
 
 
 def _solve_one(
-    matrix: sparse.csr_array,
-    right: np.ndarray,
-    *,
-    symmetric: bool,
-    tolerance: float,
+    matrix: sparse.csr_array, right: np.ndarray, *, symmetric: bool, tolerance: float
 ) -> tuple[np.ndarray, float]:
     """A solution, and the norm of its residual against that of the right side."""
     solvers: list[Callable[..., tuple[np.ndarray, int]]] = [cg] if symmetric else [bicgstab, gmres]

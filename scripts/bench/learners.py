@@ -136,6 +136,7 @@ def _best(results: list[dict[str, Any]], *, key: str, name: str | None = None) -
 
     With few labels several ways rank them without a mistake, so that the best of a seed is a matter of luck; `name` is
     then the best by the mean over seeds.
+
     Seeds label other ones of the same images, so their pools overlap: `ci_images` is as wide as that of one seed. It
     leaves out what other labels would change, which `ci_seeds` (Student's t) has.
     """
